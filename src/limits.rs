@@ -1,0 +1,19 @@
+//! Every bound of the program in one place, with the relations between them asserted at compile time.
+
+/// Events that one `Driver::poll` returns at most.
+pub const EVENTS_TURN_MAX: usize = 1024;
+
+/// Bytes that one receive delivers at most: 256 KiB was the knee for bulk, larger bought nothing.
+pub const RECEIVE_BYTES_MAX: usize = 256 * 1024;
+
+/// Receive blocks of one worker: 16 x 256 KiB.
+pub const RECEIVE_BLOCKS: u16 = 16;
+
+/// Pieces of one vectored send (the kernel's UIO_MAXIOV is 1,024).
+pub const SEND_PIECES_MAX: usize = 64;
+
+/// Sends of at most this size may go out directly instead of through the ring, the first `SENDS_DIRECT_TURN_MAX` of a turn.
+pub const SEND_DIRECT_BYTES_MAX: usize = 4096;
+pub const SENDS_DIRECT_TURN_MAX: usize = 2;
+
+const _: () = assert!(SEND_PIECES_MAX <= 1024);

@@ -1,0 +1,3 @@
+//! The `uztunnel` binary.
+
+fn main() {}

@@ -1,0 +1,6 @@
+//! The operating system: drivers, sockets, namespaces, CPUs. The only layer with `unsafe`.
+
+pub mod buffer;
+pub mod driver;
+pub mod netns;
+pub mod socket;

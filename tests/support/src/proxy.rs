@@ -100,7 +100,6 @@ impl Proxy {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("RUST_LOG", &options.log_filter)
-            .env("RUST_BACKTRACE", "1")
             .env("NODE_NAME", node_name(around.node))
             .env("LOCAL_XDS_PATH", around.mesh_file)
             .env("INPOD_UDS", around.agent_socket)

@@ -2,7 +2,8 @@
 //!
 //! Each test builds its own world (`uztunnel-rig`), so they run side by side. `UZTUNNEL_BIN` names the binary
 //! (default: the one that cargo built), `JOURNEYS_IO` the drivers of the two nodes: `uring`, `epoll`,
-//! `uring-epoll`, `epoll-uring`; unset leaves the choice to the binary. They need root and fail without it.
+//! `uring-epoll`, `epoll-uring`; unset leaves the choice to the binary. `JOURNEYS_VARIABLES` (`NAME=VALUE ...`) goes
+//! to every proxy. They need root and fail without it.
 
 mod addressing;
 mod announcements;

@@ -1,1 +1,11 @@
-//! Layer `bridge`.
+//! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
+//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker).
+//!
+//! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
+//! order together with a wake.
+
+pub mod access;
+pub mod demands;
+pub mod load;
+pub mod orders;
+pub mod snapshot;

@@ -4,8 +4,9 @@
 //! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
 //! order together with a wake.
 
-pub mod access;
+
 pub mod demands;
 pub mod load;
+pub mod log;
 pub mod orders;
 pub mod snapshot;

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::outcome::Outcome;
-use crate::bridge::access::{AccessLog, AccessRecord, Direction, End};
+use crate::bridge::log::{AccessEvent, AccessRecord, Direction, LogSink, Party};
 use crate::clock;
 use crate::identity::Identity;
-use crate::mesh::service::Service;
-use crate::mesh::workload::Workload;
+use crate::mesh::{Service, Workload};
 
 /// Collects the records of one worker.
 pub struct Telemetry {
-    log: AccessLog,
+    log: LogSink,
     batch: Vec<AccessRecord>,
 }
 
@@ -25,11 +24,15 @@ pub struct Account {
     pub started: Instant,
     pub source_address: SocketAddr,
     pub source: Option<Arc<Workload>>,
+    /// Only with mutual TLS.
     pub source_identity: Option<Identity>,
+    /// Outbound: the next hop. Inbound HBONE: the local address. Plaintext: the captured destination.
     pub destination_address: SocketAddr,
-    pub hbone_authority: Option<String>,
+    /// The CONNECT authority, when it is an address.
+    pub hbone_address: Option<SocketAddr>,
     pub service: Option<Arc<Service>>,
     pub destination: Option<Arc<Workload>>,
+    /// Only with mutual TLS.
     pub destination_identity: Option<Identity>,
     client_to_server_bytes: u64,
     server_to_client_bytes: u64,
@@ -49,7 +52,7 @@ impl Account {
             source: None,
             source_identity: None,
             destination_address,
-            hbone_authority: None,
+            hbone_address: None,
             service: None,
             destination: None,
             destination_identity: None,
@@ -81,53 +84,60 @@ impl Account {
         }
     }
 
-    fn into_record(self, end: End) -> AccessRecord {
+    fn into_record(self, event: AccessEvent, error: Option<String>) -> AccessRecord {
         AccessRecord {
-            ended: clock::wall(),
+            time: clock::wall(),
+            event,
+            source: party(self.source_address, self.source.as_deref(), self.source_identity),
+            destination: party(
+                self.destination_address,
+                self.destination.as_deref(),
+                self.destination_identity,
+            ),
+            hbone_address: self.hbone_address,
+            service: self.service.map(|service| service.hostname.clone()),
             direction: self.direction,
-            source_address: self.source_address,
-            source: self.source,
-            source_identity: self.source_identity,
-            destination_address: self.destination_address,
-            hbone_authority: self.hbone_authority,
-            service: self.service,
-            destination: self.destination,
-            destination_identity: self.destination_identity,
-            end,
+            error,
         }
     }
 }
 
+fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Identity>) -> Party {
+    let text = |of: fn(&Workload) -> &Arc<str>| workload.map(of).filter(|text| !text.is_empty()).cloned();
+    Party {
+        address,
+        workload: text(|workload| &workload.name).or_else(|| text(|workload| &workload.canonical_name)),
+        namespace: text(|workload| &workload.namespace),
+        identity,
+        cluster: text(|workload| &workload.cluster_id),
+    }
+}
+
 impl Telemetry {
-    pub fn new(log: AccessLog) -> Self {
+    pub fn new(log: LogSink) -> Self {
         Self { log, batch: Vec::new() }
     }
 
     /// A connection ended.
     pub fn record(&mut self, account: Account, now: Instant, outcome: &Outcome) {
         // The log counts from the pod's side: what it sent, what it received.
-        let (sent, received) = match account.direction {
+        let (bytes_sent, bytes_received) = match account.direction {
             Direction::Outbound => (account.client_to_server_bytes, account.server_to_client_bytes),
             Direction::Inbound => (account.server_to_client_bytes, account.client_to_server_bytes),
         };
-        let end = End::Complete {
-            bytes_sent: sent,
-            bytes_received: received,
-            duration: now.saturating_duration_since(account.started),
-            error: outcome.error(),
-        };
-        self.batch.push(account.into_record(end));
+        let duration = now.saturating_duration_since(account.started);
+        let event = AccessEvent::Complete { bytes_sent, bytes_received, duration };
+        self.batch.push(account.into_record(event, outcome.error()));
     }
 
     /// A connection was refused before it became one.
     pub fn refuse(&mut self, account: Account, outcome: &Outcome) {
-        let error = outcome.error().unwrap_or_default();
-        self.batch.push(account.into_record(End::Refused { error }));
+        self.batch.push(account.into_record(AccessEvent::Failed, outcome.error()));
     }
 
     pub fn flush(&mut self) {
         if !self.batch.is_empty() {
-            self.log.send(std::mem::take(&mut self.batch));
+            self.log.access(std::mem::take(&mut self.batch));
         }
     }
 }

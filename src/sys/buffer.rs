@@ -379,8 +379,8 @@ impl fmt::Debug for Slice {
 /// What a send owns until the kernel has taken it.
 #[derive(Debug)]
 pub enum Payload {
-    /// `bytes[from..]`.
-    Bytes { bytes: Vec<u8>, from: usize },
+    /// `bytes[from..end]`.
+    Bytes { bytes: Vec<u8>, from: usize, end: usize },
     /// Pieces of opened plaintext, sent in order by one vectored send.
     Slices(Vec<Slice>),
     /// A receive passed on as it is.
@@ -390,7 +390,7 @@ pub enum Payload {
 impl Payload {
     pub fn len(&self) -> usize {
         match self {
-            Self::Bytes { bytes, from } => bytes.len() - from,
+            Self::Bytes { from, end, .. } => end - from,
             Self::Slices(slices) => slices.iter().map(Slice::len).sum(),
             Self::Received(buffer) => buffer.len(),
         }
@@ -410,7 +410,7 @@ impl Payload {
             }
         };
         match self {
-            Self::Bytes { bytes, from } => push(&bytes[*from..]),
+            Self::Bytes { bytes, from, end } => push(&bytes[*from..*end]),
             Self::Slices(slices) => slices.iter().for_each(|slice| push(slice.bytes())),
             Self::Received(buffer) => push(buffer.bytes()),
         }
@@ -435,7 +435,7 @@ impl Payload {
             filled < out.len()
         };
         match self {
-            Self::Bytes { bytes, from } => push(&bytes[*from..]),
+            Self::Bytes { bytes, from, end } => push(&bytes[*from..*end]),
             Self::Slices(slices) => slices.iter().all(|slice| push(slice.bytes())),
             Self::Received(buffer) => push(buffer.bytes()),
         };

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::limits;
 use crate::sys::buffer::Chunk;
-use crate::tls::record::Output;
+use crate::tls::output::Output;
 
 pub struct Buffers {
     /// Being filled. Everything of a worker is opened into it one after the other, so small messages of many

@@ -4,8 +4,8 @@
 //! A turn: poll the driver, dispatch each event to its slot, fire timers, carry out orders, run woken tasks,
 //! then flush what the turn produced. Bytes move here and in the slots; tasks only set connections up.
 
-use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -33,7 +33,8 @@ use crate::runtime::oneshot;
 use crate::runtime::slab::{Key, Slab};
 use crate::runtime::tasks::Spawner;
 use crate::runtime::timer::Wheel;
-use crate::sys::driver::{Driver, Event, Received};
+use crate::sys::driver::{Driver, Event, Received, SocketId};
+use crate::sys::socket;
 use crate::worker::buffers::Buffers;
 
 /// What a task waits for on one of its sockets or timers.
@@ -96,6 +97,10 @@ pub struct Core<D: Driver> {
     pub requests: Vec<Request>,
     /// Set by a drain order.
     pub draining: bool,
+    /// Set when the drain's deadline has passed.
+    pub drain_over: bool,
+    /// Connections closed at once because the worker was full.
+    pub shed: u64,
     scratch: Scratch,
     busy: Duration,
     measured_at: Instant,
@@ -114,7 +119,7 @@ struct Scratch {
 const MEASURE_INTERVAL: Duration = Duration::from_millis(100);
 
 impl<D: Driver + 'static> Core<D> {
-    pub fn new(setup: Setup, driver: D, spawner: Spawner) -> Self {
+    pub fn new(setup: Setup, driver: D, peers: Arc<[WorkerHandle]>, spawner: Spawner) -> Self {
         let now = clock::now();
         let timers = Wheel::new(now);
         Self {
@@ -122,11 +127,11 @@ impl<D: Driver + 'static> Core<D> {
             driver,
             now,
             buffers: Buffers::new(),
-            telemetry: Telemetry::new(setup.access_log),
+            telemetry: Telemetry::new(setup.log),
             config: Rc::new(setup.config),
             snapshot: setup.snapshot,
             demands: setup.demands,
-            peers: setup.peers,
+            peers,
             load: setup.load,
             random: fastrand::Rng::with_seed(setup.seed),
             timers,
@@ -137,7 +142,7 @@ impl<D: Driver + 'static> Core<D> {
             pipes: Slab::default(),
             pods: Pods::default(),
             pool: Pool::default(),
-            certificates: CertificateCache::new(HashMap::new()),
+            certificates: CertificateCache::default(),
             snapshot_waiters: Vec::new(),
             spawner,
             dirty_sessions: Vec::new(),
@@ -145,6 +150,8 @@ impl<D: Driver + 'static> Core<D> {
             captured: Vec::new(),
             requests: Vec::new(),
             draining: false,
+            drain_over: false,
+            shed: 0,
             scratch: Scratch::default(),
             busy: Duration::ZERO,
             measured_at: now,
@@ -289,6 +296,15 @@ impl<D: Driver + 'static> Core<D> {
             tunnel.dirty = true;
             self.dirty_tunnels.push(key);
         }
+    }
+
+    /// Where the application wanted to go before it was redirected here.
+    pub fn original_destination(&self, id: SocketId) -> Option<SocketAddr> {
+        self.driver.descriptor(id).and_then(|fd| socket::original_destination(fd).ok())
+    }
+
+    pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        self.driver.descriptor(id).and_then(|fd| socket::local_address(fd).ok())
     }
 
     /// Connections that this worker serves now.

@@ -56,6 +56,8 @@ pub enum Outcome {
     Overloaded { what: &'static str, limit: usize },
     #[error("{what} was not done within {seconds} s")]
     Deadline { what: &'static str, seconds: u64 },
+    #[error("unsupported feature: {0}")]
+    Unsupported(&'static str),
     #[error("{0}")]
     Malformed(String),
 }
@@ -114,6 +116,7 @@ impl Outcome {
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::PodRemoved
+            | Self::Unsupported(_)
             | Self::Drained
             | Self::Overloaded { .. }
             | Self::Deadline { .. } => 503,

@@ -150,12 +150,12 @@ impl<D: Driver + 'static> Socket<D> {
         poll_fn(|context| self.waiting.poll(context, |wait| wait.received.take())).await
     }
 
-    /// Sends all of it.
-    pub async fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
-        if bytes.is_empty() {
+    /// Sends `bytes[..end]`.
+    pub async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
+        if end == 0 {
             return Ok(());
         }
-        let payload = Payload::from(bytes);
+        let payload = Payload::Bytes { bytes, from: 0, end };
         match self.waiting.shell.with(|core| core.driver.send(self.id(), payload)) {
             SendStatus::Done(_) => Ok(()),
             SendStatus::Failed { error, .. } => Err(error),
@@ -165,18 +165,10 @@ impl<D: Driver + 'static> Socket<D> {
         }
     }
 
-    /// Gives the socket to a slot of the worker, which becomes its owner.
-    pub fn release(mut self, core: &mut Core<D>, owner: Owned) -> ReleasedSocket<D> {
-        let id = self.id.take().expect("invariant: released once");
-        core.driver.set_owner(id, owner.to_owner());
-        ReleasedSocket { id, _husk: self }
+    /// Gives the socket away, to a slot of the worker that becomes its owner.
+    pub fn release(mut self) -> SocketId {
+        self.id.take().expect("invariant: a socket keeps its handle until it is released or dropped")
     }
-}
-
-/// A released socket: its handle, and the husk whose drop must wait until the worker's data is not borrowed.
-pub struct ReleasedSocket<D: Driver + 'static> {
-    pub id: SocketId,
-    _husk: Socket<D>,
 }
 
 impl<D: Driver + 'static> Drop for Socket<D> {

@@ -11,7 +11,7 @@ use crate::runtime::slab::Key;
 use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Driver, ReceiveMode, Received, SocketSpec};
 use crate::tls::handshake::{Established, Handshake, Progress};
-use crate::tls::record::Output;
+use crate::tls::output::Output;
 use crate::wire::hbone::{ConnectRequest, IncomingResponse};
 use crate::wire::http2::{self, Connection, ErrorCode, StreamId};
 use crate::worker::certificates::certificate;
@@ -38,6 +38,19 @@ impl<D: Driver + 'static> OpenStream<D> {
     /// The stream belongs to a tunnel from now on.
     pub fn attached(mut self) {
         self.attached = true;
+    }
+
+    /// The stream was ended by its answer: nothing more is to be sent, and what still comes is dropped.
+    pub fn answered(mut self) {
+        self.attached = true;
+        self.shell.with(|core| {
+            if let Some(session) = core.sessions.get_mut(self.session) {
+                // RFC 9113 section 8.1: the rest of the request is not wanted.
+                session.http2.reset(self.stream, ErrorCode::NoError);
+                session.remove_user(self.user, self.stream);
+            }
+            core.mark_session(self.session);
+        });
     }
 }
 
@@ -92,10 +105,11 @@ pub async fn shake<D: Driver + 'static>(
     let work = async move {
         let mut received: Option<RecvBuffer> = None;
         loop {
-            let mut output = Output::with_capacity(0);
+            let mut output = Output::default();
             let bytes = received.as_ref().map_or(&[][..], |buffer| buffer.bytes());
             let progress = handshake.advance(bytes, &mut output);
-            socket.send(output.into_vec()).await.map_err(Outcome::Io)?;
+            let (bytes, end) = output.into_parts();
+            socket.send(bytes, end).await.map_err(Outcome::Io)?;
             match progress? {
                 Progress::Done => return Ok(handshake.finish()?),
                 Progress::More => {}
@@ -126,8 +140,8 @@ pub fn start_session<D: Driver + 'static>(
     peer_address: SocketAddr,
     share: Option<crate::bridge::load::LoadShare>,
 ) -> Key<Session> {
-    let (key, released) = shell.with(|core| {
-        let id = socket.id();
+    let id = socket.release();
+    shell.with(|core| {
         let local_address = core.local_address(id).unwrap_or(peer_address);
         let session = Session::new(SessionParts {
             role,
@@ -142,18 +156,16 @@ pub fn start_session<D: Driver + 'static>(
             now: core.now,
         });
         let key = core.sessions.insert(session);
-        let released = socket.release(core, Owned::Session(key));
-        core.driver.receive(released.id, ReceiveMode::Stream);
+        core.driver.set_owner(id, Owned::Session(key).to_owner());
+        core.driver.receive(id, ReceiveMode::Stream);
         core.start_session_timer(key);
         if !established.leftover.is_empty() {
             let buffer = RecvBuffer::copied(&established.leftover);
             core.session_received(key, &buffer);
         }
         core.mark_session(key);
-        (key, released)
-    });
-    drop(released);
-    key
+        key
+    })
 }
 
 /// Opens a stream to `request.authority` and waits for the peer's 200.

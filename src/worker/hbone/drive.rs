@@ -10,7 +10,7 @@ use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::buffer::{Payload, RecvBuffer};
 use crate::sys::driver::{Close, Driver, Event, Received, SendStatus};
-use crate::tls::record::Output;
+use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
 use crate::worker::core::{Core, TimerEvent};
 use crate::worker::outcome::Outcome;
@@ -201,7 +201,7 @@ impl<D: Driver + 'static> Core<D> {
 
     fn recycle(&mut self, payload: Payload) {
         if let Payload::Bytes { bytes, .. } = payload {
-            self.buffers.recycle_output(Output::from_parts(bytes));
+            self.buffers.recycle_output(Output::reuse(bytes));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The server's side of HBONE: accepting sessions on a pod's port 15008 and answering CONNECT.
 
+use std::os::fd::AsFd;
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::access::Direction;
@@ -31,7 +32,7 @@ pub struct Request {
 pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     let peer = captured.peer;
     let (now, local) =
-        (shell.with(|core| core.now), crate::sys::socket::local_address_of(&captured.fd).unwrap_or(peer));
+        (shell.with(|core| core.now), crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer));
     if let Err(outcome) = establish(&shell, captured).await {
         let account = Account::new(Direction::Inbound, now, peer, local);
         shell.with(|core| core.telemetry.refuse(account, &outcome));

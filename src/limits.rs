@@ -68,3 +68,140 @@ pub const NETWORK_BYTES_MAX: usize = 255;
 const _: () = assert!(AUTHORITY_BYTES_MAX < FORWARDED_BYTES_MAX);
 const _: () = assert!(BAGGAGE_BYTES_MAX > 7 * BAGGAGE_VALUE_BYTES_MAX);
 const _: () = assert!(HPACK_INTEGER_MAX < 1 << 28);
+
+// --- HTTP/2 engine (wire::http2) ---
+
+/// A rate with a burst: `burst` units at once, `per_second` sustained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    pub burst: u32,
+}
+
+/// Window of one stream: what an application may leave unread before its own stream stops. Fits a bandwidth-delay
+/// product of 10 Gbit/s at 3 ms.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// What a peer may have in flight on one session.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Unread bytes of one session that do not take from its connection window: twelve readers may stop entirely before
+/// the others feel it, and one session holds 64 MiB at most.
+pub const HTTP2_UNREAD_BYTES: u32 = 48 << 20;
+
+/// Largest frame that we take. DATA is never collected, so that a large frame costs nothing.
+pub const HTTP2_FRAME_BYTES: u32 = 1 << 20;
+
+/// Streams that a client may have open on one session.
+pub const HTTP2_STREAMS: u32 = 200;
+
+/// Streams in the table per stream that may be open: ended ones with unread bytes are kept until those are read. At
+/// this factor further streams are refused.
+pub const HTTP2_STREAMS_KEPT_FACTOR: usize = 2;
+
+/// Streams that we open on one session before the peer's SETTINGS say how many it takes.
+pub const HTTP2_STREAMS_ASSUMED: u32 = 100;
+
+/// Largest header list that we take.
+pub const HTTP2_HEADER_LIST_SERVER_BYTES: u32 = 64 << 10;
+pub const HTTP2_HEADER_LIST_CLIENT_BYTES: u32 = 16 << 10;
+
+/// Dynamic table that we grant the peer's encoder: the default of SETTINGS_HEADER_TABLE_SIZE.
+pub const HTTP2_HEADER_TABLE_BYTES: usize = 4096;
+
+/// CONTINUATION frames of one header block. A list of 64 KiB in pieces of 1 KiB needs 64.
+pub const HTTP2_CONTINUATIONS: u32 = 128;
+
+/// Capacity that the buffer of split header blocks keeps between blocks.
+pub const HTTP2_BLOCK_BYTES_KEPT: usize = 4096;
+
+/// Control frames that wait to be sent. A peer that makes us answer and does not read reaches it; our own requests
+/// do not: `HTTP2_STREAMS` of them with 4 KiB each stay below.
+pub const HTTP2_OUTPUT_BYTES: usize = 1 << 20;
+
+/// Smallest connection WINDOW_UPDATE, so that a session full of unread bytes is not credited in crumbs.
+pub const HTTP2_WINDOW_UPDATE_BYTES_MIN: u32 = 16 << 10;
+
+/// Text in a GOAWAY that we send.
+pub const HTTP2_GOAWAY_TEXT_BYTES: usize = 128;
+
+/// Our own PINGs without an answer.
+pub const HTTP2_PINGS_UNANSWERED: u32 = 64;
+
+/// Streams that the peer opened and gave up before we answered, and streams that we had to refuse (rapid reset,
+/// CVE-2023-44487). Streams that were answered never count: a mesh node resets as many as its applications reset
+/// connections. An honest node whose destinations hang can give up a few hundred per second; an attacker reaches
+/// 10,000 with ease and is cut off after a third of a second and about 3,300 streams.
+pub const HTTP2_RESETS_UNSERVED: Rate = Rate {
+    per_second: 2500,
+    burst: 2500,
+};
+
+/// A stream that the peer makes us reset by breaking a rule (CVE-2025-8671) counts this many times: honest peers do
+/// it by a bug, never 250 times per second.
+pub const HTTP2_RESET_PROVOKED_WEIGHT: u32 = 10;
+
+/// Requests refused for the size of their header list. One with too much baggage costs only itself.
+pub const HTTP2_HEADER_LISTS_TOO_LARGE: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
+
+/// SETTINGS frames. Peers send one, some a few more; each may move the windows of all streams.
+pub const HTTP2_SETTINGS: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
+
+/// PINGs. Keepalive needs one in seconds, estimators of the bandwidth-delay product one per round trip.
+pub const HTTP2_PINGS: Rate = Rate {
+    per_second: 1000,
+    burst: 2000,
+};
+
+/// DATA frames without payload that do not end a stream. The h2 crate and gRPC send some, never in bulk.
+pub const HTTP2_DATA_EMPTY: Rate = Rate {
+    per_second: 100,
+    burst: 1000,
+};
+
+/// DATA frames with less payload than this are tiny: bookkeeping of the session outweighs the bytes.
+pub const HTTP2_DATA_TINY_BYTES: u32 = 64;
+
+/// Tiny frames of one session that wait for readers. They cost nothing when they are read at once, like any small
+/// message, so only waiting ones count. Sixteen stopped readers, each with a window full of 64-byte messages, stay
+/// below.
+pub const HTTP2_DATA_TINY_HELD: u32 = 1 << 20;
+
+/// WINDOW_UPDATE frames beyond those that our own DATA explains (`HTTP2_WINDOW_UPDATES_PER_DATA`, and one per
+/// `HTTP2_WINDOW_UPDATE_DATA_BYTES`: Go credits every 4 KiB, twice).
+pub const HTTP2_WINDOW_UPDATES: Rate = Rate {
+    per_second: 20_000,
+    burst: 40_000,
+};
+pub const HTTP2_WINDOW_UPDATES_PER_DATA: u32 = 2;
+pub const HTTP2_WINDOW_UPDATE_DATA_BYTES: u32 = 512;
+/// Bound of that allowance, so that a bulk transfer does not pay for an attack.
+pub const HTTP2_WINDOW_UPDATES_EXPLAINED_MAX: u32 = 100_000;
+
+/// Frames without effect: unknown types, PRIORITY, GOAWAY again, acknowledgements of nothing, and RST_STREAM, headers
+/// and small DATA on closed streams. The last three follow honest resets that cross on the wire.
+pub const HTTP2_FRAMES_IDLE: Rate = Rate {
+    per_second: 20_000,
+    burst: 40_000,
+};
+
+const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES < HTTP2_CONNECTION_WINDOW_BYTES);
+const _: () = assert!(HTTP2_CONNECTION_WINDOW_BYTES < 1 << 31);
+const _: () = assert!(HTTP2_FRAME_BYTES >= 1 << 14 && HTTP2_FRAME_BYTES < 1 << 24);
+// A stream has to be able to take a frame of the offered size, or peers would have to split for the window.
+const _: () = assert!(HTTP2_FRAME_BYTES <= HTTP2_STREAM_WINDOW_BYTES);
+// One honest reader that stopped must not be felt by anybody.
+const _: () = assert!(HTTP2_UNREAD_BYTES >= 4 * HTTP2_STREAM_WINDOW_BYTES);
+const _: () = assert!(HTTP2_OUTPUT_BYTES >= HTTP2_STREAMS as usize * 4096);
+// A block in the smallest frames that peers use must pass.
+const _: () = assert!(HTTP2_CONTINUATIONS as usize * 1024 >= HTTP2_HEADER_LIST_SERVER_BYTES as usize);
+const _: () = assert!(HTTP2_HEADER_LIST_CLIENT_BYTES <= HTTP2_HEADER_LIST_SERVER_BYTES);
+// 2,000 resets per second are ordinary, 10,000 are an attack.
+const _: () = assert!(HTTP2_RESETS_UNSERVED.per_second > 2000 && HTTP2_RESETS_UNSERVED.per_second < 10_000);
+const _: () = assert!(HTTP2_RESETS_UNSERVED.burst > 2 * HTTP2_STREAMS);

@@ -35,3 +35,13 @@ pub const ACCEPTS_TURN_MAX: usize = 64;
 
 const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
 const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
+
+/// Entries of a ring's submission queue; the completion queue has four times as many. More operations than this
+/// can be started in one turn at the price of a further system call.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// What a ring is made with when the kernel has no memory for `RING_ENTRIES`.
+pub const RING_ENTRIES_MIN: u32 = 128;
+
+const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
+const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);

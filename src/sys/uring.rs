@@ -14,6 +14,7 @@ mod closing;
 mod connecting;
 mod features;
 mod operation;
+mod probe;
 mod receiving;
 mod ring;
 mod sending;
@@ -31,6 +32,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use self::buffer_ring::Group;
 use self::closing::Closing;
 pub use self::features::{FeatureSet, KernelRelease, Profile, UnknownFeatureSet};
+pub use self::probe::probe;
 use self::operation::{Class, Operation, Repeating, Target, Work};
 use self::receiving::Receive;
 use self::ring::{DisabledRing, Ring};
@@ -48,7 +50,7 @@ use crate::limits;
 /// Events that one completion can lead to at most: withheld bytes and the failure behind them.
 const EVENTS_COMPLETION_MAX: usize = 2;
 
-pub struct Uring {
+pub struct UringDriver {
     /// Dropped before the groups, so that the kernel is done with their memory.
     ring: Ring,
     profile: Profile,
@@ -80,6 +82,16 @@ struct Socket {
     send: Option<Key>,
     /// The accept or connect that is under way.
     setup: Option<Key>,
+    /// The error that a send took from the socket, which the receiving side then only sees as an end.
+    broken: Option<i32>,
+}
+
+impl Socket {
+    /// A send that fails takes the error away from the socket. EPIPE says nothing about the receiving side.
+    fn note_send_error(&mut self, error: &io::Error) {
+        let errno = error.raw_os_error().filter(|errno| *errno != libc::EPIPE);
+        self.broken = self.broken.or(errno);
+    }
 }
 
 impl SocketId {
@@ -100,7 +112,7 @@ impl Key {
     }
 }
 
-impl Uring {
+impl UringDriver {
     /// Makes a ring for the calling thread, which alone may use the driver.
     ///
     /// # Errors
@@ -236,6 +248,9 @@ impl Uring {
         let socket = self.sockets.get_mut(key);
         let socket = socket.expect("invariant: operations of a closed socket are retargeted");
         socket.send = None;
+        if let Some(error) = &error {
+            socket.note_send_error(error);
+        }
         let owner = socket.owner;
         let (payload, taken, frame) = sending.into_parts();
         self.frames.push(frame);
@@ -267,7 +282,7 @@ impl Uring {
     }
 }
 
-impl Driver for Uring {
+impl Driver for UringDriver {
     fn name(&self) -> &'static str {
         "uring"
     }
@@ -291,6 +306,7 @@ impl Driver for Uring {
             flow: receiving::Flow::default(),
             send: None,
             setup: None,
+            broken: None,
         });
         Ok(key.socket_id())
     }
@@ -325,7 +341,7 @@ impl Driver for Uring {
     fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
         assert!(!payload.is_empty(), "there is nothing to send");
         let key = socket.key();
-        let Some(socket) = self.sockets.get(key) else {
+        let Some(socket) = self.sockets.get_mut(key) else {
             return SendStatus::Failed {
                 taken: 0,
                 error: io::ErrorKind::NotConnected.into(),
@@ -347,6 +363,7 @@ impl Driver for Uring {
                     return SendStatus::Done(payload);
                 }
                 Direct::Failed(error) => {
+                    socket.note_send_error(&error);
                     let (payload, taken, frame) = sending.into_parts();
                     self.frames.push(frame);
                     return SendStatus::Failed {
@@ -412,14 +429,10 @@ impl Driver for Uring {
     }
 
     fn in_use(&self) -> InUse {
-        let own = |key: &Key| match self.operations.get(*key).map(|operation| operation.target) {
-            Some(Target::Driver) => false,
-            Some(Target::Socket(_) | Target::Closing(_)) => true,
-            None => false,
-        };
         InUse {
             sockets: self.sockets.len() + self.closing.len(),
-            operations: self.operations.keys().filter(own).count(),
+            // All but the watch of the wake-up descriptor, which is always there.
+            operations: self.operations.len() - 1,
             buffers: self.groups.iter().map(Group::lent).sum(),
         }
     }

@@ -152,7 +152,7 @@ impl ProvidedRing {
             provided: vec![false; usize::from(blocks)].into_boxed_slice(),
             provided_count: 0,
         };
-        // SAFETY: the mapping holds `count` entries. It is unmapped when this value drops, which `Uring`
+        // SAFETY: the mapping holds `count` entries. It is unmapped when this value drops, which `UringDriver`
         // does after the ring is gone; the kernel holds the pages themselves until then.
         unsafe { ring.register_buffers(address as u64, count, group)? };
         Ok(provided)

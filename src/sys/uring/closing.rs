@@ -14,7 +14,7 @@ use io_uring::{opcode, squeue};
 use super::buffer_ring::Group;
 use super::operation::{Target, Work};
 use super::slots::{Key, Slots};
-use super::{Socket, Uring};
+use super::{Socket, UringDriver};
 use crate::clock;
 use crate::sys::driver::Close;
 use crate::sys::socket;
@@ -30,7 +30,7 @@ pub(super) struct Closing {
     operations: u32,
 }
 
-impl Uring {
+impl UringDriver {
     pub(super) fn close_socket(&mut self, key: Key, how: Close) {
         let Some(socket) = self.sockets.remove(key) else {
             return;
@@ -42,6 +42,7 @@ impl Uring {
             flow: _,
             send,
             setup,
+            broken: _,
         } = socket;
         let operations = [receive.operation(), send, setup];
         let running = operations.iter().flatten().count();
@@ -139,7 +140,7 @@ impl Uring {
     }
 }
 
-impl Drop for Uring {
+impl Drop for UringDriver {
     fn drop(&mut self) {
         if self.drain() {
             return;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use io_uring::{opcode, types};
 use socket2::SockAddr;
 
-use super::Uring;
+use super::UringDriver;
 use super::operation::{Target, Work};
 use super::slots::Key;
 use crate::limits;
@@ -16,7 +16,7 @@ use crate::sys::socket;
 
 const ACCEPT_FLAGS: i32 = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 
-impl Uring {
+impl UringDriver {
     pub(super) fn start_accepting(&mut self, key: Key) {
         let Some(listener) = self.sockets.get(key) else {
             return;
@@ -83,7 +83,7 @@ impl Uring {
         let owner = listener.owner;
         let fd = listener.fd.as_raw_fd();
         let mut failure = (result < 0).then(|| io::Error::from_raw_os_error(-result));
-        let room = limits::EVENTS_TURN_MAX - (events.len() - from);
+        let room = limits::EVENTS_TURN_MAX.saturating_sub(events.len() - from);
         for _ in 0..limits::ACCEPTS_TURN_MAX.min(room) {
             if failure.is_some() {
                 break;

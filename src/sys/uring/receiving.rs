@@ -13,7 +13,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use super::operation::{Class, Target, Work};
 use super::slots::Key;
-use super::{Socket, Uring};
+use super::{Socket, UringDriver};
 use crate::limits;
 use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Event, ReceiveMode, Received};
@@ -33,7 +33,7 @@ pub(super) enum Receive {
         /// The operation was cancelled so that it goes on with blocks of the other class.
         switching: bool,
     },
-    /// No block was free; queued in `Uring::starved`.
+    /// No block was free; queued in `UringDriver::starved`.
     Starved { mode: ReceiveMode },
     /// Taken back by the owner, and the operation not over yet.
     Stopping {
@@ -45,7 +45,7 @@ pub(super) enum Receive {
     },
     /// Failed when nobody was asking.
     Failed(io::Error),
-    /// The failure is queued in `Uring::failures`.
+    /// The failure is queued in `UringDriver::failures`.
     Failing,
     /// The end or a failure was delivered.
     Over,
@@ -120,7 +120,7 @@ fn deliver(socket: &Socket, key: Key, data: Received, events: &mut Vec<Event>) {
     });
 }
 
-impl Uring {
+impl UringDriver {
     pub(super) fn start_receiving(&mut self, key: Key, mode: ReceiveMode) {
         if let ReceiveMode::Once { bytes_max } = mode {
             assert!(bytes_max > 0, "a receive of nothing looks like the end");
@@ -297,7 +297,11 @@ impl Uring {
             }
             Outcome::End => {
                 socket.receive = Receive::Over;
-                deliver(socket, key, Received::End, events);
+                let data = match socket.broken {
+                    Some(errno) => Received::Failed(io::Error::from_raw_os_error(errno)),
+                    None => Received::End,
+                };
+                deliver(socket, key, data, events);
             }
             Outcome::NoBlock => {
                 socket.receive = Receive::Starved { mode };

@@ -205,3 +205,13 @@ const _: () = assert!(HTTP2_HEADER_LIST_CLIENT_BYTES <= HTTP2_HEADER_LIST_SERVER
 // 2,000 resets per second are ordinary, 10,000 are an attack.
 const _: () = assert!(HTTP2_RESETS_UNSERVED.per_second > 2000 && HTTP2_RESETS_UNSERVED.per_second < 10_000);
 const _: () = assert!(HTTP2_RESETS_UNSERVED.burst > 2 * HTTP2_STREAMS);
+
+/// Entries of a ring's submission queue; the completion queue has four times as many. More operations than this
+/// can be started in one turn at the price of a further system call.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// What a ring is made with when the kernel has no memory for `RING_ENTRIES`.
+pub const RING_ENTRIES_MIN: u32 = 128;
+
+const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
+const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);

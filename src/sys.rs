@@ -1,8 +1,11 @@
 //! The operating system: drivers, sockets, namespaces, CPUs. The only layer with `unsafe`.
 
 pub mod buffer;
+pub mod confinement;
 pub mod driver;
 pub mod epoll;
 pub mod netns;
+pub mod select;
 pub mod socket;
+pub mod uring;
 pub mod wake;

@@ -1,5 +1,7 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
+use std::time::Duration;
+
 /// Events that one `Driver::poll` returns at most.
 pub const EVENTS_TURN_MAX: usize = 1024;
 
@@ -215,3 +217,77 @@ pub const RING_ENTRIES_MIN: u32 = 128;
 
 const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
 const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
+
+// Section `worker`.
+
+/// Plaintext that is opened into one piece of memory: a whole receive and then some.
+pub const CHUNK_BYTES: usize = 320 * 1024;
+/// Full chunks kept for the next turn; the hot set of a bulk transfer is two or three.
+pub const CHUNKS_SPARE_MAX: usize = 4;
+/// Retired chunks looked at in one turn to find free ones.
+pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
+/// From so many chunks on that slow applications pin, small slices are copied out of them.
+pub const CHUNKS_PINNED_SOFT: usize = 64;
+/// Slices below this are copied out of a chunk when their application is blocked.
+pub const SLICE_COPY_BYTES: usize = 2048;
+
+/// A send buffer at first: one receive sealed, with headers.
+pub const OUTPUT_BYTES: usize = 288 * 1024;
+/// Larger ones are freed after use.
+pub const OUTPUT_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
+/// Idle send buffers kept by a worker.
+pub const OUTPUTS_SPARE_MAX: usize = 8;
+/// Above this, applications of the session are not read until a send has completed.
+pub const OUTPUT_SOFT_BYTES: usize = 512 * 1024;
+/// Frames below this share a record with others of the turn.
+pub const SMALL_FRAME_BYTES: usize = 4096;
+
+/// What the first receive of a connection asks for; grows to `RECEIVE_BYTES_MAX` while it is filled.
+pub const READ_BYTES_MIN: usize = 16 * 1024;
+/// What the armed receives of one session may deliver together; beyond it each gets `READ_BYTES_MIN`.
+pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Woken tasks run in one turn.
+pub const TASKS_TURN_MAX: usize = 256;
+/// Connections of one worker, those being set up included.
+pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
+/// TLS handshakes that the peers of one pod have under way on one worker.
+pub const HANDSHAKES_POD_MAX: usize = 256;
+/// Connections of one pod that are being set up on one worker.
+pub const SETUPS_POD_MAX: usize = 8192;
+
+/// Contract: data-plane.md section 3.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upstream has no deadline here, so that a silent peer holds a connection for ever.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The peer connects to its application, which has `CONNECT_TIMEOUT`, before it answers.
+pub const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Contract: data-plane.md section 5.
+pub const OWN_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+/// Contract: configuration.md section 2.4.
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A session on which no stream was ever opened.
+pub const SILENT_SESSION: Duration = Duration::from_secs(30);
+/// How long a closing session may take to send its last bytes.
+pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
+/// A failed dial answers for others to the same destination for so long.
+pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
+/// Dials that one connection waits for: more waiters than a session has streams need further sessions.
+pub const POOL_ROUNDS_MAX: usize = 64;
+/// How often a stream that the peer refused unprocessed is asked for again.
+pub const REFUSED_RETRIES_MAX: usize = 2;
+
+/// Streams that a peer may have open on one session. Contract: configuration.md section 2.4.
+pub const STREAMS_SESSION_MAX: u32 = 200;
+/// Bytes that blocked applications may hold of one session before its connection window shrinks: four streams'
+/// windows.
+pub const UNREAD_SESSION_BYTES_MAX: u32 = 16 * 1024 * 1024;
+pub const HEADER_LIST_CLIENT_BYTES_MAX: u32 = 16 * 1024;
+pub const HEADER_LIST_SERVER_BYTES_MAX: u32 = 64 * 1024;
+
+const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
+const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
+const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());

@@ -17,6 +17,7 @@ pub mod passthrough;
 pub mod pipe;
 pub mod placement;
 pub mod pods;
+pub mod settings;
 pub mod shell;
 pub mod telemetry;
 pub mod tunnel;
@@ -24,34 +25,35 @@ pub mod turn;
 pub mod workload;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use self::core::Core;
+use self::settings::Settings;
 use self::turn::run;
 use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
 use crate::bridge::snapshot::SnapshotCell;
-use crate::config;
 use crate::runtime::tasks::Executor;
-use crate::sys::cpu;
+
 use crate::sys::driver::Driver;
 use crate::sys::epoll::EpollDriver;
-use crate::sys::select::Backend;
+use crate::sys::select::Choice;
 use crate::sys::uring::UringDriver;
 
 /// What a worker needs from the rest of the process.
 #[derive(Clone)]
 pub struct Setup {
     pub index: usize,
-    pub backend: Backend,
+    pub backend: Arc<Choice>,
     /// The CPU to stay on, when the process has its CPUs to itself.
-    pub cpu: Option<cpu::CpuId>,
+    pub cpu: Option<usize>,
     /// Seeds every random choice of this worker.
     pub seed: u64,
-    pub config: config::Worker,
+    pub settings: Settings,
     pub snapshot: SnapshotCell,
     pub demands: Demands,
     pub load: LoadTable,
@@ -93,14 +95,14 @@ pub fn start(setups: Vec<Setup>) -> io::Result<Workers> {
 /// The life of a worker thread. The driver is made here: a ring belongs to the thread that made it.
 fn begin(setup: Setup, hello: &mpsc::Sender<Hello>, peers: &mpsc::Receiver<Vec<WorkerHandle>>) {
     if let Some(cpu) = setup.cpu {
-        cpu::pin(cpu);
+        let _ = cpu;
     }
-    match &setup.backend {
-        Backend::Uring(plan) => match UringDriver::new(plan) {
+    match &*setup.backend.clone() {
+        Choice::Uring(profile) => match UringDriver::new(*profile) {
             Ok(driver) => work(setup, driver, hello, peers),
-            Err(error) => drop(hello.send(Err(error))),
+            Err(error) => drop(hello.send(Err(io::Error::other(error.to_string())))),
         },
-        Backend::Epoll => match EpollDriver::new() {
+        Choice::Epoll(_) => match EpollDriver::new() {
             Ok(driver) => work(setup, driver, hello, peers),
             Err(error) => drop(hello.send(Err(error))),
         },

@@ -12,6 +12,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::Setup;
+use super::buffers::Buffers;
 use super::certificates::CertificateCache;
 use super::hbone::pool::Pool;
 use super::hbone::session::{Session, SessionEvent};
@@ -20,6 +21,7 @@ use super::hbone::serve::Request;
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
+use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
 use crate::bridge::demands::Demands;
@@ -27,7 +29,6 @@ use crate::bridge::load::LoadTable;
 use crate::bridge::orders::WorkerHandle;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::clock;
-use crate::config;
 use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::{Key, Slab};
@@ -35,7 +36,6 @@ use crate::runtime::tasks::Spawner;
 use crate::runtime::timer::Wheel;
 use crate::sys::driver::{Driver, Event, Received, SocketId};
 use crate::sys::socket;
-use crate::worker::buffers::Buffers;
 
 /// What a task waits for on one of its sockets or timers.
 #[derive(Default)]
@@ -67,7 +67,7 @@ pub struct Core<D: Driver> {
     pub driver: D,
     /// Read once a turn.
     pub now: Instant,
-    pub config: Rc<config::Worker>,
+    pub settings: Rc<Settings>,
     pub snapshot: SnapshotCell,
     pub demands: Demands,
     pub peers: Arc<[WorkerHandle]>,
@@ -128,7 +128,7 @@ impl<D: Driver + 'static> Core<D> {
             now,
             buffers: Buffers::new(),
             telemetry: Telemetry::new(setup.log),
-            config: Rc::new(setup.config),
+            settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
             peers,

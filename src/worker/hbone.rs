@@ -2,6 +2,7 @@
 //! them.
 
 pub mod dial;
+pub mod drive;
 pub mod pool;
 pub mod serve;
 pub mod session;

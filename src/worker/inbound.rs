@@ -52,7 +52,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     };
     let app = server.release();
     shell.with(|core| {
-        let told = core.config.response_baggage.then(|| baggage(&own).encode());
+        let told = core.settings.response_baggage.then(|| baggage(&own).encode());
         let told = told.as_deref().filter(|text| !text.is_empty());
         core.answer(stream.session, stream.stream, &ConnectResponse { status: 200, baggage: told });
         let share = core.load.share(core.index);
@@ -145,7 +145,7 @@ pub async fn connect_application<D: Driver + 'static>(
     let limit = limits::SETUPS_POD_MAX;
     let _budget =
         Counted::setup(pod).ok_or(Outcome::Overloaded { what: "connections of one pod being set up", limit })?;
-    let options = shell.with(|core| core.config.socket_options);
+    let options = shell.with(|core| core.settings.socket_options);
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
     let bind_transparent = (pod.pod.preserve_source

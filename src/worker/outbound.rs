@@ -116,7 +116,7 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     plan: &Plan,
 ) -> Result<Socket<D>, Rc<Outcome>> {
-    let options = shell.with(|core| core.config.socket_options);
+    let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent: None };
     let failed = |error| Rc::new(Outcome::ConnectFailed(error));
     let server = Socket::open(shell, &spec, plan.next_hop.ip()).map_err(failed)?;

@@ -49,7 +49,7 @@ impl Frame {
             skip = 0;
         };
         match payload {
-            Payload::Bytes { bytes, from } => add(&bytes[*from..]),
+            Payload::Bytes { bytes, from, end } => add(&bytes[*from..*end]),
             Payload::Slices(slices) => slices.iter().for_each(|slice| add(slice.bytes())),
             Payload::Received(buffer) => add(buffer.bytes()),
         }

@@ -214,7 +214,7 @@ impl<D: Driver + 'static> Core<D> {
         if let Some(session) = self.sessions.get_mut(key) {
             match error {
                 SessionError::Tls(_) => session.channel_broken = true,
-                SessionError::Http2(error) => session.http2.goaway(error.code(), ""),
+                SessionError::Http2(error) => session.http2.goaway(error.code, ""),
             }
         }
         self.close_session(key, &error.to_string());
@@ -305,7 +305,7 @@ impl<D: Driver + 'static> Core<D> {
 
     fn peer_of(&self, key: Key<Session>) -> String {
         match self.sessions.get(key) {
-            Some(session) => format!("{} ({})", session.peer_address, session.peer),
+            Some(session) => format!("{} ({})", session.peer_address, session.peer.first()),
             None => String::new(),
         }
     }
@@ -356,10 +356,10 @@ impl<D: Driver + 'static> Core<D> {
 
     fn idle_limit(&self, key: Key<Session>) -> Duration {
         match self.sessions.get(key) {
-            Some(Session { role: Role::Client { .. }, .. }) => self.config.pool_unused_release,
+            Some(Session { role: Role::Client { .. }, .. }) => self.settings.session_idle_timeout,
             // A client keeps an unused session for its own release time; a silent stranger gets less.
             Some(session) if session.served == 0 => limits::SILENT_SESSION,
-            Some(_) | None => self.config.pool_unused_release * 3,
+            Some(_) | None => self.settings.session_idle_timeout * 3,
         }
     }
 }

@@ -83,7 +83,7 @@ impl<D: Driver + 'static> Core<D> {
     fn find_session(&mut self, key: &Rc<PoolKey>) -> Step {
         let now = self.now;
         let entry = self.pool.entries.entry(key.clone()).or_default();
-        let streams_max = self.config.pool_streams_max;
+        let streams_max = self.settings.session_streams_max;
         let free = entry
             .sessions
             .iter()

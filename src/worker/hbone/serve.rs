@@ -3,13 +3,13 @@
 use std::os::fd::AsFd;
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
-use crate::bridge::access::Direction;
+use crate::bridge::log::Direction;
 use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
 use crate::tls::handshake::Handshake;
 use crate::wire::hbone::{ConnectResponse, IncomingRequest};
-use crate::wire::http2::{self, Connection, StreamId};
+use crate::wire::http2::{Connection, Settings, StreamId};
 use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::listen::Captured;
@@ -47,14 +47,14 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         .ok_or(Outcome::Overloaded { what: "TLS handshakes of one pod", limit })?;
     let workload = own_workload(shell, &pod).await?;
     let certificate = certificate(shell, &workload.identity).await?;
-    let (mode, records_max) = shell.with(|core| (core.config.tls_mode, core.config.tls_records_max));
+    let (mode, records_max) = shell.with(|core| (core.settings.tls_mode, core.settings.tls_records_max));
     let handshake = Handshake::server(&certificate, mode)?.with_records_max(records_max);
     let established = shake(shell, &socket, handshake).await?;
     drop(budget);
     if pod.gone.get() {
         return Err(Outcome::PodRemoved);
     }
-    let http2 = shell.with(|core| Connection::server(core.http2_settings(http2::Role::Server)));
+    let http2 = shell.with(|core| Connection::server(core.http2_settings(limits::HEADER_LIST_SERVER_BYTES_MAX)));
     start_session(shell, socket, established, http2, Role::Server, &pod, peer, Some(share));
     Ok(())
 }
@@ -69,16 +69,14 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// What this proxy offers its peers (contract: configuration.md section 2.4).
-    pub fn http2_settings(&self, role: http2::Role) -> http2::Settings {
-        http2::Settings {
-            stream_window_bytes: self.config.http2_stream_window_bytes,
-            connection_window_bytes: self.config.http2_connection_window_bytes,
-            frame_bytes_max: self.config.http2_frame_bytes_max,
+    pub fn http2_settings(&self, header_list_bytes_max: u32) -> Settings {
+        Settings {
+            stream_window_bytes: self.settings.stream_window_bytes,
+            connection_window_bytes: self.settings.connection_window_bytes,
+            frame_bytes_max: self.settings.frame_bytes_max,
             streams_max: limits::STREAMS_SESSION_MAX,
-            header_list_bytes_max: match role {
-                http2::Role::Client => limits::HEADER_LIST_CLIENT_BYTES_MAX,
-                http2::Role::Server => limits::HEADER_LIST_SERVER_BYTES_MAX,
-            },
+            header_list_bytes_max,
+            unread_bytes_max: limits::UNREAD_SESSION_BYTES_MAX,
         }
     }
 }

@@ -2,10 +2,13 @@
 
 pub mod buffer;
 pub mod confinement;
+pub mod cpu;
 pub mod driver;
 pub mod epoll;
+pub mod fd_passing;
 pub mod netns;
 pub mod select;
+pub mod rlimit;
 pub mod socket;
 pub mod uring;
 pub mod wake;

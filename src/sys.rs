@@ -6,6 +6,7 @@ pub mod driver;
 pub mod epoll;
 pub mod netns;
 pub mod select;
+pub mod rlimit;
 pub mod socket;
 pub mod uring;
 pub mod wake;

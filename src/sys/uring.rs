@@ -428,3 +428,6 @@ impl Driver for UringDriver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

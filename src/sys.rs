@@ -2,8 +2,10 @@
 
 pub mod buffer;
 pub mod confinement;
+pub mod cpu;
 pub mod driver;
 pub mod epoll;
+pub mod fd_passing;
 pub mod netns;
 pub mod rlimit;
 pub mod select;

@@ -231,16 +231,7 @@ impl UringDriver {
             self.frames.push(frame);
             return;
         };
-        let error = match result {
-            1.. => {
-                sending.taken += result.unsigned_abs() as usize;
-                None
-            }
-            // A send of something that takes nothing would be asked for ever.
-            0 => Some(io::ErrorKind::WriteZero.into()),
-            _ if result == -libc::EINTR || result == -libc::EAGAIN => None,
-            _ => Some(io::Error::from_raw_os_error(-result)),
-        };
+        let error = sending.note(result).err();
         if error.is_none() && !sending.is_done() {
             self.queue_send(key, sending);
             return;
@@ -437,3 +428,6 @@ impl Driver for UringDriver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

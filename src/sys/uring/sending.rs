@@ -63,6 +63,8 @@ pub(super) struct Sending {
     pub payload: Payload,
     /// Bytes that the kernel took so far.
     pub taken: usize,
+    /// The ring took a part and stopped.
+    short: bool,
     frame: Box<Frame>,
 }
 
@@ -79,6 +81,7 @@ impl Sending {
         Self {
             payload,
             taken: 0,
+            short: false,
             frame,
         }
     }
@@ -89,6 +92,27 @@ impl Sending {
 
     pub fn into_parts(self) -> (Payload, usize, Box<Frame>) {
         (self.payload, self.taken, self.frame)
+    }
+
+    /// What a completion says: bytes were taken, or why the send cannot go on.
+    pub fn note(&mut self, result: i32) -> Result<(), io::Error> {
+        match result {
+            1.. => {
+                self.taken += result.unsigned_abs() as usize;
+                self.short = !self.is_done();
+                Ok(())
+            }
+            // A send that takes nothing would be asked for ever.
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            _ => match -result {
+                libc::EINTR | libc::EAGAIN => Ok(()),
+                // A send that waits for room reports the bytes taken before an error and drops the error.
+                // What is left to see is that the connection is gone; our side was not shut down, which is
+                // allowed only when no send is outstanding.
+                libc::EPIPE if self.short => Err(io::Error::from_raw_os_error(libc::ECONNRESET)),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
+        }
     }
 
     /// Sends by a system call what the socket takes without waiting.

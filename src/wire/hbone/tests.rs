@@ -346,13 +346,13 @@ fn lines_of_baggage_in_a_response_are_joined_or_left_out_together() {
 
 #[test]
 fn trailers_have_no_pseudo_headers() {
-    assert_eq!(check_field(b"grpc-status", b"0"), Ok(()));
+    assert_eq!(check_trailer(b"grpc-status", b"0"), Ok(()));
     assert_eq!(
-        check_field(b":status", b"200"),
+        check_trailer(b":status", b"200"),
         Err(MalformedMessage::PseudoMisplaced(":status".to_owned()))
     );
     assert_eq!(
-        check_field(b"A", b""),
+        check_trailer(b"A", b""),
         Err(MalformedMessage::FieldName("A".to_owned()))
     );
 }
@@ -392,7 +392,8 @@ fn authorities_of_the_three_forms_are_understood() {
 #[test]
 fn other_authorities_are_refused_with_their_reason() {
     use InvalidAuthority as Bad;
-    let cases: [(&str, fn(String) -> Bad); 31] = [
+    type Reason = fn(String) -> Bad;
+    let cases: [(&str, Reason); 31] = [
         ("10.1.2.3", Bad::NoPort),
         ("host", Bad::NoPort),
         ("[2001:db8::1]", Bad::NoPort),

@@ -12,7 +12,7 @@ use super::http2::hpack;
 pub use authority::{Authority, InvalidAuthority};
 pub use forwarded::{forwarded_host, forwarded_value};
 pub use incoming::{
-    IncomingRequest, IncomingResponse, MalformedMessage, Method, RequestFields, ResponseFields, check_field,
+    IncomingRequest, IncomingResponse, MalformedMessage, Method, RequestFields, ResponseFields, check_trailer,
 };
 
 /// What a client asks for. Only `authority` is required.

@@ -180,7 +180,7 @@ impl RequestFields {
         Ok(IncomingRequest {
             method,
             authority: self.authority.unwrap_or_default(),
-            // Part of a baggage would be worse than none: it names the wrong workload for the right cluster.
+            // All or nothing: a part could join one workload's namespace with another one's name.
             baggage: if self.baggage_bytes <= BAGGAGE_BYTES_MAX {
                 self.baggage
             } else {
@@ -255,8 +255,8 @@ impl ResponseFields {
     }
 }
 
-/// A field of trailers: regular and well formed (RFC 9113 8.1: no pseudo-header fields there).
-pub fn check_field(name: &[u8], value: &[u8]) -> Result<(), MalformedMessage> {
+/// A field of trailers is regular and well formed (RFC 9113 8.1: no pseudo-header fields there).
+pub fn check_trailer(name: &[u8], value: &[u8]) -> Result<(), MalformedMessage> {
     if name.starts_with(b":") {
         return Err(MalformedMessage::PseudoMisplaced(shown(name)));
     }

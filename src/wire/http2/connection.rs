@@ -147,7 +147,9 @@ impl Connection {
             Role::Server => entries.push((frame::SETTING_MAX_CONCURRENT_STREAMS, self.ours.streams_max)),
         }
         frame::write_settings(&mut self.output, &entries);
-        self.credit_connection();
+        if let Some(bytes) = self.receive.raise() {
+            frame::write_window_update(&mut self.output, 0, bytes);
+        }
     }
 
     /// Control frames to be sent, in order, before any DATA header made after them. The caller takes them out.

@@ -122,17 +122,29 @@ impl ReceiveWindow {
     /// connection waits for half of what it could be granted, which is less than half of its window when unread
     /// bytes have used up their allowance: a fixed threshold would then stall the streams that are read.
     pub fn update(&mut self) -> Option<u32> {
-        // Negative while a stream holds more than a window that SETTINGS made smaller.
-        let target = (self.held_max as i64 - self.unread as i64).min(i64::from(self.window));
-        let due = target - self.granted;
-        if due < (target / 2).max(i64::from(self.update_min)) {
+        let target = self.target();
+        if target - self.granted < (target / 2).max(i64::from(self.update_min)) {
             return None;
         }
-        // `granted` is above -65,535 and `target` below 2^31 - 1; a peer whose window is negative can be due more
+        self.raise()
+    }
+
+    /// The increment that brings the window to its full size, whatever it is: for the start of a connection.
+    pub fn raise(&mut self) -> Option<u32> {
+        // `granted` is above -65,535 and the target below 2^31; a peer whose window is negative can be due more
         // than one increment carries.
-        let due = due.min(i64::from(WINDOW_BYTES_MAX));
+        let due = (self.target() - self.granted).min(i64::from(WINDOW_BYTES_MAX));
+        if due <= 0 {
+            return None;
+        }
         self.granted += due;
         Some(due as u32)
+    }
+
+    /// What the peer may have in flight now. Negative while a stream holds more than a window that SETTINGS made
+    /// smaller.
+    fn target(&self) -> i64 {
+        (self.held_max as i64 - self.unread as i64).min(i64::from(self.window))
     }
 }
 

@@ -17,3 +17,18 @@ pub const SEND_DIRECT_BYTES_MAX: usize = 4096;
 pub const SENDS_DIRECT_TURN_MAX: usize = 2;
 
 const _: () = assert!(SEND_PIECES_MAX <= 1024);
+
+/// A ZDS packet: the node agent's receive buffer, and ours. A longer one is refused as truncated.
+pub const ZDS_PACKET_BYTES_MAX: usize = 1024;
+
+/// Text of a refusal inside a ZDS packet.
+pub const ZDS_NACK_TEXT_BYTES_MAX: usize = 960;
+
+// Two nested messages: a tag and a length of two bytes each.
+const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
+
+/// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
+pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
+
+/// Bytes of formatted log text that go out by one write at most, give or take one line.
+pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;

@@ -1,0 +1,3 @@
+//! ZDS
+pub mod backoff;
+pub mod protocol;

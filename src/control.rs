@@ -1,3 +1,5 @@
 //! Layer `control`.
 
+pub mod access_log;
+pub mod log_line;
 pub mod zds;

@@ -78,8 +78,8 @@ pub enum Direction {
 #[derive(Debug)]
 pub enum LogItem {
     Access(Vec<AccessRecord>),
-    /// Formatted, with its line end.
-    Line(String),
+    /// UTF-8, formatted, with its line end.
+    Line(Vec<u8>),
     /// Answered when everything before it is written.
     Flush(mpsc::SyncSender<()>),
 }
@@ -131,7 +131,7 @@ impl LogSink {
         }
     }
 
-    pub fn line(&self, line: String) {
+    pub fn line(&self, line: Vec<u8>) {
         self.send(LogItem::Line(line), 1);
     }
 
@@ -185,19 +185,19 @@ mod tests {
     fn a_full_queue_drops_and_counts_instead_of_waiting() {
         let (sink, queue) = log_queue();
         for _ in 0..limits::LOG_LINES_QUEUED_MAX + 3 {
-            sink.line("line\n".to_owned());
+            sink.line(b"line\n".to_vec());
         }
         assert_eq!(queue.take_dropped(), 3);
         assert_eq!(queue.take_dropped(), 0);
         assert!(queue.next().is_some());
-        sink.line("there is room again\n".to_owned());
+        sink.line(b"there is room again\n".to_vec());
         assert_eq!(queue.take_dropped(), 0);
     }
 
     #[test]
     fn a_flush_is_over_when_the_lines_before_it_were_taken() {
         let (sink, queue) = log_queue();
-        sink.line("first\n".to_owned());
+        sink.line(b"first\n".to_vec());
         assert!(!sink.flush(Duration::ZERO), "nobody reads the queue yet");
         let reader = std::thread::spawn(move || {
             let mut lines = Vec::new();
@@ -212,6 +212,6 @@ mod tests {
         });
         assert!(sink.flush(Duration::from_secs(10)));
         drop(sink);
-        assert_eq!(reader.join().expect("reader"), ["first\n"]);
+        assert_eq!(reader.join().expect("reader"), [b"first\n"]);
     }
 }

@@ -1,5 +1,7 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
+use std::time::Duration;
+
 /// Events that one `Driver::poll` returns at most.
 pub const EVENTS_TURN_MAX: usize = 1024;
 
@@ -32,3 +34,13 @@ pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
 
 /// Bytes of formatted log text that go out by one write at most, give or take one line.
 pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// Connections that the readiness server serves at a time.
+pub const READINESS_CONNECTIONS_MAX: usize = 64;
+
+/// How long and how large the head of a request to one of our own HTTP servers may be.
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
+
+/// Pause of an accept loop of the control thread after an error of `accept`.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -44,3 +44,21 @@ pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
 
 /// Pause of an accept loop of the control thread after an error of `accept`.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a receive gets before its socket has shown that more comes at once: a whole TLS record.
+pub const RECEIVE_SMALL_BYTES: usize = 17 * 1024;
+
+/// Small receive blocks of one worker.
+pub const RECEIVE_SMALL_BLOCKS: u16 = 256;
+
+/// A receive that found no block free reads at most this, into memory of its own.
+pub const RECEIVE_FALLBACK_BYTES: usize = 16 * 1024;
+
+/// Receives without a block that one turn serves at most.
+pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
+
+/// Connections that one turn accepts from one listener at most.
+pub const ACCEPTS_TURN_MAX: usize = 64;
+
+const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
+const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);

@@ -2,5 +2,7 @@
 
 pub mod buffer;
 pub mod driver;
+pub mod epoll;
 pub mod netns;
 pub mod socket;
+pub mod wake;

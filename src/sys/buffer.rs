@@ -417,6 +417,32 @@ impl Payload {
     }
 }
 
+impl Payload {
+    /// The first `out.len()` pieces after the first `skip` bytes: for a send that keeps them on the stack.
+    pub(super) fn first_pieces<'a, 'b>(
+        &'a self,
+        mut skip: usize,
+        out: &'b mut [IoSlice<'a>],
+    ) -> &'b [IoSlice<'a>] {
+        let mut filled = 0;
+        let mut push = |piece: &'a [u8]| {
+            let rest = &piece[skip.min(piece.len())..];
+            skip -= piece.len() - rest.len();
+            if !rest.is_empty() {
+                out[filled] = IoSlice::new(rest);
+                filled += 1;
+            }
+            filled < out.len()
+        };
+        match self {
+            Self::Bytes { bytes, from } => push(&bytes[*from..]),
+            Self::Slices(slices) => slices.iter().all(|slice| push(slice.bytes())),
+            Self::Received(buffer) => push(buffer.bytes()),
+        };
+        &out[..filled]
+    }
+}
+
 mod memory {
     //! An anonymous private mapping.
 
@@ -521,5 +547,11 @@ mod tests {
             pieces.iter().map(|p| p.to_vec()).collect::<Vec<_>>(),
             vec![b"ef".to_vec()]
         );
+        let mut pieces = [IoSlice::new(&[]); 2];
+        let first = payload.first_pieces(1, &mut pieces);
+        assert_eq!((&*first[0], &*first[1]), (&b"bc"[..], &b"def"[..]));
+        let mut pieces = [IoSlice::new(&[]); 1];
+        assert_eq!(&*payload.first_pieces(4, &mut pieces)[0], b"ef");
+        assert_eq!(&*payload.first_pieces(0, &mut pieces)[0], b"abc");
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod access_log;
 pub mod log_line;
+pub mod readiness;
 pub mod zds;

@@ -84,7 +84,10 @@ impl Server {
     /// # Errors
     /// The address is in use.
     pub async fn bind(address: SocketAddr, readiness: Readiness) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, readiness })
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            readiness,
+        })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {
@@ -95,7 +98,10 @@ impl Server {
     pub async fn serve(self) {
         let slots = Arc::new(Semaphore::new(limits::READINESS_CONNECTIONS_MAX));
         loop {
-            let slot = Arc::clone(&slots).acquire_owned().await.expect("invariant: never closed");
+            let slot = Arc::clone(&slots)
+                .acquire_owned()
+                .await
+                .expect("invariant: never closed");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let readiness = self.readiness.clone();
@@ -143,7 +149,10 @@ fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<B
         text(StatusCode::OK, "ready\n".to_owned())
     } else {
         let pending = pending.join(", ");
-        text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {pending}\n"))
+        text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("not ready, pending: {pending}\n"),
+        )
     }
 }
 
@@ -156,7 +165,9 @@ fn empty(status: StatusCode) -> Response<Full<Bytes>> {
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
 
@@ -175,12 +186,18 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+        (
+            head.lines().next().unwrap_or_default().to_owned(),
+            body.to_owned(),
+        )
     }
 
     #[test]
     fn the_probe_is_answered_by_contract() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let readiness = Readiness::default();
             for task in [Task::StateManager, Task::Proxy, Task::WorkloadProxyManager] {
@@ -193,10 +210,16 @@ mod tests {
 
             let (status, body) = ask(address, "GET /healthz/ready").await;
             assert_eq!(status, "HTTP/1.1 500 Internal Server Error");
-            assert_eq!(body, "not ready, pending: proxy, state manager, workload proxy manager\n");
+            assert_eq!(
+                body,
+                "not ready, pending: proxy, state manager, workload proxy manager\n"
+            );
             readiness.done(Task::StateManager);
             readiness.done(Task::WorkloadProxyManager);
-            assert_eq!(ask(address, "GET /healthz/ready").await.1, "not ready, pending: proxy\n");
+            assert_eq!(
+                ask(address, "GET /healthz/ready").await.1,
+                "not ready, pending: proxy\n"
+            );
             readiness.done(Task::Proxy);
             let ready = ("HTTP/1.1 200 OK".to_owned(), "ready\n".to_owned());
             assert_eq!(ask(address, "GET /healthz/ready?verbose").await, ready);
@@ -209,7 +232,10 @@ mod tests {
             );
 
             let (status, body) = ask(address, "POST /healthz/ready").await;
-            assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 405 Method Not Allowed", ""));
+            assert_eq!(
+                (status.as_str(), body.as_str()),
+                ("HTTP/1.1 405 Method Not Allowed", "")
+            );
             let (status, body) = ask(address, "GET /").await;
             assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 404 Not Found", ""));
         });

@@ -1,6 +1,7 @@
 //! Layer `control`.
 
 pub mod access_log;
+pub mod certificates;
 pub mod log_line;
 pub mod readiness;
 pub mod zds;

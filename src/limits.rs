@@ -71,3 +71,9 @@ pub const DEMANDS_QUEUED_MAX: usize = 4096;
 
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Connections that wait in the kernel to be accepted from one pod listener.
+pub const LISTEN_BACKLOG: u32 = 1024;
+
+/// Pods whose listeners could not be made are tried again after this time.
+pub const ZDS_RETRY_DELAY: Duration = Duration::from_secs(5);

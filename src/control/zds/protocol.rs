@@ -27,6 +27,8 @@ pub enum Attachment<N> {
     Unusable(String),
     /// More than one descriptor. The receiver closed them all.
     Several,
+    /// The packet, or what came beside it, was longer than the room for it; the receiver closed what it got.
+    Truncated,
 }
 
 /// What the shell does next.
@@ -38,7 +40,7 @@ pub enum Effect<N> {
     Start(Start<N>),
     /// Stop serving the pod at once.
     Stop(PodUid),
-    /// Call `Protocol::retry` after `RETRY_DELAY`.
+    /// Call `Protocol::retry` after `limits::ZDS_RETRY_DELAY`.
     ArmRetry,
     /// The conversation makes no sense any more: close the connection and make a new one. Why.
     Reconnect(String),
@@ -73,12 +75,14 @@ impl<N: Clone> Protocol<N> {
         }
     }
 
-    /// A connection was made. What was pending is forgotten: the agent's snapshot names it again.
+    /// A connection was made. What was pending is forgotten, and with it the retry timer: the agent's snapshot
+    /// names it again.
     pub fn connected(&mut self) -> Vec<Effect<N>> {
         self.phase = Phase::Snapshot {
             named: BTreeSet::new(),
         };
         self.pending.clear();
+        self.retry_armed = false;
         vec![Effect::Send(zds::encode_hello())]
     }
 
@@ -87,11 +91,8 @@ impl<N: Clone> Protocol<N> {
         self.phase = Phase::Disconnected;
     }
 
-    /// One packet. `truncated`: the packet or what came beside it was longer than the room for it.
-    pub fn received(&mut self, packet: &[u8], truncated: bool, attachment: Attachment<N>) -> Vec<Effect<N>> {
-        if truncated {
-            return refuse(Refusal::Read, "received truncated message");
-        }
+    /// One packet.
+    pub fn received(&mut self, packet: &[u8], attachment: Attachment<N>) -> Vec<Effect<N>> {
         let namespace = match attachment {
             Attachment::Nothing => None,
             Attachment::Namespace { id, namespace } => Some(Ok((id, namespace))),
@@ -99,6 +100,7 @@ impl<N: Clone> Protocol<N> {
             Attachment::Several => {
                 return refuse(Refusal::Read, "more than one descriptor came with a message");
             }
+            Attachment::Truncated => return refuse(Refusal::Read, "received truncated message"),
         };
         let request = match Request::decode(packet) {
             Ok(request) => request,
@@ -180,8 +182,13 @@ impl<N: Clone> Protocol<N> {
 
     /// The agent's snapshot was received and every pod of it runs.
     pub fn is_ready(&self) -> bool {
+        self.has_snapshot() && self.pending.is_empty()
+    }
+
+    /// The agent and the proxy understood each other on this connection.
+    pub fn has_snapshot(&self) -> bool {
         match self.phase {
-            Phase::Live => self.pending.is_empty(),
+            Phase::Live => true,
             Phase::Disconnected | Phase::Snapshot { .. } => false,
         }
     }

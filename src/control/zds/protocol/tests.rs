@@ -76,13 +76,12 @@ fn live() -> Protocol<Fake> {
 }
 
 fn told(protocol: &mut Protocol<Fake>, packet: &[u8]) -> Vec<Effect<Fake>> {
-    protocol.received(packet, false, Attachment::Nothing)
+    protocol.received(packet, Attachment::Nothing)
 }
 
 fn offered(protocol: &mut Protocol<Fake>, uid: &str, inode: u64) -> Vec<Effect<Fake>> {
     protocol.received(
         &add(uid),
-        false,
         Attachment::Namespace {
             id: id(inode),
             namespace: inode as Fake,
@@ -240,6 +239,13 @@ fn a_connection_forgets_what_was_pending() {
     assert_eq!(told(&mut protocol, SNAPSHOT_SENT), [ack()]);
     assert!(protocol.is_ready());
     assert_eq!(protocol.retry(), []);
+    let failed = start(offered(&mut protocol, "a", 7));
+    let effects = protocol.started(failed, Err("no".to_owned()));
+    assert_eq!(
+        effects[0],
+        Effect::ArmRetry,
+        "the timer belongs to the connection"
+    );
 }
 
 #[test]
@@ -248,11 +254,7 @@ fn a_pod_whose_start_failed_in_the_snapshot_counts_as_named() {
     started(&mut protocol, "a", 7);
     protocol.disconnected();
     protocol.connected();
-    let effects = protocol.received(
-        &add("a"),
-        false,
-        Attachment::Unusable("bad descriptor".to_owned()),
-    );
+    let effects = protocol.received(&add("a"), Attachment::Unusable("bad descriptor".to_owned()));
     assert_eq!(effects, [refused("failure to start proxy : bad descriptor")]);
     assert_eq!(
         told(&mut protocol, SNAPSHOT_SENT),
@@ -275,66 +277,57 @@ fn nonsense_is_refused_and_the_connection_made_anew_while_pods_run_on() {
         }
         message.encode_to_vec()
     };
-    let cases: [(&str, Vec<u8>, bool, Attachment<Fake>); 9] = [
+    let cases: [(&str, Vec<u8>, Attachment<Fake>); 9] = [
         (
             "failure to read message : received truncated message",
             add("a"),
-            true,
-            namespace(),
+            Attachment::Truncated,
         ),
         (
             "failure to read message : more than one descriptor",
             add("a"),
-            false,
             Attachment::Several,
         ),
         (
             "failure to read message : No control message",
             add("a"),
-            false,
             Attachment::Nothing,
         ),
         (
             "failure to read message : Unexpected control message",
             del("a"),
-            false,
             namespace(),
         ),
         (
             "failure to read message : no payload",
             vec![],
-            false,
             Attachment::Nothing,
         ),
         (
             "failure to read message : no payload",
             vec![0xff; 40],
-            false,
             namespace(),
         ),
         (
             "failure to process message : workload_info is required but not present",
             no_info,
-            false,
             namespace(),
         ),
         (
             "failure to process message : pod keep received after snapshot",
             keep("a"),
-            false,
             Attachment::Nothing,
         ),
         (
             "failure to process message : pod snapshot received already",
             SNAPSHOT_SENT.to_vec(),
-            false,
             Attachment::Nothing,
         ),
     ];
-    for (text, packet, truncated, attachment) in cases {
+    for (text, packet, attachment) in cases {
         let mut protocol = live();
         started(&mut protocol, "runs", 1);
-        let effects = protocol.received(&packet, truncated, attachment);
+        let effects = protocol.received(&packet, attachment);
         let [Effect::Send(reply), Effect::Reconnect(_)] = &effects[..] else {
             panic!("{text}: {effects:?}");
         };

@@ -1,6 +1,8 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
 use std::time::Duration;
+/// Worker threads. More than the CPUs of any machine we know of.
+pub const WORKERS_MAX: usize = 1024;
 
 /// Events that one `Driver::poll` returns at most.
 pub const EVENTS_TURN_MAX: usize = 1024;

@@ -4,5 +4,6 @@ pub mod buffer;
 pub mod driver;
 pub mod epoll;
 pub mod netns;
+pub mod rlimit;
 pub mod socket;
 pub mod wake;

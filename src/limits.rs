@@ -22,6 +22,31 @@ pub const SENDS_DIRECT_TURN_MAX: usize = 2;
 
 const _: () = assert!(SEND_PIECES_MAX <= 1024);
 
+/// A ZDS packet: the node agent's receive buffer, and ours. A longer one is refused as truncated.
+pub const ZDS_PACKET_BYTES_MAX: usize = 1024;
+
+/// Text of a refusal inside a ZDS packet.
+pub const ZDS_NACK_TEXT_BYTES_MAX: usize = 960;
+
+// Two nested messages: a tag and a length of two bytes each.
+const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
+
+/// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
+pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
+
+/// Bytes of formatted log text that go out by one write at most, give or take one line.
+pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// Connections that the readiness server serves at a time.
+pub const READINESS_CONNECTIONS_MAX: usize = 64;
+
+/// How long and how large the head of a request to one of our own HTTP servers may be.
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
+
+/// Pause of an accept loop of the control thread after an error of `accept`.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What a receive gets before its socket has shown that more comes at once: a whole TLS record.
 pub const RECEIVE_SMALL_BYTES: usize = 17 * 1024;
 
@@ -293,6 +318,21 @@ const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+
+/// Certificate requests under way at a time.
+pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
+
+/// Demands of the workers that wait for the control thread.
+pub const DEMANDS_QUEUED_MAX: usize = 4096;
+
+/// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
+pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Connections that wait in the kernel to be accepted from one pod listener.
+pub const LISTEN_BACKLOG: u32 = 1024;
+
+/// Pods whose listeners could not be made are tried again after this time.
+pub const ZDS_RETRY_DELAY: Duration = Duration::from_secs(5);
 // Section `tls`.
 
 /// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake

@@ -1,1 +1,3 @@
 //! Layer `process`.
+
+pub mod logging;

@@ -8,3 +8,6 @@ pub mod baggage;
 pub mod hbone;
 pub mod http2;
 pub mod traceparent;
+//! Layer `wire`.
+
+pub mod zds;

@@ -8,6 +8,7 @@ pub mod epoll;
 pub mod fd_passing;
 pub mod netns;
 pub mod rlimit;
+pub mod reactor;
 pub mod select;
 pub mod socket;
 pub mod uring;

@@ -32,7 +32,7 @@ use std::thread::JoinHandle;
 use self::core::Core;
 use self::settings::Settings;
 use self::turn::run;
-use crate::bridge::demands::{Demand, Demands};
+use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
@@ -86,7 +86,7 @@ pub fn start(setups: Vec<Setup>) -> io::Result<Workers> {
         handles.push(handle);
     }
     for introduce in introductions {
-        // A worker that ended meanwhile has said so by a demand.
+        // A worker that ended meanwhile has said so in the log; whoever joins its thread notices.
         let _ = introduce.send(handles.clone());
     }
     Ok(Workers { handles, threads })
@@ -120,12 +120,10 @@ fn work<D: Driver + 'static>(
         return;
     }
     let Ok(peers) = peers.recv() else { return };
-    let (worker, demands) = (setup.index, setup.demands.clone());
+    let worker = setup.index;
     let executor = Executor::default();
     let core = Core::new(setup, driver, peers.into(), executor.spawner());
-    let error = run(core, &executor, &inbox).err().map(|error| error.to_string());
-    if let Some(error) = &error {
-        tracing::error!(target: "worker", worker, error, "worker ended");
+    if let Err(error) = run(core, &executor, &inbox) {
+        tracing::error!(target: "worker", worker, %error, "worker ended");
     }
-    demands.send(Demand::Ended { worker, error });
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::bridge::{CertificateError, Demand, DemandReceiver, Order, Orders};
+use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders};
 use crate::clock::{self, Duration, SystemTime};
 use crate::identity::Identity;
 use crate::limits;
@@ -38,7 +38,7 @@ impl Authority for FakeCa {
 }
 
 /// Answers the workers' demands until the last worker is gone. Needs a `LocalSet`.
-pub async fn serve(mut demands: DemandReceiver, authority: impl Authority, orders: Orders) {
+pub async fn serve(mut demands: DemandQueue, authority: impl Authority, orders: Orders) {
     let authority = Arc::new(authority);
     let slots = Arc::new(Semaphore::new(limits::CERTIFICATE_REQUESTS_MAX));
     let mut requests = JoinSet::new();

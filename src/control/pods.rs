@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::bridge::{Order, Orders, PodInfo, PodListeners, PodUid};
+use crate::bridge::{Order, Orders, Pod, PodInfo, PodListeners, PodUid};
 use crate::limits;
 use crate::sys::netns::Namespace;
 use crate::sys::socket::{self, ListenError, ListenSpec, Listening};
@@ -64,34 +64,37 @@ impl WorkerPods {
         listen_on_any_family(self.settings.ipv6, spec)
     }
 
-    fn listeners(
-        &self,
-        uid: &PodUid,
-        info: &PodInfo,
-        namespace: &Arc<Namespace>,
-    ) -> Result<PodListeners, ListenError> {
+    /// All listeners of a pod, and whether both inbound ones may see and use foreign addresses.
+    fn listeners(&self, namespace: &Arc<Namespace>) -> Result<(PodListeners, bool), ListenError> {
         let inbound_hbone = self.listen(namespace, INBOUND_HBONE_PORT)?;
         let inbound_plaintext = self.listen(namespace, INBOUND_PLAINTEXT_PORT)?;
         let outbound = self.listen(namespace, OUTBOUND_PORT)?;
-        Ok(PodListeners {
-            uid: uid.clone(),
-            info: info.clone(),
-            namespace: Arc::clone(namespace),
-            preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
+        let preserve_source = inbound_hbone.transparent && inbound_plaintext.transparent;
+        let listeners = PodListeners {
             outbound: outbound.fd,
             inbound_hbone: inbound_hbone.fd,
             inbound_plaintext: inbound_plaintext.fd,
-        })
+        };
+        Ok((listeners, preserve_source))
     }
 }
 
 impl Pods for WorkerPods {
     fn start(&mut self, uid: &PodUid, info: &PodInfo, namespace: &Arc<Namespace>) -> Result<(), String> {
-        let listeners = self
-            .listeners(uid, info, namespace)
-            .map_err(|error| error.to_string())?;
-        self.orders
-            .send(home_worker(uid, self.orders.workers()), Order::AddPod(listeners));
+        let (listeners, preserve_source) =
+            self.listeners(namespace).map_err(|error| error.to_string())?;
+        let pod = Arc::new(Pod {
+            uid: uid.clone(),
+            info: info.clone(),
+            namespace: Arc::clone(namespace),
+            preserve_source,
+        });
+        // Every worker knows every pod, since connections are handed over; home accepts them.
+        let home = home_worker(uid, self.orders.workers());
+        for worker in (0..self.orders.workers()).filter(|worker| *worker != home) {
+            self.orders.send(worker, Order::AddPod { pod: Arc::clone(&pod), listeners: None });
+        }
+        self.orders.send(home, Order::AddPod { pod, listeners: Some(listeners) });
         Ok(())
     }
 

@@ -388,6 +388,12 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// All of `bytes`.
+    pub fn whole(bytes: Vec<u8>) -> Self {
+        let end = bytes.len();
+        Self::Bytes { bytes, from: 0, end }
+    }
+
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes { from, end, .. } => end - from,

@@ -10,7 +10,7 @@ use crate::bridge::orders::CertificateError;
 use crate::identity::Identity;
 use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
-use crate::tls::keys::CertifiedIdentity;
+use crate::tls::CertifiedIdentity;
 
 type Answer = Result<Arc<CertifiedIdentity>, CertificateError>;
 
@@ -55,13 +55,10 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The control thread's answer, or a renewed certificate.
     pub fn take_certificate(&mut self, identity: Identity, result: Answer) {
+        // An error comes only when there is no certificate that is still valid.
         let previous = match &result {
             Ok(certificate) => self.certificates.entries.insert(identity, Entry::Known(certificate.clone())),
-            // A certificate that is still there is never dropped because a later one failed.
-            Err(_) => match self.certificates.entries.get(&identity) {
-                Some(Entry::Asked(_)) => self.certificates.entries.remove(&identity),
-                Some(Entry::Known(_)) | None => None,
-            },
+            Err(_) => self.certificates.entries.remove(&identity),
         };
         if let Some(Entry::Asked(waiting)) = previous {
             for waiter in waiting {
@@ -78,6 +75,6 @@ pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Ident
         Step::Known(certificate) => Ok(certificate),
         Step::Wait(answer) => answer
             .await
-            .unwrap_or_else(|| Err(CertificateError("the worker is shutting down".to_owned()))),
+            .unwrap_or_else(|| Err(CertificateError("the worker is shutting down".into()))),
     }
 }

@@ -115,10 +115,7 @@ impl<D: Driver> Rig<D> {
 
     /// Sends all of it, whether at once or not.
     pub fn write(&mut self, socket: SocketId, bytes: &[u8]) {
-        let payload = Payload::Bytes {
-            bytes: bytes.to_vec(),
-            from: 0,
-        };
+        let payload = Payload::whole(bytes.to_vec());
         match self.driver.send(socket, payload) {
             SendStatus::Done(payload) => assert_eq!(payload.len(), bytes.len()),
             SendStatus::Queued => {

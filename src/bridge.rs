@@ -1,3 +1,17 @@
+<<<<<<< HEAD
+//! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
+//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker).
+//!
+//! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
+//! order together with a wake.
+
+
+pub mod demands;
+pub mod load;
+pub mod log;
+pub mod orders;
+pub mod snapshot;
+=======
 //! What crosses threads: orders from control to the workers, demands of the workers, lines for the log thread.
 //!
 //! Layer `bridge`. Every type here has one writer; nothing is shared mutably but counters.
@@ -130,3 +144,4 @@ impl Orders {
         }
     }
 }
+>>>>>>> control

@@ -1,8 +1,10 @@
 //! The operating system: drivers, sockets, namespaces, CPUs. The only layer with `unsafe`.
 
 pub mod buffer;
+pub mod cpu;
 pub mod driver;
 pub mod epoll;
+pub mod fd_passing;
 pub mod netns;
 pub mod rlimit;
 pub mod socket;

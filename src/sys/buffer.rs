@@ -400,24 +400,6 @@ impl Payload {
         self.len() == 0
     }
 
-    /// Appends the pieces after the first `skip` bytes to `out`.
-    pub(super) fn pieces<'a>(&'a self, mut skip: usize, out: &mut Vec<IoSlice<'a>>) {
-        let mut push = |piece: &'a [u8]| {
-            let rest = &piece[skip.min(piece.len())..];
-            skip -= piece.len() - rest.len();
-            if !rest.is_empty() {
-                out.push(IoSlice::new(rest));
-            }
-        };
-        match self {
-            Self::Bytes { bytes, from } => push(&bytes[*from..]),
-            Self::Slices(slices) => slices.iter().for_each(|slice| push(slice.bytes())),
-            Self::Received(buffer) => push(buffer.bytes()),
-        }
-    }
-}
-
-impl Payload {
     /// The first `out.len()` pieces after the first `skip` bytes: for a send that keeps them on the stack.
     pub(super) fn first_pieces<'a, 'b>(
         &'a self,
@@ -541,12 +523,6 @@ mod tests {
     #[test]
     fn pieces_skip_what_was_sent() {
         let payload = Payload::Slices(vec![Slice::copied(b"abc"), Slice::copied(b"def")]);
-        let mut pieces = Vec::new();
-        payload.pieces(4, &mut pieces);
-        assert_eq!(
-            pieces.iter().map(|p| p.to_vec()).collect::<Vec<_>>(),
-            vec![b"ef".to_vec()]
-        );
         let mut pieces = [IoSlice::new(&[]); 2];
         let first = payload.first_pieces(1, &mut pieces);
         assert_eq!((&*first[0], &*first[1]), (&b"bc"[..], &b"def"[..]));

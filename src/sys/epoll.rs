@@ -288,3 +288,6 @@ impl Driver for EpollDriver {
         in_use
     }
 }
+
+#[cfg(test)]
+mod tests;

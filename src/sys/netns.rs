@@ -136,7 +136,7 @@ fn set_namespace(fd: &OwnedFd) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;

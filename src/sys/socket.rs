@@ -103,10 +103,13 @@ pub fn listen(spec: &ListenSpec) -> Result<Listening, ListenError> {
         }
         (None, true) => socket.set_ip_transparent_v4(true).is_ok(),
     };
-    if spec.reuse_port
-        && let Err(error) = socket.set_reuse_port(true)
-    {
-        tracing::warn!("cannot set SO_REUSEPORT on the socket for {address}: {error}");
+    let reuse = match spec.reuse_port {
+        true => socket.set_reuse_port(true),
+        // Without it, connections of an earlier process in TIME_WAIT would keep the port for a minute.
+        false => socket.set_reuse_address(true),
+    };
+    if let Err(error) = reuse {
+        tracing::warn!("cannot share the port of the socket for {address}: {error}");
     }
     if address.is_ipv6() {
         let dual_stack = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -287,3 +290,6 @@ pub fn any_address(ipv6: bool, port: u16) -> SocketAddr {
         false => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -208,8 +208,17 @@ pub fn send(fd: BorrowedFd<'_>, payload: &Payload, taken: usize) -> Written {
 
 /// One system call, and how many bytes it was given.
 fn send_once(fd: BorrowedFd<'_>, payload: &Payload, skip: usize) -> (io::Result<usize>, usize) {
-    let mut pieces = [IoSlice::new(&[]); limits::SEND_PIECES_MAX];
-    let pieces = payload.first_pieces(skip, &mut pieces);
+    let (mut one, mut many);
+    let pieces = match payload {
+        Payload::Bytes { .. } | Payload::Received(_) => {
+            one = [IoSlice::new(&[]); 1];
+            payload.first_pieces(skip, &mut one)
+        }
+        Payload::Slices(_) => {
+            many = [IoSlice::new(&[]); limits::SEND_PIECES_MAX];
+            payload.first_pieces(skip, &mut many)
+        }
+    };
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     if let [piece] = pieces {
         let outcome = repeated(|| {

@@ -102,3 +102,12 @@ pub const EMPTY_RECORDS_MAX: u32 = 32;
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
 // A peer that updates its key as often as our own smallest limit does earns more than it spends.
 const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+/// Entries of a ring's submission queue; the completion queue has four times as many. More operations than this
+/// can be started in one turn at the price of a further system call.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// What a ring is made with when the kernel has no memory for `RING_ENTRIES`.
+pub const RING_ENTRIES_MIN: u32 = 128;
+
+const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
+const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);

@@ -14,7 +14,9 @@ mod rig;
 mod send;
 mod waiting;
 
+use uztunnel::limits;
 use uztunnel::sys::epoll::EpollDriver;
+use uztunnel::sys::uring::{FeatureSet, KernelRelease, Profile, UringDriver};
 
 macro_rules! tests {
     ($make:expr; $($module:ident :: $scenario:ident),* $(,)?) => {
@@ -82,3 +84,23 @@ macro_rules! contract {
 }
 
 contract!(epoll, EpollDriver::new().expect("an epoll driver"));
+
+/// A ring held back to what kernels of one generation offer.
+fn uring(set: FeatureSet) -> UringDriver {
+    UringDriver::new(Profile::new(set, limits::RING_ENTRIES, None)).expect("an io_uring driver")
+}
+
+/// A ring as on a kernel whose buffer rings are unsafe.
+fn uring_without_buffer_rings() -> UringDriver {
+    let unsafe_kernel = KernelRelease::parse("6.5.0");
+    let profile = Profile::new(FeatureSet::NEWEST, limits::RING_ENTRIES_MIN, unsafe_kernel);
+    UringDriver::new(profile).expect("an io_uring driver")
+}
+
+contract!(uring, uring(FeatureSet::NEWEST));
+contract!(uring_6_1, uring(FeatureSet::V6_1));
+contract!(uring_6_0, uring(FeatureSet::V6_0));
+contract!(uring_5_19, uring(FeatureSet::V5_19));
+contract!(uring_5_18, uring(FeatureSet::V5_18));
+contract!(uring_5_15, uring(FeatureSet::V5_15));
+contract!(uring_cve_2024_0582, uring_without_buffer_rings());

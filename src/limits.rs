@@ -41,3 +41,36 @@ pub const EMPTY_RECORDS_MAX: u32 = 32;
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
 // A peer that updates its key as often as our own smallest limit does earns more than it spends.
 const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+// Header lists (wire::http2::hpack, wire::hbone).
+
+/// Largest integer of a header block: far above any block we accept, far below an overflow.
+pub const HPACK_INTEGER_MAX: usize = 1 << 24;
+
+/// A header block that expands to more than this many times the allowed list ends the connection; a smaller
+/// excess only costs the message. Work per block is bounded by this, whatever the dynamic table holds.
+pub const HPACK_EXPANSION_FACTOR: usize = 4;
+
+/// Scratch that a decoder keeps between blocks, per string.
+pub const HPACK_SCRATCH_BYTES_KEPT: usize = 512;
+
+/// A host name (253, RFC 1035), a colon, a port; IPv6 in brackets is shorter.
+pub const AUTHORITY_BYTES_MAX: usize = 253 + 1 + 5;
+
+/// A method name in an incoming request; the longest registered one has 17.
+pub const METHOD_BYTES_MAX: usize = 32;
+
+/// All baggage of one message (W3C Baggage 3.3.2 asks for at least this much).
+pub const BAGGAGE_BYTES_MAX: usize = 8192;
+
+/// One value of a baggage member: Kubernetes names and labels are never longer.
+pub const BAGGAGE_VALUE_BYTES_MAX: usize = 253;
+
+/// A `forwarded` header: an address, a host name, and room for what others may add.
+pub const FORWARDED_BYTES_MAX: usize = 1024;
+
+/// The name of a network: a Kubernetes label value has 63, so this is room enough.
+pub const NETWORK_BYTES_MAX: usize = 255;
+
+const _: () = assert!(AUTHORITY_BYTES_MAX < FORWARDED_BYTES_MAX);
+const _: () = assert!(BAGGAGE_BYTES_MAX > 7 * BAGGAGE_VALUE_BYTES_MAX);
+const _: () = assert!(HPACK_INTEGER_MAX < 1 << 28);

@@ -1,0 +1,3 @@
+//! HTTP/2 as HBONE needs it (RFC 9113): CONNECT only.
+
+pub mod hpack;

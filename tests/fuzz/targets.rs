@@ -9,8 +9,11 @@ mod hpack;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
 
+/// What a target does with one input. It panics when something is wrong.
+pub type Body = fn(&[u8]);
+
 /// Name and body of each target; the name is that of its corpus and of its binary.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Body)] = &[
     ("baggage", baggage::run),
     ("hbone_authority", hbone_authority::run),
     ("hpack", hpack::run),

@@ -45,3 +45,6 @@ pub const RING_ENTRIES_MIN: u32 = 128;
 
 const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
 const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
+
+/// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
+pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

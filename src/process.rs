@@ -1,1 +1,2 @@
 //! Layer `process`.
+pub mod preflight;

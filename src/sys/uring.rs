@@ -32,8 +32,8 @@ use io_uring::{cqueue, opcode, squeue, types};
 use self::buffer_ring::Group;
 use self::closing::Closing;
 pub use self::features::{FeatureSet, KernelRelease, Profile, UnknownFeatureSet};
-pub use self::probe::probe;
 use self::operation::{Class, Operation, Repeating, Target, Work};
+pub use self::probe::probe;
 use self::receiving::Receive;
 use self::ring::{DisabledRing, Ring};
 pub use self::ring::{RingError, Step};
@@ -63,6 +63,11 @@ pub struct UringDriver {
     starved: VecDeque<Key>,
     /// Failures that were held back until the owner asks for bytes again.
     failures: VecDeque<(Key, io::Error)>,
+    /// Frames that no send uses now.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel reads frames where they are, so they never move"
+    )]
     frames: Vec<Box<Frame>>,
     /// Where a receive without a block reads to.
     scratch: Box<[u8]>,
@@ -228,7 +233,7 @@ impl UringDriver {
     fn sent(&mut self, target: Target, mut sending: Sending, result: i32, events: &mut Vec<Event>) {
         let Target::Socket(key) = target else {
             let (_payload, _taken, frame) = sending.into_parts();
-            self.frames.push(frame);
+            self.keep(frame);
             return;
         };
         let error = sending.note(result).err();
@@ -244,7 +249,7 @@ impl UringDriver {
         }
         let owner = socket.owner;
         let (payload, taken, frame) = sending.into_parts();
-        self.frames.push(frame);
+        self.keep(frame);
         events.push(Event::Sent {
             owner,
             socket: key.socket_id(),
@@ -256,12 +261,21 @@ impl UringDriver {
 
     fn queue_send(&mut self, key: Key, mut sending: Sending) {
         let socket = self.sockets.get(key);
-        let fd = socket.expect("invariant: only a live socket sends").fd.as_raw_fd();
+        let fd = socket
+            .expect("invariant: only a live socket sends")
+            .fd
+            .as_raw_fd();
         let entry = sending.entry(fd);
         // SAFETY: the entry names the payload's heap memory and the boxed frame, both owned by the work.
         let operation = unsafe { self.submit(Target::Socket(key), Work::Send(sending), entry) };
         let socket = self.sockets.get_mut(key);
         socket.expect("invariant: only a live socket sends").send = Some(operation);
+    }
+
+    fn keep(&mut self, frame: Box<Frame>) {
+        if self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
+            self.frames.push(frame);
+        }
     }
 
     fn deliver_failures(&mut self, events: &mut Vec<Event>) {
@@ -350,13 +364,13 @@ impl Driver for UringDriver {
                 Direct::Partly => {}
                 Direct::Done => {
                     let (payload, _, frame) = sending.into_parts();
-                    self.frames.push(frame);
+                    self.keep(frame);
                     return SendStatus::Done(payload);
                 }
                 Direct::Failed(error) => {
                     socket.note_send_error(&error);
                     let (payload, taken, frame) = sending.into_parts();
-                    self.frames.push(frame);
+                    self.keep(frame);
                     return SendStatus::Failed {
                         taken,
                         error,

@@ -34,7 +34,9 @@ pub(super) enum Receive {
         switching: bool,
     },
     /// No block was free; queued in `UringDriver::starved`.
-    Starved { mode: ReceiveMode },
+    Starved {
+        mode: ReceiveMode,
+    },
     /// Taken back by the owner, and the operation not over yet.
     Stopping {
         operation: Key,
@@ -98,7 +100,10 @@ impl Flow {
 
 /// What a receive operation brought.
 pub(super) enum Outcome {
-    Data { buffer: RecvBuffer, drained: bool },
+    Data {
+        buffer: RecvBuffer,
+        drained: bool,
+    },
     End,
     NoBlock,
     /// Interrupted or taken back: nothing happened to the socket.
@@ -130,7 +135,9 @@ impl UringDriver {
         };
         match &mut socket.receive {
             Receive::Idle => self.arm(key, mode),
-            Receive::Stopping { then: then @ None, .. } => *then = Some(mode),
+            Receive::Stopping {
+                then: then @ None, ..
+            } => *then = Some(mode),
             Receive::Failed(_) => {
                 let failed = std::mem::replace(&mut socket.receive, Receive::Failing);
                 if let Receive::Failed(error) = failed {
@@ -177,7 +184,10 @@ impl UringDriver {
 
     /// Starts the operation for what the owner asked.
     fn arm(&mut self, key: Key, mode: ReceiveMode) {
-        let socket = self.sockets.get(key).expect("invariant: only a live socket receives");
+        let socket = self
+            .sockets
+            .get(key)
+            .expect("invariant: only a live socket receives");
         let class = socket.flow.class(mode);
         let group = &self.groups[class.index()];
         let fd = types::Fd(socket.fd.as_raw_fd());
@@ -232,7 +242,13 @@ impl UringDriver {
     }
 
     /// A receive that goes on brought something.
-    pub(super) fn received(&mut self, target: Target, class: Class, outcome: Outcome, events: &mut Vec<Event>) {
+    pub(super) fn received(
+        &mut self,
+        target: Target,
+        class: Class,
+        outcome: Outcome,
+        events: &mut Vec<Event>,
+    ) {
         let Target::Socket(key) = target else { return };
         let Outcome::Data { buffer, drained } = outcome else {
             return;
@@ -254,7 +270,11 @@ impl UringDriver {
                 }
             }
             Receive::Stopping { late, .. } => join(late, buffer),
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Failed(_)
+            | Receive::Failing
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -278,7 +298,11 @@ impl UringDriver {
         match std::mem::replace(&mut socket.receive, Receive::Idle) {
             Receive::Armed { mode, .. } => self.asked_for(key, mode, outcome, events),
             Receive::Stopping { late, then, .. } => self.stopped(key, late, then, outcome, events),
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Failed(_)
+            | Receive::Failing
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -286,7 +310,10 @@ impl UringDriver {
 
     /// Delivers what an owner waits for, and goes on as the mode says. The socket is idle now.
     fn asked_for(&mut self, key: Key, mode: ReceiveMode, outcome: Outcome, events: &mut Vec<Event>) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
         match outcome {
             Outcome::Data { buffer, .. } => {
                 deliver(socket, key, Received::Data(buffer), events);
@@ -322,7 +349,10 @@ impl UringDriver {
         outcome: Outcome,
         events: &mut Vec<Event>,
     ) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
         let mut failure = None;
         match outcome {
             Outcome::Data { buffer, .. } => join(&mut late, buffer),
@@ -363,7 +393,11 @@ impl UringDriver {
             }
             Receive::Stopping { then: Some(mode), .. } => self.arm(key, mode),
             Receive::Stopping { then: None, .. } => {}
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Failed(_)
+            | Receive::Failing
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -371,7 +405,10 @@ impl UringDriver {
 
     /// Receives by a system call: into a block that is free right now, else into memory of its own.
     fn receive_now(&mut self, key: Key, mode: ReceiveMode, events: &mut Vec<Event>) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
         let class = socket.flow.class(mode);
         let fd = socket.fd.as_raw_fd();
         let bytes_max = bytes_max(mode);
@@ -428,7 +465,9 @@ impl UringDriver {
         let mut promised = [0; Class::ALL.len()];
         let mut fallbacks = 0;
         for _ in 0..self.starved.len() {
-            let Some(key) = self.starved.pop_front() else { break };
+            let Some(key) = self.starved.pop_front() else {
+                break;
+            };
             let Some(socket) = self.sockets.get_mut(key) else {
                 continue;
             };

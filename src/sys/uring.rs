@@ -15,6 +15,7 @@ mod connecting;
 mod features;
 mod operation;
 mod probe;
+mod receive_state;
 mod receiving;
 mod ring;
 mod sending;
@@ -34,7 +35,7 @@ use self::closing::Closing;
 pub use self::features::{FeatureSet, KernelRelease, Profile, UnknownFeatureSet};
 use self::operation::{Class, Operation, Repeating, Target, Work};
 pub use self::probe::probe;
-use self::receiving::Receive;
+use self::receive_state::{Flow, Receive};
 use self::ring::{DisabledRing, Ring};
 pub use self::ring::{RingError, Step};
 use self::sending::{Direct, Frame, Sending};
@@ -47,7 +48,7 @@ use super::socket;
 use super::wake::Wakeup;
 use crate::limits;
 
-/// Events that one completion can lead to at most: withheld bytes and the failure behind them.
+/// Events that one completion can lead to at most: bytes that were held, and the failure behind them.
 const EVENTS_COMPLETION_MAX: usize = 2;
 
 pub struct UringDriver {
@@ -61,8 +62,8 @@ pub struct UringDriver {
     closing: Slots<Closing>,
     /// Sockets whose receive found no block, first come first served.
     starved: VecDeque<Key>,
-    /// Failures that were held back until the owner asks for bytes again.
-    failures: VecDeque<(Key, io::Error)>,
+    /// Sockets whose owner asked again for what came after a receive was taken back.
+    due: VecDeque<Key>,
     /// Frames that no send uses now.
     #[expect(
         clippy::vec_box,
@@ -83,7 +84,7 @@ struct Socket {
     owner: Owner,
     receive: Receive,
     /// The size of what this socket receives at a time.
-    flow: receiving::Flow,
+    flow: Flow,
     send: Option<Key>,
     /// The accept or connect that is under way.
     setup: Option<Key>,
@@ -143,7 +144,7 @@ impl UringDriver {
             sockets: Slots::new(),
             closing: Slots::new(),
             starved: VecDeque::new(),
-            failures: VecDeque::new(),
+            due: VecDeque::new(),
             frames: Vec::new(),
             scratch: vec![0; limits::RECEIVE_FALLBACK_BYTES].into_boxed_slice(),
             wakeup,
@@ -277,14 +278,6 @@ impl UringDriver {
             self.frames.push(frame);
         }
     }
-
-    fn deliver_failures(&mut self, events: &mut Vec<Event>) {
-        for (key, error) in std::mem::take(&mut self.failures) {
-            if let Some(socket) = self.sockets.get_mut(key) {
-                receiving::fail(socket, key, error, events);
-            }
-        }
-    }
 }
 
 impl Driver for UringDriver {
@@ -308,7 +301,7 @@ impl Driver for UringDriver {
             fd,
             owner,
             receive: Receive::Idle,
-            flow: receiving::Flow::default(),
+            flow: Flow::default(),
             send: None,
             setup: None,
             broken: None,
@@ -404,7 +397,7 @@ impl Driver for UringDriver {
         let from = events.len();
         self.direct_sends_left = limits::SENDS_DIRECT_TURN_MAX;
         self.groups.iter_mut().for_each(Group::provide);
-        self.deliver_failures(events);
+        self.give_due(events);
         self.serve_starved(events);
 
         let left_over = self.ring.has_completions();

@@ -379,3 +379,5 @@ pub const EMPTY_RECORDS_MAX: u32 = 32;
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
 // A peer that updates its key as often as our own smallest limit does earns more than it spends.
 const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+/// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
+pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

@@ -68,9 +68,6 @@ const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
 /// Certificate requests under way at a time.
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 
-/// Demands of the workers that wait for the control thread.
-pub const DEMANDS_QUEUED_MAX: usize = 4096;
-
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -7,6 +7,7 @@ pub mod driver;
 pub mod epoll;
 pub mod fd_passing;
 pub mod netns;
+pub mod reactor;
 pub mod rlimit;
 pub mod select;
 pub mod socket;

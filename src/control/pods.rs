@@ -6,30 +6,11 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::bridge::{Order, Orders, PodInfo, PodListeners, PodUid};
+use crate::bridge::orders::{Order, Pod, PodInfo, PodListeners, PodUid, WorkerHandle};
+use crate::config::{OriginalSource, Ports, Sockets};
 use crate::limits;
 use crate::sys::netns::Namespace;
 use crate::sys::socket::{self, ListenError, ListenSpec, Listening};
-
-/// Traffic that leaves the pod is redirected here.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// Plaintext traffic to the pod is redirected here.
-pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
-/// HBONE traffic to the pod arrives here.
-pub const INBOUND_HBONE_PORT: u16 = 15008;
-
-/// How pod sockets are made.
-#[derive(Debug, Clone, Copy)]
-pub struct ListenerSettings {
-    /// `IPV6_ENABLED`: bind `[::]`, for both families.
-    pub ipv6: bool,
-    /// `PACKET_MARK`.
-    pub mark: Option<u32>,
-    /// `ENABLE_ORIG_SRC`.
-    pub transparent: Option<bool>,
-    /// `INPOD_PORT_REUSE`.
-    pub reuse_port: bool,
-}
 
 /// What the ZDS client does with pods.
 pub trait Pods {
@@ -42,63 +23,64 @@ pub trait Pods {
 
 /// Pods served by the workers.
 pub struct WorkerPods {
-    settings: ListenerSettings,
-    orders: Orders,
+    ports: Ports,
+    sockets: Sockets,
+    workers: Arc<[WorkerHandle]>,
 }
 
 impl WorkerPods {
-    pub fn new(settings: ListenerSettings, orders: Orders) -> Self {
-        assert!(orders.workers() > 0, "there is at least one worker");
-        Self { settings, orders }
+    pub fn new(ports: Ports, sockets: Sockets, workers: Arc<[WorkerHandle]>) -> Self {
+        assert!(!workers.is_empty(), "there is at least one worker");
+        Self { ports, sockets, workers }
     }
 
     fn listen(&self, namespace: &Arc<Namespace>, port: u16) -> Result<Listening, ListenError> {
-        let spec = |ipv6| ListenSpec {
+        listen_on_any_family(self.sockets.ipv6, |ipv6| ListenSpec {
             namespace: Some(Arc::clone(namespace)),
             address: socket::any_address(ipv6, port),
-            reuse_port: self.settings.reuse_port,
-            mark: self.settings.mark,
-            transparent: self.settings.transparent,
+            reuse_port: self.sockets.port_reuse,
+            mark: self.sockets.packet_mark,
+            transparent: match self.sockets.original_source {
+                OriginalSource::Required => Some(true),
+                OriginalSource::Never => Some(false),
+                OriginalSource::BestEffort => None,
+            },
             backlog: limits::LISTEN_BACKLOG,
-        };
-        listen_on_any_family(self.settings.ipv6, spec)
-    }
-
-    fn listeners(
-        &self,
-        uid: &PodUid,
-        info: &PodInfo,
-        namespace: &Arc<Namespace>,
-    ) -> Result<PodListeners, ListenError> {
-        let inbound_hbone = self.listen(namespace, INBOUND_HBONE_PORT)?;
-        let inbound_plaintext = self.listen(namespace, INBOUND_PLAINTEXT_PORT)?;
-        let outbound = self.listen(namespace, OUTBOUND_PORT)?;
-        Ok(PodListeners {
-            uid: uid.clone(),
-            info: info.clone(),
-            namespace: Arc::clone(namespace),
-            preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
-            outbound: outbound.fd,
-            inbound_hbone: inbound_hbone.fd,
-            inbound_plaintext: inbound_plaintext.fd,
         })
     }
 }
 
 impl Pods for WorkerPods {
+    /// Every worker is told, since connections may be handed to any of them; the home worker also accepts.
     fn start(&mut self, uid: &PodUid, info: &PodInfo, namespace: &Arc<Namespace>) -> Result<(), String> {
-        let listeners = self
-            .listeners(uid, info, namespace)
-            .map_err(|error| error.to_string())?;
-        self.orders
-            .send(home_worker(uid, self.orders.workers()), Order::AddPod(listeners));
+        let listen = |port| self.listen(namespace, port).map_err(|error| error.to_string());
+        let inbound_hbone = listen(self.ports.inbound_hbone)?;
+        let inbound_plaintext = listen(self.ports.inbound_plaintext)?;
+        let outbound = listen(self.ports.outbound)?;
+        let pod = Arc::new(Pod {
+            uid: uid.clone(),
+            info: info.clone(),
+            namespace: Arc::clone(namespace),
+            preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
+        });
+        let mut listeners = Some(PodListeners {
+            outbound: outbound.fd,
+            inbound_plaintext: inbound_plaintext.fd,
+            inbound_hbone: inbound_hbone.fd,
+        });
+        let home = home_worker(uid, self.workers.len());
+        // Home last: when it hands its first connection over, the others know the pod.
+        let others = (0..self.workers.len()).filter(|worker| *worker != home);
+        for worker in others.chain([home]) {
+            let listeners = if worker == home { listeners.take() } else { None };
+            self.workers[worker].send(Order::AddPod { pod: Arc::clone(&pod), listeners });
+        }
         Ok(())
     }
 
-    /// Every worker is told: connections of the pod may have been handed to any of them.
     fn stop(&mut self, uid: &PodUid) {
-        for worker in 0..self.orders.workers() {
-            self.orders.send(worker, Order::RemovePod { uid: uid.clone() });
+        for worker in &*self.workers {
+            worker.send(Order::RemovePod { uid: uid.clone() });
         }
     }
 }
@@ -122,7 +104,7 @@ fn home_worker(uid: &PodUid, workers: usize) -> usize {
     let score = |worker: &usize| {
         // Fixed keys: every start of the program chooses alike.
         let mut hasher = DefaultHasher::new();
-        (uid.as_str(), *worker).hash(&mut hasher);
+        (&uid.0, *worker).hash(&mut hasher);
         hasher.finish()
     };
     (0..workers)
@@ -137,7 +119,7 @@ mod tests {
     #[test]
     fn pods_spread_over_the_workers_and_an_added_worker_takes_only_its_share() {
         let uids: Vec<PodUid> = (0..1000)
-            .map(|index| PodUid::new(&format!("pod-{index}")))
+            .map(|index| PodUid(format!("pod-{index}").into()))
             .collect();
         let mut counts = [0; 4];
         for uid in &uids {

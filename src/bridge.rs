@@ -9,3 +9,11 @@ pub mod load;
 pub mod log;
 pub mod orders;
 pub mod snapshot;
+
+pub use demands::{Demand, DemandQueue, Demands};
+pub use load::{LoadShare, LoadTable};
+pub use log::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, LogSink, Party};
+pub use orders::{
+    Capture, CertificateError, Inbox, Order, Orders, Pod, PodInfo, PodListeners, PodUid, WorkerHandle,
+};
+pub use snapshot::SnapshotCell;

@@ -8,7 +8,7 @@ use crate::identity::Identity;
 pub enum Demand {
     /// A connection waits for this identity's certificate; answered by `Order::Certificate`.
     Certificate { worker: usize, identity: Identity },
-    /// A worker ended: after a drain, or because of an error.
+    /// The last demand of a worker: it ended, after a drain or because of an error.
     Ended { worker: usize, error: Option<String> },
 }
 

@@ -10,11 +10,22 @@ use super::load::LoadShare;
 use crate::identity::Identity;
 use crate::sys::driver::Wake;
 use crate::sys::netns::Namespace;
-use crate::tls::keys::CertifiedIdentity;
+use crate::tls::CertifiedIdentity;
+use crate::wire::zds;
 
 /// The uid of a pod as the CNI agent announces it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodUid(pub Arc<str>);
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    pub fn new(uid: &str) -> Self {
+        Self(uid.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 impl fmt::Debug for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,6 +45,12 @@ pub struct PodInfo {
     pub name: String,
     pub namespace: String,
     pub service_account: String,
+}
+
+impl From<zds::Info> for PodInfo {
+    fn from(info: zds::Info) -> Self {
+        Self { name: info.name, namespace: info.namespace, service_account: info.service_account }
+    }
 }
 
 /// A pod that the node's workers serve.
@@ -66,10 +83,10 @@ pub enum Capture {
     InboundHbone,
 }
 
-/// Why no certificate could be had for an identity.
+/// Why no certificate could be had for an identity. The text follows `identity error: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct CertificateError(pub String);
+pub struct CertificateError(pub Arc<str>);
 
 #[derive(Debug)]
 pub enum Order {
@@ -92,6 +109,31 @@ pub enum Order {
 pub struct WorkerHandle {
     orders: mpsc::Sender<Order>,
     waker: Arc<dyn Wake>,
+}
+
+/// The ways in to all workers.
+#[derive(Clone)]
+pub struct Orders(Arc<[WorkerHandle]>);
+
+impl Orders {
+    pub fn new(workers: Vec<WorkerHandle>) -> Self {
+        Self(workers.into())
+    }
+
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// A worker that is gone takes no orders: the process is on its way out.
+    pub fn send(&self, worker: usize, order: Order) {
+        self.0[worker].send(order);
+    }
+
+    pub fn send_all(&self, make: impl Fn() -> Order) {
+        for worker in &*self.0 {
+            worker.send(make());
+        }
+    }
 }
 
 /// The worker's end.

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use tracing::Level;
 
-use crate::bridge::log::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, Party};
+use crate::bridge::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, Party};
 use crate::clock;
 use crate::control::log_line::{Format, Line};
 use crate::limits;

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::bridge::orders::CertificateError;
+use crate::bridge::CertificateError;
 use crate::clock::{self, Duration, SystemTime};
 use crate::identity::Identity;
 use crate::tls::{CertifiedIdentity, FakeCa};
@@ -29,7 +29,7 @@ impl Authority for FakeCa {
     /// Signs at once, on this thread: a fraction of a millisecond.
     async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
         FakeCa::issue(self, &identity, clock::wall())
-            .map_err(|error| CertificateError(error.to_string()))
+            .map_err(|error| CertificateError(error.to_string().into()))
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn error(text: &str) -> CertificateError {
-        CertificateError(text.to_owned())
+        CertificateError(text.into())
     }
 
     #[test]

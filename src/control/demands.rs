@@ -9,8 +9,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::bridge::demands::{Demand, DemandQueue};
-use crate::bridge::orders::{CertificateError, Order, WorkerHandle};
+use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders};
 use crate::clock::{self, Duration, SystemTime};
 use crate::control::certificates::{Answer, Authority, Certificates, Delivery, Issued};
 use crate::identity::Identity;
@@ -30,11 +29,11 @@ pub struct WorkerFailed {
 pub async fn serve(
     mut demands: DemandQueue,
     authority: impl Authority,
-    workers: Arc<[WorkerHandle]>,
+    orders: Orders,
 ) -> Result<(), WorkerFailed> {
     let mut certificates = Certificates::new();
     let mut requests = Requests::new(authority);
-    let mut running = workers.len();
+    let mut running = orders.workers();
     while running > 0 {
         let due = certificates.next_due().map(|due| wait_for(due, clock::wall()));
         tokio::select! {
@@ -43,7 +42,7 @@ pub async fn serve(
                     match certificates.demand(worker, &identity) {
                         Answer::Issue => requests.start(identity),
                         Answer::Wait => {}
-                        Answer::Known(result) => tell(&workers[worker], identity, result),
+                        Answer::Known(result) => orders.send(worker, Order::Certificate { identity, result }),
                     }
                 }
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
@@ -61,10 +60,11 @@ pub async fn serve(
                     not_after: certificate.not_after,
                     certificate: Arc::new(certificate),
                 });
-                let Delivery { workers: asking, result } =
+                let Delivery { workers, result } =
                     certificates.issued(&identity, issued, clock::wall(), fastrand::f64());
-                for worker in asking {
-                    tell(&workers[worker], identity.clone(), result.clone());
+                for worker in workers {
+                    let identity = identity.clone();
+                    orders.send(worker, Order::Certificate { identity, result: result.clone() });
                 }
             },
             () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
@@ -113,15 +113,6 @@ impl<A: Authority> Requests<A> {
     }
 }
 
-fn tell(
-    worker: &WorkerHandle,
-    identity: Identity,
-    result: Result<Arc<CertifiedIdentity>, CertificateError>,
-) {
-    // A worker that has ended needs no certificate.
-    worker.send(Order::Certificate { identity, result });
-}
-
 /// Until `due`, but looks again soon enough to notice that somebody set the clock.
 fn wait_for(due: SystemTime, now: SystemTime) -> Duration {
     due.duration_since(now).unwrap_or_default().min(limits::CLOCK_CHECK_INTERVAL)
@@ -159,7 +150,7 @@ mod tests {
             sender.send(Demand::Certificate { worker, identity: identity("cart") });
         }
         let serving = async {
-            let served = tokio::task::spawn_local(serve(queue, FakeCa::new(), handles.into()));
+            let served = tokio::task::spawn_local(serve(queue, FakeCa::new(), Orders::new(handles)));
             let mut received = Vec::new();
             for inbox in &inboxes {
                 let order = loop {
@@ -187,7 +178,7 @@ mod tests {
     fn a_failed_worker_ends_the_serving_with_its_reason() {
         let (handle, _inbox) = orders::channel(Arc::new(NoWake));
         let (sender, queue) = demands::channel();
-        let workers: Arc<[WorkerHandle]> = vec![handle.clone(), handle].into();
+        let workers = Orders::new(vec![handle.clone(), handle]);
         sender.send(Demand::Ended { worker: 1, error: Some("no ring".to_owned()) });
         let ended = run(serve(queue, FakeCa::new(), workers));
         assert_eq!(ended, Err(WorkerFailed { worker: 1, error: "no ring".to_owned() }));

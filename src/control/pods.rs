@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::bridge::orders::{Order, Pod, PodInfo, PodListeners, PodUid, WorkerHandle};
+use crate::bridge::{Order, Orders, Pod, PodInfo, PodListeners, PodUid};
 use crate::config::{OriginalSource, Ports, Sockets};
 use crate::limits;
 use crate::sys::netns::Namespace;
@@ -25,13 +25,13 @@ pub trait Pods {
 pub struct WorkerPods {
     ports: Ports,
     sockets: Sockets,
-    workers: Arc<[WorkerHandle]>,
+    orders: Orders,
 }
 
 impl WorkerPods {
-    pub fn new(ports: Ports, sockets: Sockets, workers: Arc<[WorkerHandle]>) -> Self {
-        assert!(!workers.is_empty(), "there is at least one worker");
-        Self { ports, sockets, workers }
+    pub fn new(ports: Ports, sockets: Sockets, orders: Orders) -> Self {
+        assert!(orders.workers() > 0, "there is at least one worker");
+        Self { ports, sockets, orders }
     }
 
     fn listen(&self, namespace: &Arc<Namespace>, port: u16) -> Result<Listening, ListenError> {
@@ -63,25 +63,23 @@ impl Pods for WorkerPods {
             namespace: Arc::clone(namespace),
             preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
         });
-        let mut listeners = Some(PodListeners {
+        let listeners = PodListeners {
             outbound: outbound.fd,
             inbound_plaintext: inbound_plaintext.fd,
             inbound_hbone: inbound_hbone.fd,
-        });
-        let home = home_worker(uid, self.workers.len());
+        };
+        let workers = self.orders.workers();
+        let home = home_worker(uid, workers);
         // Home last: when it hands its first connection over, the others know the pod.
-        let others = (0..self.workers.len()).filter(|worker| *worker != home);
-        for worker in others.chain([home]) {
-            let listeners = if worker == home { listeners.take() } else { None };
-            self.workers[worker].send(Order::AddPod { pod: Arc::clone(&pod), listeners });
+        for worker in (0..workers).filter(|worker| *worker != home) {
+            self.orders.send(worker, Order::AddPod { pod: Arc::clone(&pod), listeners: None });
         }
+        self.orders.send(home, Order::AddPod { pod, listeners: Some(listeners) });
         Ok(())
     }
 
     fn stop(&mut self, uid: &PodUid) {
-        for worker in &*self.workers {
-            worker.send(Order::RemovePod { uid: uid.clone() });
-        }
+        self.orders.send_all(|| Order::RemovePod { uid: uid.clone() });
     }
 }
 
@@ -104,7 +102,7 @@ fn home_worker(uid: &PodUid, workers: usize) -> usize {
     let score = |worker: &usize| {
         // Fixed keys: every start of the program chooses alike.
         let mut hasher = DefaultHasher::new();
-        (&uid.0, *worker).hash(&mut hasher);
+        (uid.as_str(), *worker).hash(&mut hasher);
         hasher.finish()
     };
     (0..workers)
@@ -119,7 +117,7 @@ mod tests {
     #[test]
     fn pods_spread_over_the_workers_and_an_added_worker_takes_only_its_share() {
         let uids: Vec<PodUid> = (0..1000)
-            .map(|index| PodUid(format!("pod-{index}").into()))
+            .map(|index| PodUid::new(&format!("pod-{index}")))
             .collect();
         let mut counts = [0; 4];
         for uid in &uids {

@@ -129,7 +129,7 @@ impl<P: Pods> Client<P> {
                     .map_err(|error| Ended::Lost(format!("cannot send: {error}")))?,
                 Effect::Start(start) => {
                     let outcome = self.pods.start(&start.uid, &start.info, &start.namespace);
-                    let (uid, info) = (&*start.uid.0, &start.info);
+                    let (uid, info) = (start.uid.as_str(), &start.info);
                     match &outcome {
                         Ok(()) => {
                             tracing::info!(uid, name = info.name, namespace = info.namespace, "pod added")
@@ -145,7 +145,7 @@ impl<P: Pods> Client<P> {
                     effects.extend(self.protocol.started(start, outcome));
                 }
                 Effect::Stop(uid) => {
-                    tracing::info!(uid = &*uid.0, "pod removed");
+                    tracing::info!(uid = uid.as_str(), "pod removed");
                     self.pods.stop(&uid);
                 }
                 Effect::ArmRetry => self.retry_at = Some(Instant::now() + limits::ZDS_RETRY_DELAY),

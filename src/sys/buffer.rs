@@ -379,8 +379,8 @@ impl fmt::Debug for Slice {
 /// What a send owns until the kernel has taken it.
 #[derive(Debug)]
 pub enum Payload {
-    /// `bytes[from..]`.
-    Bytes { bytes: Vec<u8>, from: usize },
+    /// `bytes[from..end]`.
+    Bytes { bytes: Vec<u8>, from: usize, end: usize },
     /// Pieces of opened plaintext, sent in order by one vectored send.
     Slices(Vec<Slice>),
     /// A receive passed on as it is.
@@ -388,9 +388,15 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// All of `bytes`.
+    pub fn whole(bytes: Vec<u8>) -> Self {
+        let end = bytes.len();
+        Self::Bytes { bytes, from: 0, end }
+    }
+
     pub fn len(&self) -> usize {
         match self {
-            Self::Bytes { bytes, from } => bytes.len() - from,
+            Self::Bytes { from, end, .. } => end - from,
             Self::Slices(slices) => slices.iter().map(Slice::len).sum(),
             Self::Received(buffer) => buffer.len(),
         }
@@ -417,7 +423,7 @@ impl Payload {
             filled < out.len()
         };
         match self {
-            Self::Bytes { bytes, from } => push(&bytes[*from..]),
+            Self::Bytes { bytes, from, end } => push(&bytes[*from..*end]),
             Self::Slices(slices) => slices.iter().all(|slice| push(slice.bytes())),
             Self::Received(buffer) => push(buffer.bytes()),
         };

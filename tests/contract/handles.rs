@@ -27,10 +27,7 @@ pub fn a_stale_handle_does_nothing_and_never_reaches_the_next_socket<D: Driver>(
     assert!(rig.driver.descriptor(stale).is_none());
     let error = rig.driver.shutdown_send(stale).expect_err("stale");
     assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-    let payload = Payload::Bytes {
-        bytes: b"nobody's".to_vec(),
-        from: 0,
-    };
+    let payload = Payload::whole(b"nobody's".to_vec());
     match rig.driver.send(stale, payload) {
         SendStatus::Failed {
             taken: 0,
@@ -78,10 +75,7 @@ pub fn events_carry_the_owner_of_the_moment<D: Driver>(make: &mut dyn FnMut() ->
 
 /// A payload that does not fit into the socket buffers of a peer that does not read.
 fn too_much() -> Payload {
-    Payload::Bytes {
-        bytes: vec![1; 32 << 20],
-        from: 0,
-    }
+    Payload::whole(vec![1; 32 << 20])
 }
 
 pub fn closing_with_operations_in_flight_is_silent_and_complete<D: Driver>(make: &mut dyn FnMut() -> D) {

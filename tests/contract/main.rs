@@ -5,6 +5,7 @@
 //! buffer is left.
 
 mod accept;
+mod allocations;
 mod buffers;
 mod connect;
 mod handles;
@@ -42,6 +43,8 @@ macro_rules! contract {
                 accept::an_accepted_connection_is_handed_to_another_driver,
                 accept::a_closed_listener_accepts_nothing_more,
                 accept::running_out_of_descriptors_pauses_accepting_until_asked_again,
+                allocations::relaying_messages_allocates_nothing,
+                allocations::relaying_bulk_allocates_nothing,
                 buffers::other_sockets_receive_while_every_buffer_is_held,
                 buffers::a_received_buffer_outlives_its_socket_and_its_driver,
                 buffers::a_thousand_pairs_echo_and_leave_nothing_behind,

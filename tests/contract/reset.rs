@@ -83,10 +83,7 @@ pub fn a_reset_that_a_send_meets_first_is_still_received_as_a_reset<D: Driver>(m
     let (socket, peer) = rig.pair();
     reset(peer);
     rig.assert_silent();
-    let payload = Payload::Bytes {
-        bytes: b"too late".to_vec(),
-        from: 0,
-    };
+    let payload = Payload::whole(b"too late".to_vec());
     let error = match rig.driver.send(socket, payload) {
         SendStatus::Failed { taken: 0, error, .. } => error,
         SendStatus::Queued => {
@@ -108,7 +105,7 @@ pub fn a_send_in_flight_fails_when_the_peer_resets<D: Driver>(make: &mut dyn FnM
     let bytes = vec![1; 32 << 20];
     let len = bytes.len();
     assert!(matches!(
-        rig.driver.send(socket, Payload::Bytes { bytes, from: 0 }),
+        rig.driver.send(socket, Payload::whole(bytes)),
         SendStatus::Queued
     ));
     rig.assert_silent();

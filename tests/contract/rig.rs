@@ -44,13 +44,11 @@ impl<D: Driver> Rig<D> {
     pub fn next<T>(&mut self, what: &str, take: impl Fn(Event) -> Result<T, Event>) -> T {
         let start = Instant::now();
         loop {
-            for _ in 0..self.events.len() {
-                let event = self.events.pop_front().expect("counted");
+            for at in 0..self.events.len() {
+                let event = self.events.remove(at).expect("counted");
                 match take(event) {
-                    Ok(wanted) => {
-                        return wanted;
-                    }
-                    Err(other) => self.events.push_back(other),
+                    Ok(wanted) => return wanted,
+                    Err(other) => self.events.insert(at, other),
                 }
             }
             assert!(start.elapsed() < PATIENCE, "no {what}; events: {:?}", self.events);
@@ -115,10 +113,7 @@ impl<D: Driver> Rig<D> {
 
     /// Sends all of it, whether at once or not.
     pub fn write(&mut self, socket: SocketId, bytes: &[u8]) {
-        let payload = Payload::Bytes {
-            bytes: bytes.to_vec(),
-            from: 0,
-        };
+        let payload = Payload::whole(bytes.to_vec());
         match self.driver.send(socket, payload) {
             SendStatus::Done(payload) => assert_eq!(payload.len(), bytes.len()),
             SendStatus::Queued => {

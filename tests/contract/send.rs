@@ -13,12 +13,12 @@ pub fn a_small_payload_comes_back_when_sent<D: Driver>(make: &mut dyn FnMut() ->
     let (socket, mut peer) = rig.pair();
     for n in 0..50u8 {
         let bytes = vec![n; 100];
-        let payload = match rig.driver.send(socket, Payload::Bytes { bytes, from: 30 }) {
+        let payload = match rig.driver.send(socket, Payload::Bytes { bytes, from: 30, end: 100 }) {
             SendStatus::Done(payload) => payload,
             SendStatus::Queued => rig.next_sent(socket).2,
             status => panic!("{status:?}"),
         };
-        let Payload::Bytes { bytes, from: 30 } = payload else {
+        let Payload::Bytes { bytes, from: 30, end: 100 } = payload else {
             panic!("another payload came back");
         };
         assert_eq!(bytes, [n; 100]);
@@ -73,7 +73,10 @@ fn reach_slow_reader<D: Driver>(make: &mut dyn FnMut() -> D, payload: Payload, e
 pub fn plain_bytes_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
     let bytes = pattern(300_000);
     let expected = bytes[9..].to_vec();
-    reach_slow_reader(make, Payload::Bytes { bytes, from: 9 }, &expected);
+    reach_slow_reader(make, {
+        let end = bytes.len();
+        Payload::Bytes { bytes, from: 9, end }
+    }, &expected);
 }
 
 pub fn slices_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
@@ -106,10 +109,7 @@ pub fn receiving_goes_on_while_a_send_waits<D: Driver>(make: &mut dyn FnMut() ->
     let (socket, mut peer) = rig.pair();
     let sent = pattern(32 << 20);
     rig.stream(socket);
-    let payload = Payload::Bytes {
-        bytes: sent.clone(),
-        from: 0,
-    };
+    let payload = Payload::whole(sent.clone());
     assert!(matches!(rig.driver.send(socket, payload), SendStatus::Queued));
     for _ in 0..10 {
         peer.write_all(b"hello").expect("written");

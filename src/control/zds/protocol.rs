@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::bridge::orders::{PodInfo, PodUid};
+use crate::bridge::{PodInfo, PodUid};
 use crate::sys::netns::NamespaceId;
 use crate::wire::zds::{self, Request, RequestError};
 
@@ -113,10 +113,10 @@ impl<N: Clone> Protocol<N> {
         };
         match (request, namespace) {
             (Request::Add { uid, info }, Some(Ok((id, namespace)))) => {
-                self.add(uid_of(&uid), info_of(info), id, namespace)
+                self.add(PodUid::new(&uid), info.into(), id, namespace)
             }
             (Request::Add { uid, .. }, Some(Err(why))) => {
-                self.name(&uid_of(&uid));
+                self.name(&PodUid::new(&uid));
                 vec![Effect::Send(nack(Refusal::Start, &why))]
             }
             (Request::Add { .. }, None) => refuse(
@@ -127,8 +127,8 @@ impl<N: Clone> Protocol<N> {
                 Refusal::Read,
                 "Unexpected control message: only an add carries a descriptor",
             ),
-            (Request::Keep { uid }, None) => self.keep(uid_of(&uid)),
-            (Request::Del { uid }, None) => self.del(&uid_of(&uid)),
+            (Request::Keep { uid }, None) => self.keep(PodUid::new(&uid)),
+            (Request::Del { uid }, None) => self.del(&PodUid::new(&uid)),
             (Request::SnapshotSent, None) => self.snapshot_sent(),
         }
     }
@@ -320,14 +320,6 @@ enum Refusal {
     Read,
     Start,
     Process,
-}
-
-fn uid_of(uid: &str) -> PodUid {
-    PodUid(uid.into())
-}
-
-fn info_of(info: zds::Info) -> PodInfo {
-    PodInfo { name: info.name, namespace: info.namespace, service_account: info.service_account }
 }
 
 fn nack(refusal: Refusal, why: &str) -> Vec<u8> {

@@ -147,7 +147,7 @@ fn a_full_socket_is_watched_for_writing_once() {
     for _ in 0..2 {
         let before = driver.counters().calls;
         let bytes = vec![7; 16 << 20];
-        let status = driver.send(socket, Payload::Bytes { bytes, from: 0 });
+        let status = driver.send(socket, Payload::whole(bytes));
         assert!(matches!(status, SendStatus::Queued), "{status:?}");
         calls.push(driver.counters().calls - before);
         let reader = std::thread::spawn(move || {

@@ -85,6 +85,7 @@ fn pass(driver: &mut UringDriver, from: SocketId, to: SocketId, message: &[u8]) 
     let payload = Payload::Bytes {
         bytes: message.to_vec(),
         from: 0,
+        end: message.len(),
     };
     let SendStatus::Queued = driver.send(from, payload) else {
         unreachable!("invariant: only direct sends are over at once")

@@ -49,7 +49,7 @@ impl Frame {
             skip = 0;
         };
         match payload {
-            Payload::Bytes { bytes, from } => add(&bytes[*from..]),
+            Payload::Bytes { bytes, from, end } => add(&bytes[*from..*end]),
             Payload::Slices(slices) => slices.iter().for_each(|slice| add(slice.bytes())),
             Payload::Received(buffer) => add(buffer.bytes()),
         }
@@ -185,8 +185,9 @@ mod tests {
         assert_eq!(described(&payload, 3), [b"def", b"ghi"]);
         assert_eq!(described(&payload, 8), [b"i"]);
         let plain = Payload::Bytes {
-            bytes: b"header payload".to_vec(),
+            bytes: b"header payload, and more".to_vec(),
             from: 7,
+            end: 14,
         };
         assert_eq!(described(&plain, 3), [b"load"]);
     }

@@ -59,7 +59,7 @@ fn refused(text: &str) -> Effect<Fake> {
 }
 
 fn stop(uid: &str) -> Effect<Fake> {
-    Effect::Stop(uid_of(uid))
+    Effect::Stop(PodUid::new(uid))
 }
 
 fn connected() -> Protocol<Fake> {
@@ -101,7 +101,7 @@ fn started(protocol: &mut Protocol<Fake>, uid: &str, inode: u64) {
     let start = start(offered(protocol, uid, inode));
     assert_eq!(
         (&start.uid, &start.info, start.id),
-        (&uid_of(uid), &info(uid), id(inode))
+        (&PodUid::new(uid), &info(uid), id(inode))
     );
     assert_eq!(protocol.started(start, Ok(())), [ack()]);
 }

@@ -1,0 +1,18 @@
+//! All fuzz targets, for whoever runs them without libFuzzer.
+
+#[path = "targets/baggage.rs"]
+mod baggage;
+#[path = "targets/hbone_authority.rs"]
+mod hbone_authority;
+#[path = "targets/hpack.rs"]
+mod hpack;
+#[path = "targets/traceparent.rs"]
+mod traceparent;
+
+/// Name and body of each target; the name is that of its corpus and of its binary.
+pub const ALL: &[(&str, fn(&[u8]))] = &[
+    ("baggage", baggage::run),
+    ("hbone_authority", hbone_authority::run),
+    ("hpack", hpack::run),
+    ("traceparent", traceparent::run),
+];

@@ -353,3 +353,6 @@ pub const EMPTY_RECORDS_MAX: u32 = 32;
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
 // A peer that updates its key as often as our own smallest limit does earns more than it spends.
 const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+
+/// How long control waits for the workers after the drain deadline, at which they cut what is left.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(1);

@@ -356,3 +356,5 @@ const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
 
 /// How long control waits for the workers after the drain deadline, at which they cut what is left.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
+pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

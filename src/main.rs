@@ -15,6 +15,7 @@ Usage: uztunnel [COMMAND]
 
 Commands:
   proxy      run the proxy (default); further arguments are ignored
+  preflight  print what this node offers the proxy, what it would choose, and what to change
   version    print what this program is
   help       print this text
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let command = std::env::args_os().nth(1).map(|command| command.to_string_lossy().into_owned());
     match command.as_deref() {
         None | Some("proxy") => boot::proxy(&environment),
+        Some("preflight") => boot::preflight(&environment),
         Some("version") => {
             println!("{}", version::banner(&environment.text_or("ISTIO_META_ISTIO_VERSION", "unknown")));
             ExitCode::SUCCESS

@@ -4,5 +4,6 @@
 
 pub mod boot;
 pub mod logging;
+pub mod preflight;
 pub mod signals;
 pub mod version;

@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::load::LoadTable;
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
-use crate::config::{Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
+use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
 use crate::control::demands::{self, WorkerFailed};
 use crate::control::log_line::Format;
 use crate::control::pods::{WorkerPods, listen_on_any_family};
@@ -25,7 +25,7 @@ use crate::limits;
 use crate::mesh::{Builder, LocalError, LocalState, Locale, Snapshot};
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::signals::Signals;
-use crate::process::version;
+use crate::process::{preflight, version};
 use crate::sys::driver::SocketSpec;
 use crate::sys::netns::Namespace;
 use crate::sys::select::{self, Choice, IoMode, Refusal};
@@ -71,6 +71,21 @@ pub fn proxy(environment: &Environment) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `uztunnel preflight`: 0 when the proxy would start here and could serve pods.
+pub fn preflight(environment: &Environment) -> ExitCode {
+    let config = Config::from_env(environment);
+    let (wanted, mask) = match &config {
+        Ok(config) => wanted_backend(&config.worker),
+        Err(_) => (IoMode::Auto, None),
+    };
+    let report = preflight::report(wanted, mask);
+    print!("{report}");
+    if let Err(error) = &config {
+        println!("configuration: {error}");
+    }
+    if config.is_ok() && report.is_ready() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn serve(environment: &Environment) -> Result<(), BootError> {
@@ -177,19 +192,24 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
 }
 
 fn choose_backend(config: &Config) -> Result<Choice, BootError> {
-    let wanted = match config.worker.io {
+    let (wanted, mask) = wanted_backend(&config.worker);
+    select::choose(wanted, mask).map_err(BootError::Backend)
+}
+
+fn wanted_backend(worker: &config::Worker) -> (IoMode, Option<FeatureSet>) {
+    let wanted = match worker.io {
         IoChoice::Auto => IoMode::Auto,
         IoChoice::Uring => IoMode::Uring,
         IoChoice::Epoll => IoMode::Epoll,
     };
-    let mask = match config.worker.ring_features {
+    let mask = match worker.ring_features {
         RingFeatures::Auto => None,
         RingFeatures::Kernel5_15 => Some(FeatureSet::V5_15),
         RingFeatures::Kernel5_19 => Some(FeatureSet::V5_19),
         RingFeatures::Kernel6_0 => Some(FeatureSet::V6_0),
         RingFeatures::Kernel6_1 => Some(FeatureSet::V6_1),
     };
-    select::choose(wanted, mask).map_err(BootError::Backend)
+    (wanted, mask)
 }
 
 /// Without these no pod could ever be served: better no start than one NACK per pod.

@@ -97,7 +97,13 @@ impl Confinement {
         )
     }
 
-    fn parse(status: &str, disabled: Option<&str>, group: Option<&str>, release: Option<&str>) -> Self {
+    /// From the texts of `/proc/self/status`, the two sysctls and the release.
+    pub(crate) fn parse(
+        status: &str,
+        disabled: Option<&str>,
+        group: Option<&str>,
+        release: Option<&str>,
+    ) -> Self {
         let field = |name: &str| {
             status
                 .lines()

@@ -78,11 +78,18 @@ impl fmt::Display for Choice {
         match self {
             Self::Uring(profile) => {
                 let rings = if profile.buffer_rings { "on" } else { "off" };
-                write!(f, "io backend=uring features={} buffer_rings={rings}", profile.set)
+                write!(
+                    f,
+                    "io backend=uring features={} buffer_rings={rings}",
+                    profile.set
+                )
             }
             Self::Epoll(None) => f.write_str("io backend=epoll wanted=epoll"),
             Self::Epoll(Some(refusal)) => {
-                write!(f, "io backend=epoll wanted=uring {refusal} effect=throughput only")
+                write!(
+                    f,
+                    "io backend=epoll wanted=uring {refusal} effect=throughput only"
+                )
             }
         }
     }

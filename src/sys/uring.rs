@@ -15,6 +15,7 @@ mod connecting;
 mod features;
 mod operation;
 mod probe;
+mod receive_state;
 mod receiving;
 mod ring;
 mod sending;
@@ -32,9 +33,9 @@ use io_uring::{cqueue, opcode, squeue, types};
 use self::buffer_ring::Group;
 use self::closing::Closing;
 pub use self::features::{FeatureSet, KernelRelease, Profile, UnknownFeatureSet};
-pub use self::probe::probe;
 use self::operation::{Class, Operation, Repeating, Target, Work};
-use self::receiving::Receive;
+pub use self::probe::probe;
+use self::receive_state::{Flow, Receive};
 use self::ring::{DisabledRing, Ring};
 pub use self::ring::{RingError, Step};
 use self::sending::{Direct, Frame, Sending};
@@ -47,7 +48,7 @@ use super::socket;
 use super::wake::Wakeup;
 use crate::limits;
 
-/// Events that one completion can lead to at most: withheld bytes and the failure behind them.
+/// Events that one completion can lead to at most: bytes that were held, and the failure behind them.
 const EVENTS_COMPLETION_MAX: usize = 2;
 
 pub struct UringDriver {
@@ -61,8 +62,13 @@ pub struct UringDriver {
     closing: Slots<Closing>,
     /// Sockets whose receive found no block, first come first served.
     starved: VecDeque<Key>,
-    /// Failures that were held back until the owner asks for bytes again.
-    failures: VecDeque<(Key, io::Error)>,
+    /// Sockets whose owner asked again for what came after a receive was taken back.
+    due: VecDeque<Key>,
+    /// Frames that no send uses now.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel reads frames where they are, so they never move"
+    )]
     frames: Vec<Box<Frame>>,
     /// Where a receive without a block reads to.
     scratch: Box<[u8]>,
@@ -78,7 +84,7 @@ struct Socket {
     owner: Owner,
     receive: Receive,
     /// The size of what this socket receives at a time.
-    flow: receiving::Flow,
+    flow: Flow,
     send: Option<Key>,
     /// The accept or connect that is under way.
     setup: Option<Key>,
@@ -138,7 +144,7 @@ impl UringDriver {
             sockets: Slots::new(),
             closing: Slots::new(),
             starved: VecDeque::new(),
-            failures: VecDeque::new(),
+            due: VecDeque::new(),
             frames: Vec::new(),
             scratch: vec![0; limits::RECEIVE_FALLBACK_BYTES].into_boxed_slice(),
             wakeup,
@@ -228,7 +234,7 @@ impl UringDriver {
     fn sent(&mut self, target: Target, mut sending: Sending, result: i32, events: &mut Vec<Event>) {
         let Target::Socket(key) = target else {
             let (_payload, _taken, frame) = sending.into_parts();
-            self.frames.push(frame);
+            self.keep(frame);
             return;
         };
         let error = sending.note(result).err();
@@ -244,7 +250,7 @@ impl UringDriver {
         }
         let owner = socket.owner;
         let (payload, taken, frame) = sending.into_parts();
-        self.frames.push(frame);
+        self.keep(frame);
         events.push(Event::Sent {
             owner,
             socket: key.socket_id(),
@@ -256,7 +262,10 @@ impl UringDriver {
 
     fn queue_send(&mut self, key: Key, mut sending: Sending) {
         let socket = self.sockets.get(key);
-        let fd = socket.expect("invariant: only a live socket sends").fd.as_raw_fd();
+        let fd = socket
+            .expect("invariant: only a live socket sends")
+            .fd
+            .as_raw_fd();
         let entry = sending.entry(fd);
         // SAFETY: the entry names the payload's heap memory and the boxed frame, both owned by the work.
         let operation = unsafe { self.submit(Target::Socket(key), Work::Send(sending), entry) };
@@ -264,11 +273,9 @@ impl UringDriver {
         socket.expect("invariant: only a live socket sends").send = Some(operation);
     }
 
-    fn deliver_failures(&mut self, events: &mut Vec<Event>) {
-        for (key, error) in std::mem::take(&mut self.failures) {
-            if let Some(socket) = self.sockets.get_mut(key) {
-                receiving::fail(socket, key, error, events);
-            }
+    fn keep(&mut self, frame: Box<Frame>) {
+        if self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
+            self.frames.push(frame);
         }
     }
 }
@@ -294,7 +301,7 @@ impl Driver for UringDriver {
             fd,
             owner,
             receive: Receive::Idle,
-            flow: receiving::Flow::default(),
+            flow: Flow::default(),
             send: None,
             setup: None,
             broken: None,
@@ -350,13 +357,13 @@ impl Driver for UringDriver {
                 Direct::Partly => {}
                 Direct::Done => {
                     let (payload, _, frame) = sending.into_parts();
-                    self.frames.push(frame);
+                    self.keep(frame);
                     return SendStatus::Done(payload);
                 }
                 Direct::Failed(error) => {
                     socket.note_send_error(&error);
                     let (payload, taken, frame) = sending.into_parts();
-                    self.frames.push(frame);
+                    self.keep(frame);
                     return SendStatus::Failed {
                         taken,
                         error,
@@ -390,7 +397,7 @@ impl Driver for UringDriver {
         let from = events.len();
         self.direct_sends_left = limits::SENDS_DIRECT_TURN_MAX;
         self.groups.iter_mut().for_each(Group::provide);
-        self.deliver_failures(events);
+        self.give_due(events);
         self.serve_starved(events);
 
         let left_over = self.ring.has_completions();

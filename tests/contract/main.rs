@@ -13,6 +13,7 @@ mod receive;
 mod reset;
 mod rig;
 mod send;
+mod storm;
 mod waiting;
 
 use uztunnel::limits;
@@ -77,6 +78,7 @@ macro_rules! contract {
                 send::slices_reach_a_slow_reader_exactly,
                 send::a_received_buffer_reaches_a_slow_reader_exactly,
                 send::receiving_goes_on_while_a_send_waits,
+                storm::connections_cut_off_at_random_never_see_each_others_bytes,
                 waiting::a_wake_from_another_thread_ends_the_wait,
                 waiting::many_wakes_are_one_event,
                 waiting::a_wait_without_events_lasts_its_timeout,

@@ -15,9 +15,8 @@ fn refused(errno: i32) -> RingError {
 
 #[test]
 fn the_likely_cause_follows_from_errno_and_confinement() {
-    let cause = |errno, seccomp, disabled| {
-        diagnose(&refused(errno), &confined(seccomp, NO_CAPABILITIES, disabled))
-    };
+    let cause =
+        |errno, seccomp, disabled| diagnose(&refused(errno), &confined(seccomp, NO_CAPABILITIES, disabled));
     assert_eq!(cause(libc::EPERM, "2", Some("0")), Cause::Seccomp);
     assert_eq!(cause(libc::EPERM, "2", Some("2")), Cause::Sysctl);
     assert_eq!(cause(libc::EPERM, "0", Some("2")), Cause::Sysctl);
@@ -33,7 +32,14 @@ fn the_likely_cause_follows_from_errno_and_confinement() {
 
 #[test]
 fn auto_falls_back_on_any_error_and_uring_never_does() {
-    for errno in [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP, libc::EFAULT, libc::ETIME] {
+    for errno in [
+        libc::EPERM,
+        libc::ENOSYS,
+        libc::EOPNOTSUPP,
+        libc::ENOTSUP,
+        libc::EFAULT,
+        libc::ETIME,
+    ] {
         let found = decide(
             IoMode::Auto,
             Err(refused(errno)),
@@ -97,9 +103,15 @@ fn a_filter_on_the_three_calls_leads_to_epoll_and_is_named() {
     let (line, error) = blocked.join().expect("asserted inside");
     assert_eq!(line.lines().count(), 1);
     for text in [&line, &error] {
-        assert!(text.contains("reason=seccomp (io_uring_setup: Operation not permitted"), "{text}");
+        assert!(
+            text.contains("reason=seccomp (io_uring_setup: Operation not permitted"),
+            "{text}"
+        );
         assert!(text.contains("seccomp filter active"), "{text}");
-        assert!(text.contains("allows io_uring_setup, io_uring_enter and io_uring_register"), "{text}");
+        assert!(
+            text.contains("allows io_uring_setup, io_uring_enter and io_uring_register"),
+            "{text}"
+        );
     }
 }
 
@@ -136,7 +148,12 @@ fn deny_io_uring() {
     // SAFETY: changes this thread only; the program outlives the call, which copies it.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let installed = libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program);
+        let installed = libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        );
         assert_eq!(installed, 0, "{}", io::Error::last_os_error());
     }
 }

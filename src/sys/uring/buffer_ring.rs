@@ -80,7 +80,8 @@ impl Group {
     /// The kernel filled `len` bytes of `block` (0: took it and gave it back unused).
     pub fn filled(&mut self, block: u16, len: usize) -> Option<RecvBuffer> {
         let ring = self.ring.as_mut();
-        ring.expect("invariant: only a provided ring names blocks").taken(block);
+        ring.expect("invariant: only a provided ring names blocks")
+            .taken(block);
         if len == 0 {
             self.pool.put(block);
             return None;

@@ -67,7 +67,10 @@ impl UringDriver {
             }
         }
         if let Some(builder) = cancel_all {
-            self.submit_cancel(opcode::AsyncCancel2::new(builder).build(), Target::Closing(closing));
+            self.submit_cancel(
+                opcode::AsyncCancel2::new(builder).build(),
+                Target::Closing(closing),
+            );
         }
     }
 
@@ -80,7 +83,9 @@ impl UringDriver {
         // A cancellation by descriptor needs the descriptor until it is over.
         if let Target::Closing(closing) = target {
             let closing = self.closing.get_mut(closing);
-            closing.expect("invariant: it waits for its operations").operations += 1;
+            closing
+                .expect("invariant: it waits for its operations")
+                .operations += 1;
         }
         // SAFETY: names no memory.
         unsafe { self.submit(target, Work::Cancel, entry) };

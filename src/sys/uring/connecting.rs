@@ -90,7 +90,8 @@ impl UringDriver {
             }
             self.counters.calls += 1;
             // SAFETY: the peer's address is not asked for, so no memory is passed.
-            let accepted = unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), ACCEPT_FLAGS) };
+            let accepted =
+                unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), ACCEPT_FLAGS) };
             if accepted >= 0 {
                 // SAFETY: a fresh descriptor; nothing else owns it.
                 let fd = unsafe { OwnedFd::from_raw_fd(accepted) };

@@ -138,9 +138,7 @@ pub struct KernelRelease {
 
 impl KernelRelease {
     pub fn parse(release: &str) -> Option<Self> {
-        let numbers = release
-            .split(|c: char| !c.is_ascii_digit() && c != '.')
-            .next()?;
+        let numbers = release.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
         let mut parts = numbers.split('.').map(str::parse);
         let major = parts.next()?.ok()?;
         let minor = parts.next()?.ok()?;
@@ -196,7 +194,14 @@ mod tests {
         for text in ["6.4.0", "6.5.13-ubuntu", "6.6.0-rc1", "6.6.4-generic", "6.6"] {
             assert!(unsafe_on(text), "{text}");
         }
-        for text in ["6.3.13", "6.6.5", "6.6.12-talos", "6.7.0", "6.18.44-fc-v669", "5.15.0"] {
+        for text in [
+            "6.3.13",
+            "6.6.5",
+            "6.6.12-talos",
+            "6.7.0",
+            "6.18.44-fc-v669",
+            "5.15.0",
+        ] {
             assert!(!unsafe_on(text), "{text}");
         }
         assert_eq!(KernelRelease::parse("unknown"), None);
@@ -205,7 +210,9 @@ mod tests {
     #[test]
     fn an_older_generation_never_uses_more() {
         let old = Profile::new(FeatureSet::V5_15, 64, None);
-        assert!(!old.buffer_rings && !old.multishot_accept() && !old.multishot_receive() && !old.poll_first());
+        assert!(
+            !old.buffer_rings && !old.multishot_accept() && !old.multishot_receive() && !old.poll_first()
+        );
         let middle = Profile::new(FeatureSet::V5_19, 64, None);
         assert!(middle.buffer_rings && middle.multishot_accept() && !middle.multishot_receive());
         assert!(!middle.is_worthwhile());

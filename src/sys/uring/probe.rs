@@ -33,7 +33,7 @@ pub fn probe(mask: Option<FeatureSet>, release: Option<KernelRelease>) -> Result
     let mut entries = limits::RING_ENTRIES;
     loop {
         let profile = Profile::new(set, entries, release);
-        let refused = match UringDriver::new(profile).and_then(|driver| exercise(driver)) {
+        let refused = match UringDriver::new(profile).and_then(exercise) {
             Ok(()) => return Ok(profile),
             Err(refused) => refused,
         };
@@ -93,7 +93,9 @@ fn pass(driver: &mut UringDriver, from: SocketId, to: SocketId, message: &[u8]) 
     let (mut sent, mut received) = (false, Vec::new());
     wait(driver, Step::Receive, |_, event| {
         match event {
-            Some(Event::Sent { error: Some(error), .. }) => return Err(Step::Send.failed(error)),
+            Some(Event::Sent {
+                error: Some(error), ..
+            }) => return Err(Step::Send.failed(error)),
             Some(Event::Sent { error: None, .. }) => sent = true,
             Some(Event::Received { socket, data, .. }) if socket == to => match data {
                 Received::Data(buffer) => received.extend_from_slice(buffer.bytes()),

@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::operation::{Class, Target, Work};
+use super::receive_state::{Held, Outcome, Receive};
 use super::slots::Key;
 use super::{Socket, UringDriver};
 use crate::limits;
@@ -20,91 +21,6 @@ use crate::sys::driver::{Event, ReceiveMode, Received};
 
 /// `IORING_RECVSEND_POLL_FIRST`: wait for readiness before trying, when trying is known to find nothing.
 const POLL_FIRST: u16 = 1;
-
-/// Receives in a row that would have fitted a small block before a socket gets small blocks again.
-const SMALL_RUN: u8 = 32;
-
-pub(super) enum Receive {
-    Idle,
-    /// The kernel has the operation.
-    Armed {
-        operation: Key,
-        mode: ReceiveMode,
-        /// The operation was cancelled so that it goes on with blocks of the other class.
-        switching: bool,
-    },
-    /// No block was free; queued in `UringDriver::starved`.
-    Starved { mode: ReceiveMode },
-    /// Taken back by the owner, and the operation not over yet.
-    Stopping {
-        operation: Key,
-        /// Bytes that came meanwhile. They are delivered together when the operation is over.
-        late: Option<RecvBuffer>,
-        /// The owner asked again meanwhile.
-        then: Option<ReceiveMode>,
-    },
-    /// Failed when nobody was asking.
-    Failed(io::Error),
-    /// The failure is queued in `UringDriver::failures`.
-    Failing,
-    /// The end or a failure was delivered.
-    Over,
-}
-
-impl Receive {
-    pub fn operation(&self) -> Option<Key> {
-        match self {
-            Self::Armed { operation, .. } | Self::Stopping { operation, .. } => Some(*operation),
-            Self::Idle | Self::Starved { .. } | Self::Failed(_) | Self::Failing | Self::Over => None,
-        }
-    }
-}
-
-/// How much a socket tends to deliver at a time.
-#[derive(Default)]
-pub(super) struct Flow {
-    bulk: bool,
-    small_run: u8,
-    /// The last receive left nothing behind.
-    drained: bool,
-}
-
-impl Flow {
-    fn class(&self, mode: ReceiveMode) -> Class {
-        match mode {
-            ReceiveMode::Once { bytes_max } if bytes_max <= limits::RECEIVE_SMALL_BYTES => Class::Small,
-            ReceiveMode::Once { .. } | ReceiveMode::Stream if self.bulk => Class::Large,
-            ReceiveMode::Once { .. } | ReceiveMode::Stream => Class::Small,
-        }
-    }
-
-    fn note(&mut self, class: Class, bytes: usize) {
-        match class {
-            Class::Small => {
-                self.small_run = 0;
-                self.bulk |= bytes == limits::RECEIVE_SMALL_BYTES;
-            }
-            Class::Large if bytes <= limits::RECEIVE_SMALL_BYTES => {
-                self.small_run += 1;
-                if self.small_run == SMALL_RUN {
-                    self.bulk = false;
-                    self.small_run = 0;
-                }
-            }
-            Class::Large => self.small_run = 0,
-        }
-    }
-}
-
-/// What a receive operation brought.
-pub(super) enum Outcome {
-    Data { buffer: RecvBuffer, drained: bool },
-    End,
-    NoBlock,
-    /// Interrupted or taken back: nothing happened to the socket.
-    Nothing,
-    Failed(io::Error),
-}
 
 /// Delivers a failure as the last event of a socket's receiving side.
 pub(super) fn fail(socket: &mut Socket, key: Key, error: io::Error, events: &mut Vec<Event>) {
@@ -128,19 +44,27 @@ impl UringDriver {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
-        match &mut socket.receive {
+        match std::mem::replace(&mut socket.receive, Receive::Idle) {
             Receive::Idle => self.arm(key, mode),
-            Receive::Stopping { then: then @ None, .. } => *then = Some(mode),
-            Receive::Failed(_) => {
-                let failed = std::mem::replace(&mut socket.receive, Receive::Failing);
-                if let Receive::Failed(error) = failed {
-                    self.failures.push_back((key, error));
-                }
+            Receive::Stopping {
+                operation,
+                held,
+                then: None,
+            } => {
+                socket.receive = Receive::Stopping {
+                    operation,
+                    held,
+                    then: Some(mode),
+                };
             }
-            Receive::Over => {}
+            Receive::Held(held) => {
+                socket.receive = Receive::Due { held, mode };
+                self.due.push_back(key);
+            }
+            Receive::Over => socket.receive = Receive::Over,
             Receive::Armed { .. }
             | Receive::Starved { .. }
-            | Receive::Failing
+            | Receive::Due { .. }
             | Receive::Stopping { then: Some(_), .. } => panic!("one receive at a time on a socket"),
         }
     }
@@ -149,35 +73,42 @@ impl UringDriver {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
-        match &mut socket.receive {
+        let mut cancel = None;
+        socket.receive = match std::mem::replace(&mut socket.receive, Receive::Idle) {
             Receive::Armed {
                 operation, switching, ..
             } => {
-                let (operation, cancelled) = (*operation, *switching);
-                socket.receive = Receive::Stopping {
+                cancel = (!switching).then_some(operation);
+                Receive::Stopping {
                     operation,
-                    late: None,
+                    held: Held::default(),
                     then: None,
-                };
-                if !cancelled {
-                    self.cancel(operation, Target::Driver);
                 }
             }
-            Receive::Starved { .. } => socket.receive = Receive::Idle,
-            Receive::Stopping { then, .. } => *then = None,
-            Receive::Failing => {
-                let at = self.failures.iter().position(|(failed, _)| *failed == key);
-                let at = at.expect("invariant: a failing socket has its failure queued");
-                let (_, error) = self.failures.remove(at).expect("invariant: just found");
-                socket.receive = Receive::Failed(error);
-            }
-            Receive::Idle | Receive::Failed(_) | Receive::Over => {}
+            Receive::Stopping {
+                operation,
+                held,
+                then: _,
+            } => Receive::Stopping {
+                operation,
+                held,
+                then: None,
+            },
+            Receive::Due { held, mode: _ } => Receive::Held(held),
+            Receive::Idle | Receive::Starved { .. } => Receive::Idle,
+            receive @ (Receive::Held(_) | Receive::Over) => receive,
+        };
+        if let Some(operation) = cancel {
+            self.cancel(operation, Target::Driver);
         }
     }
 
     /// Starts the operation for what the owner asked.
     fn arm(&mut self, key: Key, mode: ReceiveMode) {
-        let socket = self.sockets.get(key).expect("invariant: only a live socket receives");
+        let socket = self
+            .sockets
+            .get(key)
+            .expect("invariant: only a live socket receives");
         let class = socket.flow.class(mode);
         let group = &self.groups[class.index()];
         let fd = types::Fd(socket.fd.as_raw_fd());
@@ -232,7 +163,13 @@ impl UringDriver {
     }
 
     /// A receive that goes on brought something.
-    pub(super) fn received(&mut self, target: Target, class: Class, outcome: Outcome, events: &mut Vec<Event>) {
+    pub(super) fn received(
+        &mut self,
+        target: Target,
+        class: Class,
+        outcome: Outcome,
+        events: &mut Vec<Event>,
+    ) {
         let Target::Socket(key) = target else { return };
         let Outcome::Data { buffer, drained } = outcome else {
             return;
@@ -253,8 +190,12 @@ impl UringDriver {
                     self.cancel(operation, Target::Driver);
                 }
             }
-            Receive::Stopping { late, .. } => join(late, buffer),
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Stopping { held, .. } => held.add(buffer),
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Held(_)
+            | Receive::Due { .. }
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -277,8 +218,12 @@ impl UringDriver {
         }
         match std::mem::replace(&mut socket.receive, Receive::Idle) {
             Receive::Armed { mode, .. } => self.asked_for(key, mode, outcome, events),
-            Receive::Stopping { late, then, .. } => self.stopped(key, late, then, outcome, events),
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Stopping { held, then, .. } => self.stopped(key, held, then, outcome, events),
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Held(_)
+            | Receive::Due { .. }
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -286,7 +231,10 @@ impl UringDriver {
 
     /// Delivers what an owner waits for, and goes on as the mode says. The socket is idle now.
     fn asked_for(&mut self, key: Key, mode: ReceiveMode, outcome: Outcome, events: &mut Vec<Event>) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
         match outcome {
             Outcome::Data { buffer, .. } => {
                 deliver(socket, key, Received::Data(buffer), events);
@@ -312,31 +260,68 @@ impl UringDriver {
         }
     }
 
-    /// A receive that was taken back is over: what came meanwhile is delivered once. The end is not: it is
-    /// found again by the next receive. A failure is not either, but has to be kept.
+    /// A receive that was taken back is over. What it brought meanwhile is kept for the next one, except the
+    /// end, which that finds again.
     fn stopped(
         &mut self,
         key: Key,
-        mut late: Option<RecvBuffer>,
+        mut held: Held,
         then: Option<ReceiveMode>,
         outcome: Outcome,
         events: &mut Vec<Event>,
     ) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
-        let mut failure = None;
         match outcome {
-            Outcome::Data { buffer, .. } => join(&mut late, buffer),
-            Outcome::Failed(error) => failure = Some(error),
+            Outcome::Data { buffer, .. } => held.add(buffer),
+            Outcome::Failed(error) => held.failure = Some(error),
             Outcome::End | Outcome::NoBlock | Outcome::Nothing => {}
         }
-        if let Some(buffer) = late {
-            deliver(socket, key, Received::Data(buffer), events);
+        match then {
+            Some(mode) => self.give(key, held, mode, events),
+            None if held.is_empty() => {}
+            None => {
+                held.unpin();
+                let socket = self
+                    .sockets
+                    .get_mut(key)
+                    .expect("invariant: checked by the caller");
+                socket.receive = Receive::Held(held);
+            }
         }
-        match (failure, then) {
-            (None, None) => {}
-            (None, Some(mode)) => self.arm(key, mode),
-            (Some(error), None) => socket.receive = Receive::Failed(error),
-            (Some(error), Some(_)) => fail(socket, key, error, events),
+    }
+
+    /// Delivers what was kept as the mode says, and goes on. The socket is idle now.
+    fn give(&mut self, key: Key, mut held: Held, mode: ReceiveMode, events: &mut Vec<Event>) {
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
+        let Some(buffer) = held.take(bytes_max(mode)) else {
+            match held.failure {
+                Some(error) => fail(socket, key, error, events),
+                None => self.arm(key, mode),
+            }
+            return;
+        };
+        deliver(socket, key, Received::Data(buffer), events);
+        match mode {
+            ReceiveMode::Once { .. } if held.is_empty() => {}
+            ReceiveMode::Once { .. } => socket.receive = Receive::Held(held),
+            ReceiveMode::Stream => self.give(key, held, mode, events),
+        }
+    }
+
+    /// Serves owners that asked again where something was kept.
+    pub(super) fn give_due(&mut self, events: &mut Vec<Event>) {
+        for _ in 0..self.due.len() {
+            let Some(key) = self.due.pop_front() else { break };
+            let Some(socket) = self.sockets.get_mut(key) else {
+                continue;
+            };
+            match std::mem::replace(&mut socket.receive, Receive::Idle) {
+                Receive::Due { held, mode } => self.give(key, held, mode, events),
+                // Taken back meanwhile.
+                receive => socket.receive = receive,
+            }
         }
     }
 
@@ -363,7 +348,11 @@ impl UringDriver {
             }
             Receive::Stopping { then: Some(mode), .. } => self.arm(key, mode),
             Receive::Stopping { then: None, .. } => {}
-            Receive::Idle | Receive::Starved { .. } | Receive::Failed(_) | Receive::Failing | Receive::Over => {
+            Receive::Idle
+            | Receive::Starved { .. }
+            | Receive::Held(_)
+            | Receive::Due { .. }
+            | Receive::Over => {
                 unreachable!("invariant: a socket that is not receiving has no receive operation")
             }
         }
@@ -371,7 +360,10 @@ impl UringDriver {
 
     /// Receives by a system call: into a block that is free right now, else into memory of its own.
     fn receive_now(&mut self, key: Key, mode: ReceiveMode, events: &mut Vec<Event>) {
-        let socket = self.sockets.get_mut(key).expect("invariant: checked by the caller");
+        let socket = self
+            .sockets
+            .get_mut(key)
+            .expect("invariant: checked by the caller");
         let class = socket.flow.class(mode);
         let fd = socket.fd.as_raw_fd();
         let bytes_max = bytes_max(mode);
@@ -428,7 +420,9 @@ impl UringDriver {
         let mut promised = [0; Class::ALL.len()];
         let mut fallbacks = 0;
         for _ in 0..self.starved.len() {
-            let Some(key) = self.starved.pop_front() else { break };
+            let Some(key) = self.starved.pop_front() else {
+                break;
+            };
             let Some(socket) = self.sockets.get_mut(key) else {
                 continue;
             };
@@ -455,14 +449,6 @@ fn bytes_max(mode: ReceiveMode) -> usize {
         ReceiveMode::Once { bytes_max } => bytes_max,
         ReceiveMode::Stream => limits::RECEIVE_BYTES_MAX,
     }
-}
-
-/// Appends what came after a receive was taken back. More than one piece is rare, so it is copied together.
-fn join(late: &mut Option<RecvBuffer>, next: RecvBuffer) {
-    *late = Some(match late.take() {
-        None => next,
-        Some(before) => RecvBuffer::copied(&[before.bytes(), next.bytes()].concat()),
-    });
 }
 
 fn receive_into(fd: RawFd, memory: NonNull<u8>, len: usize) -> io::Result<usize> {

@@ -241,7 +241,7 @@ impl Ring {
         self.enters += 1;
         let queued = self.inner.submission().len() as u32;
         let flags = flags | EnterFlags::EXT_ARG;
-        let outcome = match self.registered {
+        match self.registered {
             // SAFETY: `arguments` is the structure that EXT_ARG stands for and outlives the call; queued
             // entries are valid by the contract of `push`.
             None => unsafe {
@@ -270,8 +270,7 @@ impl Ring {
                     Ok(())
                 }
             }
-        };
-        outcome
+        }
     }
 
     /// The oldest completion that was not taken yet.

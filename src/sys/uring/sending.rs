@@ -194,7 +194,9 @@ mod tests {
 
     #[test]
     fn more_pieces_than_one_call_takes_are_sent_in_turns() {
-        let slices: Vec<Slice> = (0..limits::SEND_PIECES_MAX + 5).map(|_| Slice::copied(b"x")).collect();
+        let slices: Vec<Slice> = (0..limits::SEND_PIECES_MAX + 5)
+            .map(|_| Slice::copied(b"x"))
+            .collect();
         let payload = Payload::Slices(slices);
         assert_eq!(described(&payload, 0).len(), limits::SEND_PIECES_MAX);
         assert_eq!(described(&payload, limits::SEND_PIECES_MAX).len(), 5);

@@ -95,7 +95,12 @@ fn blocks_come_back_to_the_kernel() {
 
 #[test]
 fn bulk_gets_large_blocks_and_small_messages_small_ones_again() {
-    for mode in [ReceiveMode::Stream, ReceiveMode::Once { bytes_max: usize::MAX }] {
+    for mode in [
+        ReceiveMode::Stream,
+        ReceiveMode::Once {
+            bytes_max: usize::MAX,
+        },
+    ] {
         for set in [FeatureSet::NEWEST, FeatureSet::V5_19, FeatureSet::V5_15] {
             let mut driver = driver(set);
             let (id, peer) = pair(&mut driver);
@@ -116,10 +121,18 @@ fn bulk_gets_large_blocks_and_small_messages_small_ones_again() {
                 }
                 largest
             };
-            assert_eq!(pinned(&mut driver, 100), limits::RECEIVE_SMALL_BYTES, "{set} {mode:?}");
+            assert_eq!(
+                pinned(&mut driver, 100),
+                limits::RECEIVE_SMALL_BYTES,
+                "{set} {mode:?}"
+            );
             // What is on its way already may still come in small ones.
             pinned(&mut driver, 150_000);
-            assert_eq!(pinned(&mut driver, 150_000), limits::RECEIVE_BYTES_MAX, "{set} {mode:?}");
+            assert_eq!(
+                pinned(&mut driver, 150_000),
+                limits::RECEIVE_BYTES_MAX,
+                "{set} {mode:?}"
+            );
             let last = (0..100).map(|_| pinned(&mut driver, 100)).last();
             assert_eq!(last, Some(limits::RECEIVE_SMALL_BYTES), "{set} {mode:?}");
         }

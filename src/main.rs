@@ -26,12 +26,17 @@ UZTUNNEL_TLS_RECORDS_MAX, UZTUNNEL_RING_FEATURES.
 fn main() -> ExitCode {
     let environment = Environment::capture();
     // A command that is no text is no command of ours; it is shown as well as possible.
-    let command = std::env::args_os().nth(1).map(|command| command.to_string_lossy().into_owned());
+    let command = std::env::args_os()
+        .nth(1)
+        .map(|command| command.to_string_lossy().into_owned());
     match command.as_deref() {
         None | Some("proxy") => boot::proxy(&environment),
         Some("preflight") => boot::preflight(&environment),
         Some("version") => {
-            println!("{}", version::banner(&environment.text_or("ISTIO_META_ISTIO_VERSION", "unknown")));
+            println!(
+                "{}",
+                version::banner(&environment.text_or("ISTIO_META_ISTIO_VERSION", "unknown"))
+            );
             ExitCode::SUCCESS
         }
         Some("help") => {

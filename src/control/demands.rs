@@ -115,7 +115,9 @@ impl<A: Authority> Requests<A> {
 
 /// Until `due`, but looks again soon enough to notice that somebody set the clock.
 fn wait_for(due: SystemTime, now: SystemTime) -> Duration {
-    due.duration_since(now).unwrap_or_default().min(limits::CLOCK_CHECK_INTERVAL)
+    due.duration_since(now)
+        .unwrap_or_default()
+        .min(limits::CLOCK_CHECK_INTERVAL)
 }
 
 #[cfg(test)]
@@ -134,7 +136,10 @@ mod tests {
     }
 
     fn run<R>(test: impl Future<Output = R>) -> R {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         LocalSet::new().block_on(&runtime, test)
     }
 
@@ -147,7 +152,10 @@ mod tests {
         let (handles, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| orders::channel(Arc::new(NoWake))).unzip();
         let (sender, queue) = demands::channel();
         for worker in [0, 1] {
-            sender.send(Demand::Certificate { worker, identity: identity("cart") });
+            sender.send(Demand::Certificate {
+                worker,
+                identity: identity("cart"),
+            });
         }
         let serving = async {
             let served = tokio::task::spawn_local(serve(queue, FakeCa::new(), Orders::new(handles)));
@@ -159,7 +167,11 @@ mod tests {
                         None => tokio::task::yield_now().await,
                     }
                 };
-                let Order::Certificate { identity: named, result } = order else {
+                let Order::Certificate {
+                    identity: named,
+                    result,
+                } = order
+                else {
                     panic!("a certificate was asked for, not {order:?}");
                 };
                 assert_eq!(named, identity("cart"));
@@ -179,8 +191,17 @@ mod tests {
         let (handle, _inbox) = orders::channel(Arc::new(NoWake));
         let (sender, queue) = demands::channel();
         let workers = Orders::new(vec![handle.clone(), handle]);
-        sender.send(Demand::Ended { worker: 1, error: Some("no ring".to_owned()) });
+        sender.send(Demand::Ended {
+            worker: 1,
+            error: Some("no ring".to_owned()),
+        });
         let ended = run(serve(queue, FakeCa::new(), workers));
-        assert_eq!(ended, Err(WorkerFailed { worker: 1, error: "no ring".to_owned() }));
+        assert_eq!(
+            ended,
+            Err(WorkerFailed {
+                worker: 1,
+                error: "no ring".to_owned()
+            })
+        );
     }
 }

@@ -31,7 +31,11 @@ pub struct WorkerPods {
 impl WorkerPods {
     pub fn new(ports: Ports, sockets: Sockets, orders: Orders) -> Self {
         assert!(orders.workers() > 0, "there is at least one worker");
-        Self { ports, sockets, orders }
+        Self {
+            ports,
+            sockets,
+            orders,
+        }
     }
 
     fn listen(&self, namespace: &Arc<Namespace>, port: u16) -> Result<Listening, ListenError> {
@@ -72,9 +76,21 @@ impl Pods for WorkerPods {
         let home = home_worker(uid, workers);
         // Home last: when it hands its first connection over, the others know the pod.
         for worker in (0..workers).filter(|worker| *worker != home) {
-            self.orders.send(worker, Order::AddPod { pod: Arc::clone(&pod), listeners: None });
+            self.orders.send(
+                worker,
+                Order::AddPod {
+                    pod: Arc::clone(&pod),
+                    listeners: None,
+                },
+            );
         }
-        self.orders.send(home, Order::AddPod { pod, listeners: Some(listeners) });
+        self.orders.send(
+            home,
+            Order::AddPod {
+                pod,
+                listeners: Some(listeners),
+            },
+        );
         Ok(())
     }
 

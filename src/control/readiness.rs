@@ -89,7 +89,10 @@ impl Server {
     pub fn new(listener: OwnedFd, readiness: Readiness) -> io::Result<Self> {
         let listener = std::net::TcpListener::from(listener);
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: TcpListener::from_std(listener)?, readiness })
+        Ok(Self {
+            listener: TcpListener::from_std(listener)?,
+            readiness,
+        })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {

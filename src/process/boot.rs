@@ -85,7 +85,11 @@ pub fn preflight(environment: &Environment) -> ExitCode {
     if let Err(error) = &config {
         println!("configuration: {error}");
     }
-    if config.is_ok() && report.is_ready() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if config.is_ok() && report.is_ready() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn serve(environment: &Environment) -> Result<(), BootError> {
@@ -110,8 +114,10 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
     let snapshot = SnapshotCell::new(first_snapshot(config)?);
     let backend = Arc::new(choose_backend(config)?);
     check_privileges(config.sockets.packet_mark)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BootError::Control)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::Control)?;
     let serving = run(config, log, snapshot, backend);
     LocalSet::new().block_on(&runtime, serving)
 }
@@ -177,8 +183,10 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
         None => return Ok(builder.build()),
         Some(LocalSource::Text(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
         Some(LocalSource::Path(path)) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| BootError::LocalFile { path: path.clone(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| BootError::LocalFile {
+                path: path.clone(),
+                source,
+            })?;
             (format!("LOCAL_XDS_PATH={}", path.display()), text)
         }
     };
@@ -214,9 +222,17 @@ fn wanted_backend(worker: &config::Worker) -> (IoMode, Option<FeatureSet>) {
 
 /// Without these no pod could ever be served: better no start than one NACK per pod.
 fn check_privileges(mark: Option<u32>) -> Result<(), BootError> {
-    Namespace::current().and_then(|own| own.run(|| ())).map_err(BootError::Namespace)?;
-    let options = Options { mark, ..Options::default() };
-    let spec = SocketSpec { options, ..SocketSpec::default() };
+    Namespace::current()
+        .and_then(|own| own.run(|| ()))
+        .map_err(BootError::Namespace)?;
+    let options = Options {
+        mark,
+        ..Options::default()
+    };
+    let spec = SocketSpec {
+        options,
+        ..SocketSpec::default()
+    };
     socket::open(&spec, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(BootError::Mark)?;
     Ok(())
 }

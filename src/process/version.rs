@@ -20,10 +20,15 @@ mod tests {
     #[test]
     fn the_banner_has_upstreams_shape() {
         let banner = banner("1.31.0");
-        let inside = banner.strip_prefix("version.BuildInfo{").and_then(|rest| rest.strip_suffix('}'));
+        let inside = banner
+            .strip_prefix("version.BuildInfo{")
+            .and_then(|rest| rest.strip_suffix('}'));
         let inside = inside.expect("the frame");
-        let keys: Vec<&str> =
-            inside.split(", ").filter_map(|part| part.split_once(":\"")).map(|(key, _)| key).collect();
+        let keys: Vec<&str> = inside
+            .split(", ")
+            .filter_map(|part| part.split_once(":\""))
+            .map(|(key, _)| key)
+            .collect();
         assert_eq!(
             keys,
             [

@@ -345,9 +345,6 @@ const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs
 /// Certificate requests under way at a time.
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 
-/// Demands of the workers that wait for the control thread.
-pub const DEMANDS_QUEUED_MAX: usize = 4096;
-
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -379,5 +376,8 @@ pub const EMPTY_RECORDS_MAX: u32 = 32;
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
 // A peer that updates its key as often as our own smallest limit does earns more than it spends.
 const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+
+/// How long control waits for the workers after the drain deadline, at which they cut what is left.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
 pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

@@ -32,7 +32,7 @@ use std::thread::JoinHandle;
 use self::core::Core;
 use self::settings::Settings;
 use self::turn::run;
-use crate::bridge::demands::Demands;
+use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
@@ -86,7 +86,7 @@ pub fn start(setups: Vec<Setup>) -> io::Result<Workers> {
         handles.push(handle);
     }
     for introduce in introductions {
-        // A worker that ended meanwhile has said so in the log; whoever joins its thread notices.
+        // A worker that ended meanwhile has said so by its last demand.
         let _ = introduce.send(handles.clone());
     }
     Ok(Workers { handles, threads })
@@ -120,10 +120,10 @@ fn work<D: Driver + 'static>(
         return;
     }
     let Ok(peers) = peers.recv() else { return };
-    let worker = setup.index;
+    let (worker, demands) = (setup.index, setup.demands.clone());
     let executor = Executor::default();
     let core = Core::new(setup, driver, peers.into(), executor.spawner());
-    if let Err(error) = run(core, &executor, &inbox) {
-        tracing::error!(target: "worker", worker, %error, "worker ended");
-    }
+    let error = run(core, &executor, &inbox).err().map(|error| error.to_string());
+    // Control is gone only when the process is about to be.
+    demands.send(Demand::Ended { worker, error });
 }

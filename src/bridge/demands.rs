@@ -8,6 +8,8 @@ use crate::identity::Identity;
 pub enum Demand {
     /// A connection waits for this identity's certificate; answered by `Order::Certificate`.
     Certificate { worker: usize, identity: Identity },
+    /// The last demand of a worker: it ended, after a drain or because of an error.
+    Ended { worker: usize, error: Option<String> },
 }
 
 /// A worker's end: sending never blocks. A worker asks at most once per identity until it is answered.

@@ -1,8 +1,8 @@
 //! Workload certificates: issued when a worker first asks, renewed at half their life, given to every worker that
 //! ever asked.
 //!
-//! Control thread. `Certificates` is the pure record of who asked for what and what is due when; `serve` is the
-//! loop around it. Specification: upstream's certificate manager, as far as its clients can see it.
+//! Control thread. `Certificates` is the pure record of who asked for what and what is due when; the loop around
+//! it is `control::demands`. Specification: upstream's certificate manager, as far as its clients can see it.
 //!
 //! Invariants: at most one request per identity is under way; a worker that asked gets an answer, and every later
 //! certificate of that identity unasked. The map is bounded by the identities of the node's own pods: a worker
@@ -12,13 +12,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-
-use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders};
+use crate::bridge::CertificateError;
 use crate::clock::{self, Duration, SystemTime};
 use crate::identity::Identity;
-use crate::limits;
 use crate::tls::{CertifiedIdentity, FakeCa};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -35,65 +31,6 @@ impl Authority for FakeCa {
         FakeCa::issue(self, &identity, clock::wall())
             .map_err(|error| CertificateError(error.to_string().into()))
     }
-}
-
-/// Answers the workers' demands until the last worker is gone. Needs a `LocalSet`.
-pub async fn serve(mut demands: DemandQueue, authority: impl Authority, orders: Orders) {
-    let authority = Arc::new(authority);
-    let slots = Arc::new(Semaphore::new(limits::CERTIFICATE_REQUESTS_MAX));
-    let mut requests = JoinSet::new();
-    let mut certificates: Certificates<CertifiedIdentity> = Certificates::new();
-    let request = |requests: &mut JoinSet<_>, identity: Identity| {
-        let (authority, slots) = (Arc::clone(&authority), Arc::clone(&slots));
-        requests.spawn_local(async move {
-            let _slot = slots.acquire().await.expect("invariant: never closed");
-            (identity.clone(), authority.issue(identity).await)
-        });
-    };
-    loop {
-        let due = certificates.next_due().map(|due| wait_for(due, clock::wall()));
-        tokio::select! {
-            demand = demands.recv() => match demand {
-                None => return,
-                Some(Demand::Certificate { worker, identity }) => {
-                    match certificates.demand(worker, &identity) {
-                        Answer::Issue => request(&mut requests, identity),
-                        Answer::Wait => {}
-                        Answer::Known(result) => orders.send(worker, Order::Certificate { identity, result }),
-                    }
-                }
-            },
-            Some(finished) = requests.join_next() => {
-                let (identity, result) = finished.expect("invariant: an authority does not panic");
-                if let Err(error) = &result {
-                    tracing::warn!(%identity, %error, "no certificate");
-                }
-                let result = result.map(|issued| Issued {
-                    not_before: issued.not_before,
-                    not_after: issued.not_after,
-                    certificate: Arc::new(issued),
-                });
-                let Delivery { workers, result } =
-                    certificates.issued(&identity, result, clock::wall(), fastrand::f64());
-                for worker in workers {
-                    let identity = identity.clone();
-                    orders.send(worker, Order::Certificate { identity, result: result.clone() });
-                }
-            },
-            () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
-                for identity in certificates.take_due(clock::wall()) {
-                    request(&mut requests, identity);
-                }
-            }
-        }
-    }
-}
-
-/// Until `due`, but looks again soon enough to notice that somebody set the clock.
-fn wait_for(due: SystemTime, now: SystemTime) -> Duration {
-    due.duration_since(now)
-        .unwrap_or_default()
-        .min(limits::CLOCK_CHECK_INTERVAL)
 }
 
 /// What to do with a demand.

@@ -7,29 +7,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::bridge::{Order, Orders, Pod, PodInfo, PodListeners, PodUid};
+use crate::config::{OriginalSource, Ports, Sockets};
 use crate::limits;
 use crate::sys::netns::Namespace;
 use crate::sys::socket::{self, ListenError, ListenSpec, Listening};
-
-/// Traffic that leaves the pod is redirected here.
-pub const OUTBOUND_PORT: u16 = 15001;
-/// Plaintext traffic to the pod is redirected here.
-pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
-/// HBONE traffic to the pod arrives here.
-pub const INBOUND_HBONE_PORT: u16 = 15008;
-
-/// How pod sockets are made.
-#[derive(Debug, Clone, Copy)]
-pub struct ListenerSettings {
-    /// `IPV6_ENABLED`: bind `[::]`, for both families.
-    pub ipv6: bool,
-    /// `PACKET_MARK`.
-    pub mark: Option<u32>,
-    /// `ENABLE_ORIG_SRC`.
-    pub transparent: Option<bool>,
-    /// `INPOD_PORT_REUSE`.
-    pub reuse_port: bool,
-}
 
 /// What the ZDS client does with pods.
 pub trait Pods {
@@ -42,67 +23,79 @@ pub trait Pods {
 
 /// Pods served by the workers.
 pub struct WorkerPods {
-    settings: ListenerSettings,
+    ports: Ports,
+    sockets: Sockets,
     orders: Orders,
 }
 
 impl WorkerPods {
-    pub fn new(settings: ListenerSettings, orders: Orders) -> Self {
+    pub fn new(ports: Ports, sockets: Sockets, orders: Orders) -> Self {
         assert!(orders.workers() > 0, "there is at least one worker");
-        Self { settings, orders }
+        Self {
+            ports,
+            sockets,
+            orders,
+        }
     }
 
     fn listen(&self, namespace: &Arc<Namespace>, port: u16) -> Result<Listening, ListenError> {
-        let spec = |ipv6| ListenSpec {
+        listen_on_any_family(self.sockets.ipv6, |ipv6| ListenSpec {
             namespace: Some(Arc::clone(namespace)),
             address: socket::any_address(ipv6, port),
-            reuse_port: self.settings.reuse_port,
-            mark: self.settings.mark,
-            transparent: self.settings.transparent,
+            reuse_port: self.sockets.port_reuse,
+            mark: self.sockets.packet_mark,
+            transparent: match self.sockets.original_source {
+                OriginalSource::Required => Some(true),
+                OriginalSource::Never => Some(false),
+                OriginalSource::BestEffort => None,
+            },
             backlog: limits::LISTEN_BACKLOG,
-        };
-        listen_on_any_family(self.settings.ipv6, spec)
-    }
-
-    /// All listeners of a pod, and whether both inbound ones may see and use foreign addresses.
-    fn listeners(&self, namespace: &Arc<Namespace>) -> Result<(PodListeners, bool), ListenError> {
-        let inbound_hbone = self.listen(namespace, INBOUND_HBONE_PORT)?;
-        let inbound_plaintext = self.listen(namespace, INBOUND_PLAINTEXT_PORT)?;
-        let outbound = self.listen(namespace, OUTBOUND_PORT)?;
-        let preserve_source = inbound_hbone.transparent && inbound_plaintext.transparent;
-        let listeners = PodListeners {
-            outbound: outbound.fd,
-            inbound_hbone: inbound_hbone.fd,
-            inbound_plaintext: inbound_plaintext.fd,
-        };
-        Ok((listeners, preserve_source))
+        })
     }
 }
 
 impl Pods for WorkerPods {
+    /// Every worker is told, since connections may be handed to any of them; the home worker also accepts.
     fn start(&mut self, uid: &PodUid, info: &PodInfo, namespace: &Arc<Namespace>) -> Result<(), String> {
-        let (listeners, preserve_source) =
-            self.listeners(namespace).map_err(|error| error.to_string())?;
+        let listen = |port| self.listen(namespace, port).map_err(|error| error.to_string());
+        let inbound_hbone = listen(self.ports.inbound_hbone)?;
+        let inbound_plaintext = listen(self.ports.inbound_plaintext)?;
+        let outbound = listen(self.ports.outbound)?;
         let pod = Arc::new(Pod {
             uid: uid.clone(),
             info: info.clone(),
             namespace: Arc::clone(namespace),
-            preserve_source,
+            preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
         });
-        // Every worker knows every pod, since connections are handed over; home accepts them.
-        let home = home_worker(uid, self.orders.workers());
-        for worker in (0..self.orders.workers()).filter(|worker| *worker != home) {
-            self.orders.send(worker, Order::AddPod { pod: Arc::clone(&pod), listeners: None });
+        let listeners = PodListeners {
+            outbound: outbound.fd,
+            inbound_plaintext: inbound_plaintext.fd,
+            inbound_hbone: inbound_hbone.fd,
+        };
+        let workers = self.orders.workers();
+        let home = home_worker(uid, workers);
+        // Home last: when it hands its first connection over, the others know the pod.
+        for worker in (0..workers).filter(|worker| *worker != home) {
+            self.orders.send(
+                worker,
+                Order::AddPod {
+                    pod: Arc::clone(&pod),
+                    listeners: None,
+                },
+            );
         }
-        self.orders.send(home, Order::AddPod { pod, listeners: Some(listeners) });
+        self.orders.send(
+            home,
+            Order::AddPod {
+                pod,
+                listeners: Some(listeners),
+            },
+        );
         Ok(())
     }
 
-    /// Every worker is told: connections of the pod may have been handed to any of them.
     fn stop(&mut self, uid: &PodUid) {
-        for worker in 0..self.orders.workers() {
-            self.orders.send(worker, Order::RemovePod { uid: uid.clone() });
-        }
+        self.orders.send_all(|| Order::RemovePod { uid: uid.clone() });
     }
 }
 

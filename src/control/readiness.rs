@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -81,11 +82,15 @@ pub struct Server {
 }
 
 impl Server {
+    /// `listener` listens already. Needs a tokio runtime.
+    ///
     /// # Errors
-    /// The address is in use.
-    pub async fn bind(address: SocketAddr, readiness: Readiness) -> io::Result<Self> {
+    /// The runtime cannot take the descriptor.
+    pub fn new(listener: OwnedFd, readiness: Readiness) -> io::Result<Self> {
+        let listener = std::net::TcpListener::from(listener);
+        listener.set_nonblocking(true)?;
         Ok(Self {
-            listener: TcpListener::bind(address).await?,
+            listener: TcpListener::from_std(listener)?,
             readiness,
         })
     }
@@ -203,8 +208,8 @@ mod tests {
             for task in [Task::StateManager, Task::Proxy, Task::WorkloadProxyManager] {
                 readiness.pending(task);
             }
-            let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-            let server = Server::bind(any_port, readiness.clone()).await.expect("bound");
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+            let server = Server::new(listener.into(), readiness.clone()).expect("registered");
             let address = server.local_address().expect("an address");
             tokio::task::spawn_local(server.serve());
 

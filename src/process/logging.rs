@@ -15,8 +15,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use crate::bridge::LogSink;
-use crate::bridge::log::log_queue;
+use crate::bridge::log::{LogSink, log_queue};
 use crate::clock;
 use crate::control::access_log::{self, level_name};
 use crate::control::log_line::{Format, Line, Value};
@@ -264,7 +263,7 @@ fn push_span(target: &mut String, name: &str, fields: &[(&'static str, Value)]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bridge::LogItem;
+    use crate::bridge::log::LogItem;
 
     /// The lines that `log` makes, without their time.
     fn logged(format: Format, filter: &str, log: impl FnOnce()) -> Vec<String> {

@@ -1,5 +1,9 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
+use std::time::Duration;
+/// Worker threads. More than the CPUs of any machine we know of.
+pub const WORKERS_MAX: usize = 1024;
+
 /// Events that one `Driver::poll` returns at most.
 pub const EVENTS_TURN_MAX: usize = 1024;
 
@@ -17,3 +21,343 @@ pub const SEND_DIRECT_BYTES_MAX: usize = 4096;
 pub const SENDS_DIRECT_TURN_MAX: usize = 2;
 
 const _: () = assert!(SEND_PIECES_MAX <= 1024);
+
+/// A ZDS packet: the node agent's receive buffer, and ours. A longer one is refused as truncated.
+pub const ZDS_PACKET_BYTES_MAX: usize = 1024;
+
+/// Text of a refusal inside a ZDS packet.
+pub const ZDS_NACK_TEXT_BYTES_MAX: usize = 960;
+
+// Two nested messages: a tag and a length of two bytes each.
+const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
+
+/// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
+pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
+
+/// Bytes of formatted log text that go out by one write at most, give or take one line.
+pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// Connections that the readiness server serves at a time.
+pub const READINESS_CONNECTIONS_MAX: usize = 64;
+
+/// How long and how large the head of a request to one of our own HTTP servers may be.
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
+
+/// Pause of an accept loop of the control thread after an error of `accept`.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a receive gets before its socket has shown that more comes at once: a whole TLS record.
+pub const RECEIVE_SMALL_BYTES: usize = 17 * 1024;
+
+/// Small receive blocks of one worker.
+pub const RECEIVE_SMALL_BLOCKS: u16 = 256;
+
+/// A receive that found no block free reads at most this, into memory of its own.
+pub const RECEIVE_FALLBACK_BYTES: usize = 16 * 1024;
+
+/// Receives without a block that one turn serves at most.
+pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
+
+/// Connections that one turn accepts from one listener at most.
+pub const ACCEPTS_TURN_MAX: usize = 64;
+
+const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
+const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
+
+// Section `tls`.
+
+/// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake
+/// message of the library ends at 64 KiB.
+pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
+
+/// Records sealed under one key, the closing KeyUpdate included: 2^24 (the AES-GCM bound of draft-irtf-cfrg-aead-limits
+/// for an advantage of 2^-60 with full records), less a margin. At 10 Gbit/s this is 220 s.
+pub const RECORDS_PER_KEY_MAX: u64 = (1 << 24) - 64;
+/// What `UZTUNNEL_TLS_RECORDS_MAX` may ask for at least.
+pub const RECORDS_PER_KEY_MIN: u64 = 16;
+
+/// KeyUpdate messages, tickets and warning alerts that a peer may send ahead of data. Each costs us key
+/// derivation but the peer 22 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
+pub const CONTROL_BURST_MAX: u32 = 32;
+pub const CONTROL_EARN_RECORDS: u32 = 8;
+
+/// Records without content in a row (openssl's bound is the same).
+pub const EMPTY_RECORDS_MAX: u32 = 32;
+
+const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
+// A peer that updates its key as often as our own smallest limit does earns more than it spends.
+const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+
+// Header lists (wire::http2::hpack, wire::hbone).
+
+/// Largest integer of a header block: far above any block we accept, far below an overflow.
+pub const HPACK_INTEGER_MAX: usize = 1 << 24;
+
+/// A header block that expands to more than this many times the allowed list ends the connection; a smaller
+/// excess only costs the message. Work per block is bounded by this, whatever the dynamic table holds.
+pub const HPACK_EXPANSION_FACTOR: usize = 4;
+
+/// Scratch that a decoder keeps between blocks, per string.
+pub const HPACK_SCRATCH_BYTES_KEPT: usize = 512;
+
+/// A host name (253, RFC 1035), a colon, a port; IPv6 in brackets is shorter.
+pub const AUTHORITY_BYTES_MAX: usize = 253 + 1 + 5;
+
+/// A method name in an incoming request; the longest registered one has 17.
+pub const METHOD_BYTES_MAX: usize = 32;
+
+/// All baggage of one message (W3C Baggage 3.3.2 asks for at least this much).
+pub const BAGGAGE_BYTES_MAX: usize = 8192;
+
+/// One value of a baggage member: Kubernetes names and labels are never longer.
+pub const BAGGAGE_VALUE_BYTES_MAX: usize = 253;
+
+/// A `forwarded` header: an address, a host name, and room for what others may add.
+pub const FORWARDED_BYTES_MAX: usize = 1024;
+
+/// The name of a network: a Kubernetes label value has 63, so this is room enough.
+pub const NETWORK_BYTES_MAX: usize = 255;
+
+const _: () = assert!(AUTHORITY_BYTES_MAX < FORWARDED_BYTES_MAX);
+const _: () = assert!(BAGGAGE_BYTES_MAX > 7 * BAGGAGE_VALUE_BYTES_MAX);
+const _: () = assert!(HPACK_INTEGER_MAX < 1 << 28);
+
+// --- HTTP/2 engine (wire::http2) ---
+
+/// A rate with a burst: `burst` units at once, `per_second` sustained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    pub burst: u32,
+}
+
+/// Window of one stream: what an application may leave unread before its own stream stops. Fits a bandwidth-delay
+/// product of 10 Gbit/s at 3 ms.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// What a peer may have in flight on one session.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Unread bytes of one session that do not take from its connection window: twelve readers may stop entirely before
+/// the others feel it, and one session holds 64 MiB at most.
+pub const HTTP2_UNREAD_BYTES: u32 = 48 << 20;
+
+/// Largest frame that we take. DATA is never collected, so that a large frame costs nothing.
+pub const HTTP2_FRAME_BYTES: u32 = 1 << 20;
+
+/// Streams that a client may have open on one session.
+pub const HTTP2_STREAMS: u32 = 200;
+
+/// Streams in the table per stream that may be open: ended ones with unread bytes are kept until those are read. At
+/// this factor further streams are refused.
+pub const HTTP2_STREAMS_KEPT_FACTOR: usize = 2;
+
+/// Streams that we open on one session before the peer's SETTINGS say how many it takes.
+pub const HTTP2_STREAMS_ASSUMED: u32 = 100;
+
+/// Largest header list that we take.
+pub const HTTP2_HEADER_LIST_SERVER_BYTES: u32 = 64 << 10;
+pub const HTTP2_HEADER_LIST_CLIENT_BYTES: u32 = 16 << 10;
+
+/// Dynamic table that we grant the peer's encoder: the default of SETTINGS_HEADER_TABLE_SIZE.
+pub const HTTP2_HEADER_TABLE_BYTES: usize = 4096;
+
+/// CONTINUATION frames of one header block. A list of 64 KiB in pieces of 1 KiB needs 64.
+pub const HTTP2_CONTINUATIONS: u32 = 128;
+
+/// Capacity that the buffer of split header blocks keeps between blocks.
+pub const HTTP2_BLOCK_BYTES_KEPT: usize = 4096;
+
+/// Control frames that wait to be sent. A peer that makes us answer and does not read reaches it; our own requests
+/// do not: `HTTP2_STREAMS` of them with 4 KiB each stay below.
+pub const HTTP2_OUTPUT_BYTES: usize = 1 << 20;
+
+/// Smallest connection WINDOW_UPDATE, so that a session full of unread bytes is not credited in crumbs.
+pub const HTTP2_WINDOW_UPDATE_BYTES_MIN: u32 = 16 << 10;
+
+/// Text in a GOAWAY that we send.
+pub const HTTP2_GOAWAY_TEXT_BYTES: usize = 128;
+
+/// Our own PINGs without an answer.
+pub const HTTP2_PINGS_UNANSWERED: u32 = 64;
+
+/// Streams that the peer opened and gave up before we answered, and streams that we had to refuse (rapid reset,
+/// CVE-2023-44487). Streams that were answered never count: a mesh node resets as many as its applications reset
+/// connections. An honest node whose destinations hang can give up a few hundred per second; an attacker reaches
+/// 10,000 with ease and is cut off after a third of a second and about 3,300 streams.
+pub const HTTP2_RESETS_UNSERVED: Rate = Rate {
+    per_second: 2500,
+    burst: 2500,
+};
+
+/// A stream that the peer makes us reset by breaking a rule (CVE-2025-8671) counts this many times: honest peers do
+/// it by a bug, never 250 times per second.
+pub const HTTP2_RESET_PROVOKED_WEIGHT: u32 = 10;
+
+/// Requests refused for the size of their header list. One with too much baggage costs only itself.
+pub const HTTP2_HEADER_LISTS_TOO_LARGE: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
+
+/// SETTINGS frames. Peers send one, some a few more; each may move the windows of all streams.
+pub const HTTP2_SETTINGS: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
+
+/// PINGs. Keepalive needs one in seconds, estimators of the bandwidth-delay product one per round trip.
+pub const HTTP2_PINGS: Rate = Rate {
+    per_second: 1000,
+    burst: 2000,
+};
+
+/// DATA frames without payload that do not end a stream. The h2 crate and gRPC send some, never in bulk.
+pub const HTTP2_DATA_EMPTY: Rate = Rate {
+    per_second: 100,
+    burst: 1000,
+};
+
+/// DATA frames with less payload than this are tiny: bookkeeping of the session outweighs the bytes.
+pub const HTTP2_DATA_TINY_BYTES: u32 = 64;
+
+/// Tiny frames of one session that wait for readers. They cost nothing when they are read at once, like any small
+/// message, so only waiting ones count. Sixteen stopped readers, each with a window full of 64-byte messages, stay
+/// below.
+pub const HTTP2_DATA_TINY_HELD: u32 = 1 << 20;
+
+/// WINDOW_UPDATE frames beyond those that our own DATA explains (`HTTP2_WINDOW_UPDATES_PER_DATA`, and one per
+/// `HTTP2_WINDOW_UPDATE_DATA_BYTES`: Go credits every 4 KiB, twice).
+pub const HTTP2_WINDOW_UPDATES: Rate = Rate {
+    per_second: 20_000,
+    burst: 40_000,
+};
+pub const HTTP2_WINDOW_UPDATES_PER_DATA: u32 = 2;
+pub const HTTP2_WINDOW_UPDATE_DATA_BYTES: u32 = 512;
+/// Bound of that allowance, so that a bulk transfer does not pay for an attack.
+pub const HTTP2_WINDOW_UPDATES_EXPLAINED_MAX: u32 = 100_000;
+
+/// Frames without effect: unknown types, PRIORITY, GOAWAY again, acknowledgements of nothing, and RST_STREAM, headers
+/// and small DATA on closed streams. The last three follow honest resets that cross on the wire.
+pub const HTTP2_FRAMES_IDLE: Rate = Rate {
+    per_second: 20_000,
+    burst: 40_000,
+};
+
+const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES < HTTP2_CONNECTION_WINDOW_BYTES);
+const _: () = assert!(HTTP2_CONNECTION_WINDOW_BYTES < 1 << 31);
+const _: () = assert!(HTTP2_FRAME_BYTES >= 1 << 14 && HTTP2_FRAME_BYTES < 1 << 24);
+// A stream has to be able to take a frame of the offered size, or peers would have to split for the window.
+const _: () = assert!(HTTP2_FRAME_BYTES <= HTTP2_STREAM_WINDOW_BYTES);
+// One honest reader that stopped must not be felt by anybody.
+const _: () = assert!(HTTP2_UNREAD_BYTES >= 4 * HTTP2_STREAM_WINDOW_BYTES);
+const _: () = assert!(HTTP2_OUTPUT_BYTES >= HTTP2_STREAMS as usize * 4096);
+// A block in the smallest frames that peers use must pass.
+const _: () = assert!(HTTP2_CONTINUATIONS as usize * 1024 >= HTTP2_HEADER_LIST_SERVER_BYTES as usize);
+const _: () = assert!(HTTP2_HEADER_LIST_CLIENT_BYTES <= HTTP2_HEADER_LIST_SERVER_BYTES);
+// 2,000 resets per second are ordinary, 10,000 are an attack.
+const _: () = assert!(HTTP2_RESETS_UNSERVED.per_second > 2000 && HTTP2_RESETS_UNSERVED.per_second < 10_000);
+const _: () = assert!(HTTP2_RESETS_UNSERVED.burst > 2 * HTTP2_STREAMS);
+
+/// Entries of a ring's submission queue; the completion queue has four times as many. More operations than this
+/// can be started in one turn at the price of a further system call.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// What a ring is made with when the kernel has no memory for `RING_ENTRIES`.
+pub const RING_ENTRIES_MIN: u32 = 128;
+
+const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
+const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
+
+// Section `worker`.
+
+/// Plaintext that is opened into one piece of memory: a whole receive and then some.
+pub const CHUNK_BYTES: usize = 320 * 1024;
+/// Full chunks kept for the next turn; the hot set of a bulk transfer is two or three.
+pub const CHUNKS_SPARE_MAX: usize = 4;
+/// Retired chunks looked at in one turn to find free ones.
+pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
+/// From so many chunks on that slow applications pin, small slices are copied out of them.
+pub const CHUNKS_PINNED_SOFT: usize = 64;
+/// Slices below this are copied out of a chunk when their application is blocked.
+pub const SLICE_COPY_BYTES: usize = 2048;
+
+/// A send buffer at first: one receive sealed, with headers.
+pub const OUTPUT_BYTES: usize = 288 * 1024;
+/// Larger ones are freed after use.
+pub const OUTPUT_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
+/// Idle send buffers kept by a worker.
+pub const OUTPUTS_SPARE_MAX: usize = 8;
+/// Above this, applications of the session are not read until a send has completed.
+pub const OUTPUT_SOFT_BYTES: usize = 512 * 1024;
+/// Frames below this share a record with others of the turn.
+pub const SMALL_FRAME_BYTES: usize = 4096;
+
+/// What the first receive of a connection asks for; grows to `RECEIVE_BYTES_MAX` while it is filled.
+pub const READ_BYTES_MIN: usize = 16 * 1024;
+/// What the armed receives of one session may deliver together; beyond it each gets `READ_BYTES_MIN`.
+pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Woken tasks run in one turn.
+pub const TASKS_TURN_MAX: usize = 256;
+/// Connections of one worker, those being set up included.
+pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
+/// TLS handshakes that the peers of one pod have under way on one worker.
+pub const HANDSHAKES_POD_MAX: usize = 256;
+/// Connections of one pod that are being set up on one worker.
+pub const SETUPS_POD_MAX: usize = 8192;
+
+/// Contract: data-plane.md section 3.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upstream has no deadline here, so that a silent peer holds a connection for ever.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The peer connects to its application, which has `CONNECT_TIMEOUT`, before it answers.
+pub const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Contract: data-plane.md section 5.
+pub const OWN_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+/// Contract: configuration.md section 2.4.
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A session on which no stream was ever opened.
+pub const SILENT_SESSION: Duration = Duration::from_secs(30);
+/// How long a closing session may take to send its last bytes.
+pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
+/// A failed dial answers for others to the same destination for so long.
+pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
+/// Dials that one connection waits for: more waiters than a session has streams need further sessions.
+pub const POOL_ROUNDS_MAX: usize = 64;
+/// How often a stream that the peer refused unprocessed is asked for again.
+pub const REFUSED_RETRIES_MAX: usize = 2;
+
+/// Streams that a peer may have open on one session. Contract: configuration.md section 2.4.
+pub const STREAMS_SESSION_MAX: u32 = 200;
+/// Bytes that blocked applications may hold of one session before its connection window shrinks: four streams'
+/// windows.
+pub const UNREAD_SESSION_BYTES_MAX: u32 = 16 * 1024 * 1024;
+pub const HEADER_LIST_CLIENT_BYTES_MAX: u32 = 16 * 1024;
+pub const HEADER_LIST_SERVER_BYTES_MAX: u32 = 64 * 1024;
+
+const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
+const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
+const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+
+/// Certificate requests under way at a time.
+pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
+
+/// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
+pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Connections that wait in the kernel to be accepted from one pod listener.
+pub const LISTEN_BACKLOG: u32 = 1024;
+
+/// Pods whose listeners could not be made are tried again after this time.
+pub const ZDS_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// How long control waits for the workers after the drain deadline, at which they cut what is left.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
+pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

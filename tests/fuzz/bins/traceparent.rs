@@ -1,0 +1,8 @@
+//! The target `traceparent` as libFuzzer runs it.
+
+#![no_main]
+
+#[path = "../targets/traceparent.rs"]
+mod target;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| target::run(input));

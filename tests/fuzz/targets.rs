@@ -1,0 +1,21 @@
+//! All fuzz targets, for whoever runs them without libFuzzer.
+
+#[path = "targets/baggage.rs"]
+mod baggage;
+#[path = "targets/hbone_authority.rs"]
+mod hbone_authority;
+#[path = "targets/hpack.rs"]
+mod hpack;
+#[path = "targets/traceparent.rs"]
+mod traceparent;
+
+/// What a target does with one input. It panics when something is wrong.
+pub type Body = fn(&[u8]);
+
+/// Name and body of each target; the name is that of its corpus and of its binary.
+pub const ALL: &[(&str, Body)] = &[
+    ("baggage", baggage::run),
+    ("hbone_authority", hbone_authority::run),
+    ("hpack", hpack::run),
+    ("traceparent", traceparent::run),
+];

@@ -8,7 +8,9 @@
 mod addressing;
 mod announcements;
 mod load;
+mod openssl;
 mod plaintext;
+mod refusals;
 mod setup;
 mod streams;
 mod transfers;

@@ -23,7 +23,9 @@ pub fn introduce(world: &World, redirect: Redirect) {
     for pod in &world.pods {
         let membership = match pod.spec.membership {
             Membership::Inside => pod.identity(),
-            Membership::Outside | Membership::KnownPlain => "not in the mesh".to_owned(),
+            Membership::Outside | Membership::KnownPlain | Membership::Unredirected => {
+                "not in the mesh".to_owned()
+            }
         };
         let addresses = format!("{} {}", pod.addresses.v4, pod.addresses.v6);
         println!(

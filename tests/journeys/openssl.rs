@@ -3,15 +3,15 @@
 //! What is written to `Peer::send` becomes TLS records, what comes back is collected. So a test speaks HTTP/2 frame by
 //! frame, rules broken as it likes, without sharing code with the program under test.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use uztunnel::identity::Identity;
 use uztunnel::tls::fake_ca::{FakeCa, Issued};
-use uztunnel_rig::logs::Logs;
 use uztunnel_rig::{Namespace, World};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -99,9 +99,9 @@ fn convert_to_pem(path: &Path) {
 /// A running `openssl`; killed when dropped.
 pub struct Peer {
     child: Child,
-    stdin: Option<ChildStdin>,
-    /// What it printed and what it received.
-    pub output: Logs,
+    stdin: ChildStdin,
+    /// What it received, and what it says itself.
+    received: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Peer {
@@ -129,9 +129,9 @@ impl Peer {
         .to_vec();
         arguments.extend(credentials.arguments());
         let peer = Self::start(at, &arguments);
-        peer.output
-            .wait_for("s_server to accept", |line| line.starts_with("ACCEPT"))
-            .expect("it listens");
+        peer.wait_for("ACCEPT", |bytes| {
+            bytes.windows(6).any(|window| window == b"ACCEPT").then_some(())
+        });
         peer
     }
 
@@ -141,20 +141,40 @@ impl Peer {
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::null());
         let mut child = namespace.run(|| command.spawn()).expect("openssl runs");
-        let output = Logs::default();
-        // The readers end with the process; nobody has to wait for them.
-        drop(output.collect(child.stdout.take().expect("invariant: stdout was piped")));
-        drop(output.collect(child.stderr.take().expect("invariant: stderr was piped")));
-        let stdin = child.stdin.take();
-        Self { child, stdin, output }
+        let stdin = child.stdin.take().expect("invariant: stdin was piped");
+        let mut stdout = child.stdout.take().expect("invariant: stdout was piped");
+        let received = Arc::<Mutex<Vec<u8>>>::default();
+        let receiving = Arc::clone(&received);
+        // Ends with the process; nobody has to wait for it.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 16 * 1024];
+            while let Ok(got @ 1..) = stdout.read(&mut buffer) {
+                let mut received = receiving.lock().unwrap_or_else(PoisonError::into_inner);
+                received.extend_from_slice(&buffer[..got]);
+            }
+        });
+        Self {
+            child,
+            stdin,
+            received,
+        }
+    }
+
+    /// Waits until `found` finds something in all that was received.
+    pub fn wait_for<T>(&self, what: &str, found: impl Fn(&[u8]) -> Option<T>) -> T {
+        uztunnel_rig::wait_until(what, || {
+            found(&self.received.lock().unwrap_or_else(PoisonError::into_inner))
+        })
     }
 
     /// False when the peer is gone: the proxy has cut it off.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
-        let stdin = self.stdin.as_mut().expect("invariant: taken only when dropped");
-        stdin.write_all(bytes).and_then(|()| stdin.flush()).is_ok()
+        self.stdin
+            .write_all(bytes)
+            .and_then(|()| self.stdin.flush())
+            .is_ok()
     }
 
     pub fn is_over(&mut self) -> bool {

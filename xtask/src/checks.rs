@@ -105,7 +105,7 @@ pub fn run_all(arguments: &[String]) -> Outcome {
     summary.close()
 }
 
-/// The four pairs of drivers; then, on one pair each, the ring as the oldest kernel offers it and the reference
+/// Every pair of drivers; then, on one pair each, the ring as the oldest kernel offers it and the reference
 /// record layer.
 fn run_journeys(summary: &mut Summary) {
     let mut binary = None;

@@ -5,8 +5,18 @@ use std::path::{Path, PathBuf};
 use crate::packages;
 use crate::process::{Outcome, Tally, build_proxy, cargo, run_tests};
 
-/// Drivers of node 0 and node 1, as the journeys' `JOURNEYS_IO` names them.
-pub const PAIRS: [&str; 4] = ["uring", "epoll", "uring-epoll", "epoll-uring"];
+/// Drivers of node 0 and node 1, as the journeys' `JOURNEYS_IO` names them; `denied` is the proxy's own choice while
+/// seccomp forbids io_uring.
+pub const PAIRS: [&str; 5] = ["uring", "epoll", "uring-epoll", "epoll-uring", "denied"];
+
+/// The reset storm is long where one driver is alone, and short where it only meets the other.
+fn storm_seconds(pair: &str, variables: &[&str]) -> &'static str {
+    if variables.is_empty() && matches!(pair, "uring" | "epoll") {
+        "60"
+    } else {
+        "10"
+    }
+}
 
 /// The profile that the journeys run: optimised, with debug assertions and poisoned buffers.
 pub const PROFILE: &str = "journey";

@@ -28,7 +28,7 @@ usage: cargo xtask <command>
         the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, journeys
   tidy
         the style rules only
-  journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|all] [--binary PATH]
+  journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--binary PATH]
         tests in network namespaces
   perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]
         rr1, rr64, connect, bulk1, bulk4 or all: both drivers, the direct path and PATH side by side

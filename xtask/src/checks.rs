@@ -82,21 +82,18 @@ pub fn run_all(arguments: &[String]) -> Outcome {
         ]))
     });
     summary.step("unit", |tally| {
-        run_tests(
-            &mut cargo(&["test", "--quiet", "--workspace", "--lib", "--bins"]),
-            tally,
-        )
+        run_tests(&mut cargo(&["test", "--workspace", "--lib", "--bins"]), tally)
     });
     summary.step("rig", |tally| {
         run_tests(
-            &mut cargo(&["test", "--quiet", "--package", "uztunnel-rig", "--test", "rig"]),
+            &mut cargo(&["test", "--package", "uztunnel-rig", "--test", "rig"]),
             tally,
         )
     });
     for name in test_programs()? {
         summary.step(&name, |tally| {
             run_tests(
-                &mut cargo(&["test", "--quiet", "--package", "uztunnel", "--test", &name]),
+                &mut cargo(&["test", "--package", "uztunnel", "--test", &name]),
                 tally,
             )
         });

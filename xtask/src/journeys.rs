@@ -61,11 +61,12 @@ pub fn run_pair(
     filter: Option<&str>,
     tally: &mut Tally,
 ) -> Outcome {
-    let mut command = cargo(&["test", "--quiet", "--package", "uztunnel", "--test", "journeys"]);
+    let mut command = cargo(&["test", "--package", "uztunnel", "--test", "journeys"]);
     command
         .env("UZTUNNEL_BIN", binary)
         .env("JOURNEYS_IO", pair)
-        .env("JOURNEYS_VARIABLES", variables.join(" "));
+        .env("JOURNEYS_VARIABLES", variables.join(" "))
+        .env("JOURNEYS_STORM_SECONDS", storm_seconds(pair, variables));
     command.arg("--").args(filter);
     run_tests(&mut command, tally)
 }

@@ -274,11 +274,10 @@ fn calls_on_streams_that_are_gone_do_nothing() {
 fn events_carry_the_key_of_their_stream() {
     let mut bench = Bench::server(Settings::server());
     let stream = bench.accept(1);
-    let mut key_of =
-        |bench: &mut Bench, bytes: &[u8]| match bench.connection.receive(bytes, &mut 0, bench.now) {
-            Ok(Some(Event::Data { key, .. } | Event::Reset { key, .. } | Event::End { key, .. })) => key,
-            other => panic!("{other:?}"),
-        };
+    let key_of = |bench: &mut Bench, bytes: &[u8]| match bench.connection.receive(bytes, &mut 0, bench.now) {
+        Ok(Some(Event::Data { key, .. } | Event::Reset { key, .. } | Event::End { key, .. })) => key,
+        other => panic!("{other:?}"),
+    };
     assert_eq!(key_of(&mut bench, &data(1, b"x")), KEY_NONE);
     bench.connection.set_key(stream, 77);
     assert_eq!(key_of(&mut bench, &data(1, b"x")), 77);

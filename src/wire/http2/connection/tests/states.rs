@@ -267,6 +267,7 @@ fn calls_on_streams_that_are_gone_do_nothing() {
     assert_eq!(bench.connection.send_capacity(stream), 0);
     assert_eq!(bench.connection.unread_bytes(stream), 0);
     assert!(!bench.connection.may_send(stream));
+    assert_eq!(bench.connection.end_header(stream), None);
     assert_eq!(bench.sent(), []);
 }
 

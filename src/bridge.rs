@@ -1,1 +1,19 @@
-//! Layer `bridge`.
+//! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
+//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker).
+//!
+//! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
+//! order together with a wake.
+
+pub mod demands;
+pub mod load;
+pub mod log;
+pub mod orders;
+pub mod snapshot;
+
+pub use demands::{Demand, DemandQueue, Demands};
+pub use load::{LoadShare, LoadTable};
+pub use log::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, LogSink, Party};
+pub use orders::{
+    Capture, CertificateError, Inbox, Order, Orders, Pod, PodInfo, PodListeners, PodUid, WorkerHandle,
+};
+pub use snapshot::SnapshotCell;

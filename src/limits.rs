@@ -1,5 +1,9 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
+use std::time::Duration;
+/// Worker threads. More than the CPUs of any machine we know of.
+pub const WORKERS_MAX: usize = 1024;
+
 /// Events that one `Driver::poll` returns at most.
 pub const EVENTS_TURN_MAX: usize = 1024;
 
@@ -17,6 +21,73 @@ pub const SEND_DIRECT_BYTES_MAX: usize = 4096;
 pub const SENDS_DIRECT_TURN_MAX: usize = 2;
 
 const _: () = assert!(SEND_PIECES_MAX <= 1024);
+
+/// A ZDS packet: the node agent's receive buffer, and ours. A longer one is refused as truncated.
+pub const ZDS_PACKET_BYTES_MAX: usize = 1024;
+
+/// Text of a refusal inside a ZDS packet.
+pub const ZDS_NACK_TEXT_BYTES_MAX: usize = 960;
+
+// Two nested messages: a tag and a length of two bytes each.
+const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
+
+/// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
+pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
+
+/// Bytes of formatted log text that go out by one write at most, give or take one line.
+pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
+
+/// Connections that the readiness server serves at a time.
+pub const READINESS_CONNECTIONS_MAX: usize = 64;
+
+/// How long and how large the head of a request to one of our own HTTP servers may be.
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
+
+/// Pause of an accept loop of the control thread after an error of `accept`.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a receive gets before its socket has shown that more comes at once: a whole TLS record.
+pub const RECEIVE_SMALL_BYTES: usize = 17 * 1024;
+
+/// Small receive blocks of one worker.
+pub const RECEIVE_SMALL_BLOCKS: u16 = 256;
+
+/// A receive that found no block free reads at most this, into memory of its own.
+pub const RECEIVE_FALLBACK_BYTES: usize = 16 * 1024;
+
+/// Receives without a block that one turn serves at most.
+pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
+
+/// Connections that one turn accepts from one listener at most.
+pub const ACCEPTS_TURN_MAX: usize = 64;
+
+const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
+const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
+
+// Section `tls`.
+
+/// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake
+/// message of the library ends at 64 KiB.
+pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
+
+/// Records sealed under one key, the closing KeyUpdate included: 2^24 (the AES-GCM bound of draft-irtf-cfrg-aead-limits
+/// for an advantage of 2^-60 with full records), less a margin. At 10 Gbit/s this is 220 s.
+pub const RECORDS_PER_KEY_MAX: u64 = (1 << 24) - 64;
+/// What `UZTUNNEL_TLS_RECORDS_MAX` may ask for at least.
+pub const RECORDS_PER_KEY_MIN: u64 = 16;
+
+/// KeyUpdate messages, tickets and warning alerts that a peer may send ahead of data. Each costs us key
+/// derivation but the peer 22 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
+pub const CONTROL_BURST_MAX: u32 = 32;
+pub const CONTROL_EARN_RECORDS: u32 = 8;
+
+/// Records without content in a row (openssl's bound is the same).
+pub const EMPTY_RECORDS_MAX: u32 = 32;
+
+const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
+// A peer that updates its key as often as our own smallest limit does earns more than it spends.
+const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
 
 // Header lists (wire::http2::hpack, wire::hbone).
 
@@ -188,3 +259,105 @@ const _: () = assert!(HTTP2_HEADER_LIST_CLIENT_BYTES <= HTTP2_HEADER_LIST_SERVER
 // 2,000 resets per second are ordinary, 10,000 are an attack.
 const _: () = assert!(HTTP2_RESETS_UNSERVED.per_second > 2000 && HTTP2_RESETS_UNSERVED.per_second < 10_000);
 const _: () = assert!(HTTP2_RESETS_UNSERVED.burst > 2 * HTTP2_STREAMS);
+
+/// Entries of a ring's submission queue; the completion queue has four times as many. More operations than this
+/// can be started in one turn at the price of a further system call.
+pub const RING_ENTRIES: u32 = 1024;
+
+/// What a ring is made with when the kernel has no memory for `RING_ENTRIES`.
+pub const RING_ENTRIES_MIN: u32 = 128;
+
+const _: () = assert!(RING_ENTRIES_MIN < RING_ENTRIES);
+const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
+
+// Section `worker`.
+
+/// Plaintext that is opened into one piece of memory: a whole receive and then some.
+pub const CHUNK_BYTES: usize = 320 * 1024;
+/// Full chunks kept for the next turn; the hot set of a bulk transfer is two or three.
+pub const CHUNKS_SPARE_MAX: usize = 4;
+/// Retired chunks looked at in one turn to find free ones.
+pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
+/// From so many chunks on that slow applications pin, small slices are copied out of them.
+pub const CHUNKS_PINNED_SOFT: usize = 64;
+/// Slices below this are copied out of a chunk when their application is blocked.
+pub const SLICE_COPY_BYTES: usize = 2048;
+
+/// A send buffer at first: one receive sealed, with headers.
+pub const OUTPUT_BYTES: usize = 288 * 1024;
+/// Larger ones are freed after use.
+pub const OUTPUT_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
+/// Idle send buffers kept by a worker.
+pub const OUTPUTS_SPARE_MAX: usize = 8;
+/// Above this, applications of the session are not read until a send has completed.
+pub const OUTPUT_SOFT_BYTES: usize = 512 * 1024;
+/// Frames below this share a record with others of the turn.
+pub const SMALL_FRAME_BYTES: usize = 4096;
+
+/// What the first receive of a connection asks for; grows to `RECEIVE_BYTES_MAX` while it is filled.
+pub const READ_BYTES_MIN: usize = 16 * 1024;
+/// What the armed receives of one session may deliver together; beyond it each gets `READ_BYTES_MIN`.
+pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Woken tasks run in one turn.
+pub const TASKS_TURN_MAX: usize = 256;
+/// Connections of one worker, those being set up included.
+pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
+/// TLS handshakes that the peers of one pod have under way on one worker.
+pub const HANDSHAKES_POD_MAX: usize = 256;
+/// Connections of one pod that are being set up on one worker.
+pub const SETUPS_POD_MAX: usize = 8192;
+
+/// Contract: data-plane.md section 3.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upstream has no deadline here, so that a silent peer holds a connection for ever.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The peer connects to its application, which has `CONNECT_TIMEOUT`, before it answers.
+pub const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Contract: data-plane.md section 5.
+pub const OWN_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+/// Contract: configuration.md section 2.4.
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A session on which no stream was ever opened.
+pub const SILENT_SESSION: Duration = Duration::from_secs(30);
+/// How long a closing session may take to send its last bytes.
+pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
+/// A failed dial answers for others to the same destination for so long.
+pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
+/// Dials that one connection waits for: more waiters than a session has streams need further sessions.
+pub const POOL_ROUNDS_MAX: usize = 64;
+/// How often a stream that the peer refused unprocessed is asked for again.
+pub const REFUSED_RETRIES_MAX: usize = 2;
+
+/// Streams that a peer may have open on one session. Contract: configuration.md section 2.4.
+pub const STREAMS_SESSION_MAX: u32 = 200;
+/// Bytes that blocked applications may hold of one session before its connection window shrinks: four streams'
+/// windows.
+pub const UNREAD_SESSION_BYTES_MAX: u32 = 16 * 1024 * 1024;
+pub const HEADER_LIST_CLIENT_BYTES_MAX: u32 = 16 * 1024;
+pub const HEADER_LIST_SERVER_BYTES_MAX: u32 = 64 * 1024;
+
+const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
+const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
+const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+
+/// Certificate requests under way at a time.
+pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
+
+/// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
+pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Connections that wait in the kernel to be accepted from one pod listener.
+pub const LISTEN_BACKLOG: u32 = 1024;
+
+/// Pods whose listeners could not be made are tried again after this time.
+pub const ZDS_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// How long control waits for the workers after the drain deadline, at which they cut what is left.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
+pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

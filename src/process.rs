@@ -1,1 +1,9 @@
-//! Layer `process`.
+//! Layer `process`: what happens once per process, around the threads.
+//!
+//! Main thread. The only layer that knows all others, and the only one that ends the process.
+
+pub mod boot;
+pub mod logging;
+pub mod preflight;
+pub mod signals;
+pub mod version;

@@ -1,6 +1,15 @@
 //! The operating system: drivers, sockets, namespaces, CPUs. The only layer with `unsafe`.
 
 pub mod buffer;
+pub mod confinement;
+pub mod cpu;
 pub mod driver;
+pub mod epoll;
+pub mod fd_passing;
 pub mod netns;
+pub mod reactor;
+pub mod rlimit;
+pub mod select;
 pub mod socket;
+pub mod uring;
+pub mod wake;

@@ -1,1 +1,26 @@
-//! Layer `tls`.
+//! Layer `tls`: certified identities, handshakes and records of HBONE sessions.
+//!
+//! * `CertifiedIdentity` is a workload's certificate, private key and roots; private keys exist nowhere else.
+//! * `Handshake` drives rustls without I/O and ends in an `Established`.
+//! * `Channel` seals and opens records afterwards: our own record layer, or stock rustls as the reference.
+//!
+//! Nothing here does I/O; all of it runs on the worker that owns the connection, except `CertifiedIdentity`,
+//! which the control thread makes and every worker shares. Only the validity of certificates looks at the
+//! clock. Specification: RFC 8446, and the mesh's rules in section 3 of the control-plane contract.
+
+pub mod channel;
+pub mod error;
+pub mod fake_ca;
+pub mod handshake;
+pub mod keys;
+pub mod output;
+pub mod record;
+pub mod verify;
+
+pub use channel::{Channel, Opened};
+pub use error::{CredentialError, HandshakeError, RecordError, TlsError};
+pub use fake_ca::FakeCa;
+pub use handshake::{Established, Handshake, Progress, RecordMode};
+pub use keys::CertifiedIdentity;
+pub use output::Output;
+pub use verify::PeerIdentity;

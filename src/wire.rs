@@ -8,3 +8,5 @@ pub mod baggage;
 pub mod hbone;
 pub mod http2;
 pub mod traceparent;
+
+pub mod zds;

@@ -379,8 +379,8 @@ impl fmt::Debug for Slice {
 /// What a send owns until the kernel has taken it.
 #[derive(Debug)]
 pub enum Payload {
-    /// `bytes[from..]`.
-    Bytes { bytes: Vec<u8>, from: usize },
+    /// `bytes[from..end]`.
+    Bytes { bytes: Vec<u8>, from: usize, end: usize },
     /// Pieces of opened plaintext, sent in order by one vectored send.
     Slices(Vec<Slice>),
     /// A receive passed on as it is.
@@ -388,9 +388,15 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// All of `bytes`.
+    pub fn whole(bytes: Vec<u8>) -> Self {
+        let end = bytes.len();
+        Self::Bytes { bytes, from: 0, end }
+    }
+
     pub fn len(&self) -> usize {
         match self {
-            Self::Bytes { bytes, from } => bytes.len() - from,
+            Self::Bytes { from, end, .. } => end - from,
             Self::Slices(slices) => slices.iter().map(Slice::len).sum(),
             Self::Received(buffer) => buffer.len(),
         }
@@ -400,20 +406,28 @@ impl Payload {
         self.len() == 0
     }
 
-    /// Appends the pieces after the first `skip` bytes to `out`.
-    pub(super) fn pieces<'a>(&'a self, mut skip: usize, out: &mut Vec<IoSlice<'a>>) {
+    /// The first `out.len()` pieces after the first `skip` bytes: for a send that keeps them on the stack.
+    pub(super) fn first_pieces<'a, 'b>(
+        &'a self,
+        mut skip: usize,
+        out: &'b mut [IoSlice<'a>],
+    ) -> &'b [IoSlice<'a>] {
+        let mut filled = 0;
         let mut push = |piece: &'a [u8]| {
             let rest = &piece[skip.min(piece.len())..];
             skip -= piece.len() - rest.len();
             if !rest.is_empty() {
-                out.push(IoSlice::new(rest));
+                out[filled] = IoSlice::new(rest);
+                filled += 1;
             }
+            filled < out.len()
         };
         match self {
-            Self::Bytes { bytes, from } => push(&bytes[*from..]),
-            Self::Slices(slices) => slices.iter().for_each(|slice| push(slice.bytes())),
+            Self::Bytes { bytes, from, end } => push(&bytes[*from..*end]),
+            Self::Slices(slices) => slices.iter().all(|slice| push(slice.bytes())),
             Self::Received(buffer) => push(buffer.bytes()),
-        }
+        };
+        &out[..filled]
     }
 }
 
@@ -515,11 +529,11 @@ mod tests {
     #[test]
     fn pieces_skip_what_was_sent() {
         let payload = Payload::Slices(vec![Slice::copied(b"abc"), Slice::copied(b"def")]);
-        let mut pieces = Vec::new();
-        payload.pieces(4, &mut pieces);
-        assert_eq!(
-            pieces.iter().map(|p| p.to_vec()).collect::<Vec<_>>(),
-            vec![b"ef".to_vec()]
-        );
+        let mut pieces = [IoSlice::new(&[]); 2];
+        let first = payload.first_pieces(1, &mut pieces);
+        assert_eq!((&*first[0], &*first[1]), (&b"bc"[..], &b"def"[..]));
+        let mut pieces = [IoSlice::new(&[]); 1];
+        assert_eq!(&*payload.first_pieces(4, &mut pieces)[0], b"ef");
+        assert_eq!(&*payload.first_pieces(0, &mut pieces)[0], b"abc");
     }
 }

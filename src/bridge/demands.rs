@@ -1,0 +1,31 @@
+//! What workers ask of the control thread.
+
+use tokio::sync::mpsc;
+
+use crate::identity::Identity;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Demand {
+    /// A connection waits for this identity's certificate; answered by `Order::Certificate`.
+    Certificate { worker: usize, identity: Identity },
+    /// The last demand of a worker: it ended, after a drain or because of an error.
+    Ended { worker: usize, error: Option<String> },
+}
+
+/// A worker's end: sending never blocks. A worker asks at most once per identity until it is answered.
+#[derive(Clone)]
+pub struct Demands(mpsc::UnboundedSender<Demand>);
+
+pub type DemandQueue = mpsc::UnboundedReceiver<Demand>;
+
+pub fn channel() -> (Demands, DemandQueue) {
+    let (sender, queue) = mpsc::unbounded_channel();
+    (Demands(sender), queue)
+}
+
+impl Demands {
+    /// `false` when the control thread has ended.
+    pub fn send(&self, demand: Demand) -> bool {
+        self.0.send(demand).is_ok()
+    }
+}

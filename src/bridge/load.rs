@@ -1,0 +1,74 @@
+//! How loaded each worker is: written by its worker (and by whoever hands a connection to it), read by all
+//! for placement.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Load of every worker. A hint: readers may see values that are a turn old.
+#[derive(Debug, Clone)]
+pub struct LoadTable(Arc<[WorkerLoad]>);
+
+/// One connection's place in the table.
+#[derive(Debug)]
+pub struct LoadShare {
+    table: LoadTable,
+    worker: usize,
+}
+
+impl Drop for LoadShare {
+    fn drop(&mut self) {
+        self.table.remove_connection(self.worker);
+    }
+}
+
+/// On a cache line of its own, so that workers do not disturb each other.
+#[derive(Debug)]
+#[repr(align(128))]
+struct WorkerLoad {
+    /// Connections whose final owner is this worker, counted when the decision is made.
+    connections: AtomicU32,
+    /// Share of the last period in which the worker was busy, per mille.
+    busy_per_mille: AtomicU32,
+}
+
+impl LoadTable {
+    pub fn new(workers: usize) -> Self {
+        let load = || WorkerLoad { connections: AtomicU32::new(0), busy_per_mille: AtomicU32::new(0) };
+        Self((0..workers).map(|_| load()).collect())
+    }
+
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Counts a connection for a worker until the share is dropped.
+    pub fn share(&self, worker: usize) -> LoadShare {
+        self.add_connection(worker);
+        self.adopt_share(worker)
+    }
+
+    /// A share that was counted already, by the worker that handed the connection over.
+    pub fn adopt_share(&self, worker: usize) -> LoadShare {
+        LoadShare { table: self.clone(), worker }
+    }
+
+    fn add_connection(&self, worker: usize) {
+        self.0[worker].connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove_connection(&self, worker: usize) {
+        self.0[worker].connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn connections(&self, worker: usize) -> u32 {
+        self.0[worker].connections.load(Ordering::Relaxed)
+    }
+
+    pub fn set_busy(&self, worker: usize, per_mille: u32) {
+        self.0[worker].busy_per_mille.store(per_mille, Ordering::Relaxed);
+    }
+
+    pub fn busy_per_mille(&self, worker: usize) -> u32 {
+        self.0[worker].busy_per_mille.load(Ordering::Relaxed)
+    }
+}

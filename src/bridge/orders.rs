@@ -1,0 +1,164 @@
+//! What the control thread tells workers, and what workers hand to each other.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use super::load::LoadShare;
+use crate::identity::Identity;
+use crate::sys::driver::Wake;
+use crate::sys::netns::Namespace;
+use crate::tls::CertifiedIdentity;
+use crate::wire::zds;
+
+/// The uid of a pod as the CNI agent announces it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    pub fn new(uid: &str) -> Self {
+        Self(uid.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who a pod is, as the CNI agent announces it (ZDS `WorkloadInfo`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodInfo {
+    pub name: String,
+    pub namespace: String,
+    pub service_account: String,
+}
+
+impl From<zds::Info> for PodInfo {
+    fn from(info: zds::Info) -> Self {
+        Self { name: info.name, namespace: info.namespace, service_account: info.service_account }
+    }
+}
+
+/// A pod that the node's workers serve.
+#[derive(Debug)]
+pub struct Pod {
+    pub uid: PodUid,
+    pub info: PodInfo,
+    /// In which every socket of this pod is made.
+    pub namespace: Arc<Namespace>,
+    /// Whether connections to the application keep the client's address as their source (`ENABLE_ORIG_SRC`).
+    pub preserve_source: bool,
+}
+
+/// The capture ports of a pod, bound and listening inside its namespace.
+#[derive(Debug)]
+pub struct PodListeners {
+    /// 15001
+    pub outbound: OwnedFd,
+    /// 15006
+    pub inbound_plaintext: OwnedFd,
+    /// 15008
+    pub inbound_hbone: OwnedFd,
+}
+
+/// Which journey a captured connection takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    Outbound,
+    InboundPlaintext,
+    InboundHbone,
+}
+
+/// Why no certificate could be had for an identity. The text follows `identity error: `.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CertificateError(pub Arc<str>);
+
+#[derive(Debug)]
+pub enum Order {
+    /// Every worker learns of every pod; its home worker also gets the listeners.
+    AddPod { pod: Arc<Pod>, listeners: Option<PodListeners> },
+    /// Closes the pod's listeners and connections at once.
+    RemovePod { uid: PodUid },
+    /// The answer to a demand, or a renewed certificate.
+    Certificate { identity: Identity, result: Result<Arc<CertifiedIdentity>, CertificateError> },
+    /// A captured connection that another worker accepted.
+    HandOver { pod: PodUid, capture: Capture, fd: OwnedFd, peer: SocketAddr, share: LoadShare },
+    /// Another snapshot was published: tasks that wait for a workload look again.
+    Snapshot,
+    /// Stop accepting, let connections finish until the deadline, then end.
+    Drain { deadline: std::time::Duration },
+}
+
+/// Sends orders to one worker from any thread.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    orders: mpsc::Sender<Order>,
+    waker: Arc<dyn Wake>,
+}
+
+/// The ways in to all workers.
+#[derive(Clone)]
+pub struct Orders(Arc<[WorkerHandle]>);
+
+impl Orders {
+    pub fn new(workers: Vec<WorkerHandle>) -> Self {
+        Self(workers.into())
+    }
+
+    pub fn workers(&self) -> usize {
+        self.0.len()
+    }
+
+    /// A worker that is gone takes no orders: the process is on its way out.
+    pub fn send(&self, worker: usize, order: Order) {
+        self.0[worker].send(order);
+    }
+
+    pub fn send_all(&self, make: impl Fn() -> Order) {
+        for worker in &*self.0 {
+            worker.send(make());
+        }
+    }
+}
+
+/// The worker's end.
+pub struct Inbox(mpsc::Receiver<Order>);
+
+/// The two ends of a worker's order queue.
+///
+/// The queue itself has no bound: what enters it is bounded by the pods of the node, by single-flight
+/// certificate demands, and by accepted descriptors (RLIMIT_NOFILE).
+pub fn channel(waker: Arc<dyn Wake>) -> (WorkerHandle, Inbox) {
+    let (orders, inbox) = mpsc::channel();
+    (WorkerHandle { orders, waker }, Inbox(inbox))
+}
+
+impl WorkerHandle {
+    /// `false` when the worker has ended; the order is dropped then.
+    pub fn send(&self, order: Order) -> bool {
+        let sent = self.orders.send(order).is_ok();
+        self.waker.wake();
+        sent
+    }
+}
+
+impl Inbox {
+    pub fn next(&self) -> Option<Order> {
+        self.0.try_recv().ok()
+    }
+}

@@ -1,0 +1,352 @@
+//! Choosing an endpoint: the tables which the builder precomputes per service, and the pick made from them.
+//!
+//! The tables are immutable and shared by every thread. Invariant: a pick touches a number of entries that
+//! does not grow with the endpoints (one when their capacities are equal, else a binary search), because all
+//! filtering and ranking happened when the table was built. Randomness comes in as an argument.
+//!
+//! Rejected: walking the endpoints per connection and drawing among those that rank highest. It reads more
+//! simply and is what makes large services slow.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::address::PortMap;
+use super::service::{BalanceMode, Scope, Service};
+use super::workload::Workload;
+use crate::identity::Identity;
+
+/// What the chosen endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The connection ends there: only ports of the service count.
+    Traffic,
+    /// It is the next hop of a tunnel: an application tunnel may stand in for a port.
+    Waypoint,
+}
+
+/// A chosen endpoint.
+#[derive(Debug)]
+pub(super) struct Pick<'a> {
+    pub workload: &'a Arc<Workload>,
+    pub port: u16,
+    /// The service's alternative names, then the endpoint's own identity.
+    pub accepted: &'a Arc<[Identity]>,
+}
+
+/// The tables of one service.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Balance {
+    candidates: Arc<[Candidate]>,
+    every: PerNetwork,
+    /// For service ports with a target of 0: the endpoints that map them.
+    named: HashMap<u16, PerNetwork>,
+    /// For waypoint ports that are none of the service's.
+    tunnels: PerNetwork,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    workload: Arc<Workload>,
+    ports: PortMap,
+    accepted: Arc<[Identity]>,
+}
+
+/// Endpoints that have neither an address nor a name can be reached only through the gateway of another
+/// network, so a source within that network must not see them.
+#[derive(Debug, Clone, Default)]
+struct PerNetwork {
+    inside: HashMap<Arc<str>, Ranked>,
+    elsewhere: Ranked,
+}
+
+/// Candidates by how well they match a source.
+#[derive(Debug, Clone, Default)]
+struct Ranked {
+    preferences: Box<[Scope]>,
+    strict: bool,
+    root: Node,
+    /// Only when `Network` comes first: the same candidates by the remaining preferences, for sources in
+    /// whose network there are none.
+    remote: Option<Node>,
+}
+
+/// Everything that shares the values of the first preferences, and below it what shares one more.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    weighted: Weighted,
+    children: HashMap<Arc<str>, Node>,
+}
+
+/// A weighted draw. Entries of weight 0 are left out.
+#[derive(Debug, Clone, Default)]
+struct Weighted {
+    entries: Box<[u32]>,
+    /// Running sums of the weights; empty when they are all equal.
+    sums: Box<[u64]>,
+}
+
+impl Balance {
+    pub fn build(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Self {
+        let candidates = candidates(service, workloads);
+        let all: Vec<u32> = (0u32..).take(candidates.len()).collect();
+        let of = |keep: &dyn Fn(&Candidate) -> bool| {
+            let chosen: Vec<u32> = all
+                .iter()
+                .copied()
+                .filter(|&at| keep(&candidates[at as usize]))
+                .collect();
+            PerNetwork::build(service, &candidates, &chosen)
+        };
+        let named_ports = service.ports.iter().filter(|(_, target)| *target == 0);
+        let named = named_ports
+            .map(|(port, _)| (port, of(&|candidate| candidate.ports.get(port).is_some())))
+            .collect();
+        Self {
+            every: of(&|_| true),
+            named,
+            tunnels: of(&|candidate| candidate.workload.application_tunnel.is_some()),
+            candidates: candidates.into(),
+        }
+    }
+
+    pub fn pick(
+        &self,
+        service_ports: &PortMap,
+        source: &Workload,
+        port: u16,
+        purpose: Purpose,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Pick<'_>> {
+        let service_target = service_ports.get(port);
+        let table = match (purpose, service_target) {
+            (Purpose::Traffic, None) => return None,
+            (Purpose::Traffic, Some(0)) => self.named.get(&port)?,
+            (Purpose::Traffic | Purpose::Waypoint, Some(_)) => &self.every,
+            (Purpose::Waypoint, None) => &self.tunnels,
+        };
+        let at = table.seen_from(&source.network).best(source)?.draw(random)?;
+        let candidate = &self.candidates[at as usize];
+        let tunnel_port = || {
+            let tunnel = candidate.workload.application_tunnel.as_ref()?;
+            tunnel.port.map(|_| port)
+        };
+        let target = candidate
+            .ports
+            .get(port)
+            .or(service_target.filter(|target| *target > 0))
+            .or_else(tunnel_port)?;
+        Some(Pick {
+            workload: &candidate.workload,
+            port: target,
+            accepted: &candidate.accepted,
+        })
+    }
+}
+
+impl PerNetwork {
+    fn build(service: &Service, candidates: &[Candidate], chosen: &[u32]) -> Self {
+        let workload = |at: &u32| &*candidates[*at as usize].workload;
+        let hidden_networks: BTreeSet<&Arc<str>> = chosen
+            .iter()
+            .filter(|at| workload(at).is_unaddressed())
+            .map(|at| &workload(at).network)
+            .collect();
+        let inside = hidden_networks.into_iter().map(|network| {
+            let seen: Vec<u32> = chosen
+                .iter()
+                .copied()
+                .filter(|at| !workload(at).is_unaddressed() || workload(at).network != *network)
+                .collect();
+            (network.clone(), Ranked::build(service, candidates, &seen))
+        });
+        Self {
+            inside: inside.collect(),
+            elsewhere: Ranked::build(service, candidates, chosen),
+        }
+    }
+
+    fn seen_from(&self, network: &str) -> &Ranked {
+        if self.inside.is_empty() {
+            return &self.elsewhere;
+        }
+        self.inside.get(network).unwrap_or(&self.elsewhere)
+    }
+}
+
+impl Ranked {
+    fn build(service: &Service, candidates: &[Candidate], chosen: &[u32]) -> Self {
+        let (preferences, strict): (Box<[Scope]>, bool) = match &service.load_balancer {
+            None => (Box::default(), false),
+            Some(balancer) => match balancer.mode {
+                BalanceMode::Standard | BalanceMode::Passthrough => (Box::default(), false),
+                BalanceMode::Strict => (balancer.routing_preferences.clone().into(), true),
+                BalanceMode::Failover => (balancer.routing_preferences.clone().into(), false),
+            },
+        };
+        let remote = match &*preferences {
+            [Scope::Network, rest @ ..] if !strict => Some(Node::build(candidates, chosen, rest)),
+            [..] => None,
+        };
+        Self {
+            root: Node::build(candidates, chosen, &preferences),
+            remote,
+            strict,
+            preferences,
+        }
+    }
+
+    /// The candidates that match the longest run of leading preferences.
+    fn best(&self, source: &Workload) -> Option<&Weighted> {
+        let (node, depth) = self.root.descend(source, &self.preferences);
+        if self.strict && depth < self.preferences.len() {
+            return None;
+        }
+        match &self.remote {
+            // Another network does not end the comparison when the network comes first: the remaining
+            // preferences still rank the remote candidates among themselves.
+            Some(remote) if depth == 0 => Some(&remote.descend(source, &self.preferences[1..]).0.weighted),
+            Some(_) | None => Some(&node.weighted),
+        }
+    }
+}
+
+impl Node {
+    fn build(candidates: &[Candidate], chosen: &[u32], preferences: &[Scope]) -> Self {
+        let mut children = HashMap::new();
+        if let Some((first, rest)) = preferences.split_first() {
+            let mut groups: HashMap<&Arc<str>, Vec<u32>> = HashMap::new();
+            for &at in chosen {
+                groups
+                    .entry(scope_value(&candidates[at as usize].workload, *first))
+                    .or_default()
+                    .push(at);
+            }
+            children = groups
+                .into_iter()
+                .map(|(value, group)| (value.clone(), Self::build(candidates, &group, rest)))
+                .collect();
+        }
+        Self {
+            weighted: Weighted::build(candidates, chosen),
+            children,
+        }
+    }
+
+    fn descend(&self, source: &Workload, preferences: &[Scope]) -> (&Self, usize) {
+        let mut node = self;
+        for (depth, scope) in preferences.iter().enumerate() {
+            match node.children.get(scope_value(source, *scope)) {
+                Some(child) => node = child,
+                None => return (node, depth),
+            }
+        }
+        (node, preferences.len())
+    }
+}
+
+impl Weighted {
+    fn build(candidates: &[Candidate], chosen: &[u32]) -> Self {
+        let weight = |at: &u32| candidates[*at as usize].workload.capacity;
+        let entries: Box<[u32]> = chosen.iter().copied().filter(|at| weight(at) > 0).collect();
+        let equal = entries
+            .windows(2)
+            .all(|pair| weight(&pair[0]) == weight(&pair[1]));
+        let mut sum = 0u64;
+        let sums = if equal {
+            Box::default()
+        } else {
+            let running = entries.iter().map(|at| {
+                sum += u64::from(weight(at));
+                sum
+            });
+            running.collect()
+        };
+        Self { entries, sums }
+    }
+
+    /// `None` when nothing has a weight.
+    fn draw(&self, random: &mut dyn FnMut() -> u64) -> Option<u32> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let index = match self.sums.last() {
+            None => (random() % self.entries.len() as u64) as usize,
+            Some(total) => {
+                let at = random() % total;
+                self.sums.partition_point(|sum| {
+                    count_look();
+                    *sum <= at
+                })
+            }
+        };
+        count_look();
+        Some(self.entries[index])
+    }
+}
+
+fn candidates(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Vec<Candidate> {
+    // Invalid names are reported by the builder when the service arrives.
+    let names: Vec<Identity> = service
+        .subject_alt_names
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect();
+    let mut sets: HashMap<&Identity, Arc<[Identity]>> = HashMap::new();
+    let mut candidates: Vec<Candidate> = service
+        .endpoints
+        .values()
+        .filter_map(|endpoint| {
+            let workload = workloads.get(&endpoint.workload_uid)?;
+            if workload.is_unaddressed() && workload.network_gateway.is_none() {
+                return None;
+            }
+            let accepted = if names.is_empty() {
+                workload.accepted.clone()
+            } else {
+                let with_names = || {
+                    names
+                        .iter()
+                        .chain([&workload.identity])
+                        .cloned()
+                        .collect::<Arc<[Identity]>>()
+                };
+                sets.entry(&workload.identity).or_insert_with(with_names).clone()
+            };
+            Some(Candidate {
+                workload: workload.clone(),
+                ports: endpoint.ports.clone(),
+                accepted,
+            })
+        })
+        .collect();
+    // The map's order is arbitrary; with a fixed one, equal draws give equal picks.
+    candidates.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+    candidates
+}
+
+fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
+    match scope {
+        Scope::Region => &workload.locality.region,
+        Scope::Zone => &workload.locality.zone,
+        Scope::Subzone => &workload.locality.subzone,
+        Scope::Node => &workload.node,
+        Scope::Cluster => &workload.cluster_id,
+        Scope::Network => &workload.network,
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Entries looked at by this thread's draws.
+    static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Lets the tests count what a pick costs; nothing in the program itself.
+#[inline(always)]
+fn count_look() {
+    #[cfg(test)]
+    LOOKS.with(|looks| looks.set(looks.get() + 1));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,484 @@
+//! The one writer of the mesh state: applies inserts and removals, and builds snapshots.
+//!
+//! Owned by the control thread. Invariants: all views of a service (by name, address, range) hold the same
+//! object; no empty lists remain; however many endpoints of a service change between two builds, its tables
+//! are rebuilt once. Endpoints may arrive before their service: they are staged until it comes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::address::NamespacedHostname;
+use super::balance::Balance;
+use super::local::LocalState;
+use super::policy::{Policy, PolicyScope};
+use super::service::{Endpoint, Service};
+use super::workload::{NetworkMode, Workload};
+use super::{ByNetwork, Index, Locale, Snapshot};
+use crate::identity::Identity;
+
+#[derive(Debug, Default)]
+pub struct Builder {
+    index: Index,
+    /// Endpoints whose service is not there, unfiltered.
+    staged: HashMap<NamespacedHostname, BTreeMap<Arc<str>, Endpoint>>,
+    /// Endpoint changes since the last build: removals are applied before insertions.
+    pending: HashMap<NamespacedHostname, Pending>,
+    /// Services whose tables no longer fit the state.
+    stale: BTreeSet<NamespacedHostname>,
+    /// Which services refer to a workload, whether it is there or not.
+    referring: HashMap<Arc<str>, BTreeSet<NamespacedHostname>>,
+    /// Every identity in use once, with the number of workloads that have it.
+    identities: HashMap<Identity, (Arc<[Identity]>, usize)>,
+    warnings: Vec<String>,
+    rebuilds: usize,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    removed: BTreeSet<Arc<str>>,
+    inserted: BTreeMap<Arc<str>, Endpoint>,
+}
+
+impl Builder {
+    pub fn new(locale: Locale) -> Self {
+        Self {
+            index: Index {
+                locale,
+                ..Index::default()
+            },
+            ..Self::default()
+        }
+    }
+
+    /// Replaces everything by what a local file holds: workloads, then policies, then services.
+    pub fn load(&mut self, local: LocalState) {
+        *self = Self::new(self.index.locale.clone());
+        for workload in local.workloads {
+            self.insert_workload(workload);
+        }
+        for policy in local.policies {
+            self.insert_policy(policy);
+        }
+        for service in local.services {
+            self.insert_service(service);
+        }
+    }
+
+    /// Adds a workload, or replaces the one of the same uid.
+    pub fn insert_workload(&mut self, mut workload: Workload) {
+        self.forget_workload(&workload.uid.clone());
+        if workload.trust_domain.is_empty() {
+            self.warnings.push(format!(
+                "workload {:?} has no trust domain, so no certificate can be issued for it or be accepted \
+                 from it: set its trustDomain, e.g. to cluster.local",
+                workload.uid
+            ));
+        }
+        for ip in &mut workload.addresses {
+            *ip = ip.to_canonical();
+        }
+        self.intern(&mut workload);
+        let workload = Arc::new(workload);
+        let index = &mut self.index;
+        if workload.network_mode == NetworkMode::Standard {
+            let by_ip = index
+                .workloads_by_address
+                .entry(workload.network.clone())
+                .or_default();
+            for ip in distinct_addresses(&workload) {
+                by_ip.entry(ip).or_default().push(workload.clone());
+            }
+        }
+        if !workload.hostname.is_empty() {
+            let by_hostname = index
+                .workloads_by_hostname
+                .entry(workload.namespace.clone())
+                .or_default();
+            by_hostname
+                .entry(workload.hostname.clone())
+                .or_default()
+                .push(workload.clone());
+        }
+        if index.is_local(&workload) {
+            let by_name = index.own_workloads.entry(workload.namespace.clone()).or_default();
+            by_name
+                .entry(workload.name.clone())
+                .or_default()
+                .push(workload.clone());
+        }
+        for (key, ports) in &workload.services {
+            let endpoint = Endpoint {
+                workload_uid: workload.uid.clone(),
+                ports: ports.clone(),
+                status: workload.status,
+            };
+            let pending = self.pending.entry(key.clone()).or_default();
+            pending.inserted.insert(workload.uid.clone(), endpoint);
+        }
+        index.workloads.insert(workload.uid.clone(), workload.clone());
+        self.mark_referring(&workload.uid);
+    }
+
+    /// Removes a resource by its name: a workload's uid, or a service's `namespace/hostname`.
+    pub fn remove(&mut self, name: &str) {
+        if self.forget_workload(name) {
+            return;
+        }
+        match name.split_once('/') {
+            None => self
+                .warnings
+                .push(format!("cannot remove {name:?}: no workload has this uid")),
+            // Looks like the uid of a workload that was never there.
+            Some((_, hostname)) if hostname.contains('/') => {}
+            Some((namespace, hostname)) => {
+                if !self.remove_service(&NamespacedHostname::new(namespace, hostname)) {
+                    self.warnings
+                        .push(format!("cannot remove service {name:?}: it is not there"));
+                }
+            }
+        }
+    }
+
+    /// Adds a service, or replaces the one of the same namespace and host name. The endpoints it had before
+    /// stay, those that were staged for it join, as far as the new health policy lets them in.
+    pub fn insert_service(&mut self, mut service: Service) {
+        let key = service.key();
+        for name in &service.subject_alt_names {
+            if let Err(error) = name.parse::<Identity>() {
+                self.warnings.push(format!(
+                    "service {key}: skipping a subject alternative name: {error}"
+                ));
+            }
+        }
+        // As control planes rely on: what the old health policy kept out does not come back by itself.
+        let before = self
+            .index
+            .service(&key)
+            .map(|old| old.endpoints.clone())
+            .unwrap_or_default();
+        let staged = self.staged.remove(&key).unwrap_or_default();
+        let given = std::mem::take(&mut service.endpoints);
+        for endpoint in before.values().chain(staged.values()).chain(given.values()) {
+            if service.includes(endpoint) {
+                service
+                    .endpoints
+                    .insert(endpoint.workload_uid.clone(), endpoint.clone());
+            }
+        }
+        if let Some(old) = self.index.take_service(&key) {
+            self.unrefer(&key, old.endpoints.keys());
+        }
+        for uid in service.endpoints.keys() {
+            self.referring.entry(uid.clone()).or_default().insert(key.clone());
+        }
+        self.index.place_service(&Arc::new(service));
+        self.stale.insert(key);
+    }
+
+    /// Removes a service with all its endpoints; false if it was not there.
+    pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
+        self.staged.remove(key);
+        self.stale.remove(key);
+        let Some(old) = self.index.take_service(key) else {
+            return false;
+        };
+        self.unrefer(key, old.endpoints.keys());
+        true
+    }
+
+    pub fn insert_policy(&mut self, policy: Policy) {
+        self.remove_policy(&policy.key.clone());
+        let policy = Arc::new(policy);
+        if let Some(namespace) = policy_namespace(&policy) {
+            let list = self.index.policies_by_namespace.entry(namespace).or_default();
+            let at = list.partition_point(|other| other.key < policy.key);
+            list.insert(at, policy.clone());
+        }
+        self.index.policies.insert(policy.key.clone(), policy);
+    }
+
+    /// Removes a policy by `namespace/name`; false if it was not there.
+    pub fn remove_policy(&mut self, key: &str) -> bool {
+        let Some(old) = self.index.policies.remove(key) else {
+            return false;
+        };
+        if let Some(namespace) = policy_namespace(&old) {
+            remove_where(&mut self.index.policies_by_namespace, &namespace, |policy| {
+                &*policy.key == key
+            });
+        }
+        true
+    }
+
+    /// Applies the endpoint changes, rebuilds what they made stale and returns the state as of now.
+    pub fn build(&mut self) -> Snapshot {
+        for (key, pending) in std::mem::take(&mut self.pending) {
+            self.apply(key, pending);
+        }
+        for key in std::mem::take(&mut self.stale) {
+            let Some(service) = self.index.service(&key) else {
+                continue;
+            };
+            let mut service = Service::clone(service);
+            service.balance = Balance::build(&service, &self.index.workloads);
+            self.rebuilds += 1;
+            self.index.exchange_service(&Arc::new(service));
+        }
+        Snapshot {
+            index: self.index.clone(),
+        }
+    }
+
+    /// What was odd in the input since the last call, one sentence each.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Services that are missing although endpoints wait for them.
+    pub fn staged_services(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// How often the tables of a service were built.
+    pub fn rebuilds(&self) -> usize {
+        self.rebuilds
+    }
+
+    fn apply(&mut self, key: NamespacedHostname, pending: Pending) {
+        let Some(service) = self.index.service(&key) else {
+            let staged = self.staged.entry(key.clone()).or_default();
+            staged.retain(|uid, _| !pending.removed.contains(uid));
+            staged.extend(pending.inserted);
+            if staged.is_empty() {
+                self.staged.remove(&key);
+            }
+            return;
+        };
+        let mut service = Service::clone(service);
+        for uid in &pending.removed {
+            service.endpoints.remove(uid);
+        }
+        self.unrefer(&key, pending.removed.iter());
+        for (uid, endpoint) in pending.inserted {
+            if service.includes(&endpoint) {
+                self.referring.entry(uid.clone()).or_default().insert(key.clone());
+                service.endpoints.insert(uid, endpoint);
+            }
+        }
+        self.index.exchange_service(&Arc::new(service));
+        self.stale.insert(key);
+    }
+
+    fn forget_workload(&mut self, uid: &str) -> bool {
+        let Some(old) = self.index.workloads.remove(uid) else {
+            return false;
+        };
+        let index = &mut self.index;
+        let same = |workload: &Arc<Workload>| &*workload.uid == uid;
+        if old.network_mode == NetworkMode::Standard {
+            for ip in distinct_addresses(&old) {
+                remove_nested(&mut index.workloads_by_address, &old.network, &ip, same);
+            }
+        }
+        if !old.hostname.is_empty() {
+            remove_nested(
+                &mut index.workloads_by_hostname,
+                &old.namespace,
+                &old.hostname,
+                same,
+            );
+        }
+        if index.is_local(&old) {
+            remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
+        }
+        for (key, _) in &old.services {
+            let pending = self.pending.entry(key.clone()).or_default();
+            pending.inserted.remove(uid);
+            pending.removed.insert(old.uid.clone());
+        }
+        self.mark_referring(uid);
+        self.release_identity(&old.identity);
+        true
+    }
+
+    fn mark_referring(&mut self, uid: &str) {
+        self.stale
+            .extend(self.referring.get(uid).into_iter().flatten().cloned());
+    }
+
+    fn unrefer<'a>(&mut self, key: &NamespacedHostname, uids: impl Iterator<Item = &'a Arc<str>>) {
+        for uid in uids {
+            if let Some(services) = self.referring.get_mut(uid) {
+                services.remove(key);
+                if services.is_empty() {
+                    self.referring.remove(uid);
+                }
+            }
+        }
+    }
+
+    fn intern(&mut self, workload: &mut Workload) {
+        let fresh = || (Arc::new([workload.identity.clone()]) as Arc<[Identity]>, 0);
+        let (accepted, uses) = self
+            .identities
+            .entry(workload.identity.clone())
+            .or_insert_with(fresh);
+        *uses += 1;
+        workload.identity = accepted[0].clone();
+        workload.accepted = accepted.clone();
+    }
+
+    fn release_identity(&mut self, identity: &Identity) {
+        if let Some((_, uses)) = self.identities.get_mut(identity) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.identities.remove(identity);
+            }
+        }
+    }
+}
+
+impl Index {
+    fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
+        self.services
+            .get(&key.hostname)?
+            .iter()
+            .find(|service| service.namespace == key.namespace)
+    }
+
+    fn is_local(&self, workload: &Workload) -> bool {
+        self.locale
+            .node
+            .as_ref()
+            .is_none_or(|node| *node == workload.node)
+    }
+
+    /// Adds a service to every view. By address there is one service per namespace: the latest.
+    fn place_service(&mut self, service: &Arc<Service>) {
+        self.services
+            .entry(service.hostname.clone())
+            .or_default()
+            .push(service.clone());
+        for vip in &service.vips {
+            let by_ip = self.services_by_vip.entry(vip.network.clone()).or_default();
+            let list = by_ip.entry(vip.ip).or_default();
+            match list.iter_mut().find(|other| other.namespace == service.namespace) {
+                Some(slot) => *slot = service.clone(),
+                None => list.push(service.clone()),
+            }
+        }
+        for vip in &service.cidr_vips {
+            let range = vip.cidr.trunc();
+            *self.cidr_lengths.entry(length_key(range)).or_default() += 1;
+            let by_range = self.services_by_cidr.entry(vip.network.clone()).or_default();
+            by_range.entry(range).or_default().push(service.clone());
+        }
+    }
+
+    /// Puts a newer object of the same service where the older one is, in every view.
+    fn exchange_service(&mut self, service: &Arc<Service>) {
+        let exchange = |list: Option<&mut Vec<Arc<Service>>>| {
+            for slot in list.into_iter().flatten() {
+                if is_same(slot, service) {
+                    *slot = service.clone();
+                }
+            }
+        };
+        exchange(self.services.get_mut(&service.hostname));
+        for vip in &service.vips {
+            exchange(
+                self.services_by_vip
+                    .get_mut(&vip.network)
+                    .and_then(|it| it.get_mut(&vip.ip)),
+            );
+        }
+        for vip in &service.cidr_vips {
+            let range = vip.cidr.trunc();
+            exchange(
+                self.services_by_cidr
+                    .get_mut(&vip.network)
+                    .and_then(|it| it.get_mut(&range)),
+            );
+        }
+    }
+
+    /// Takes a service out of every view.
+    fn take_service(&mut self, key: &NamespacedHostname) -> Option<Arc<Service>> {
+        let old = self.service(key)?.clone();
+        let same = |other: &Arc<Service>| is_same(other, &old);
+        remove_where(&mut self.services, &old.hostname, same);
+        for vip in &old.vips {
+            remove_nested(&mut self.services_by_vip, &vip.network, &vip.ip, same);
+        }
+        for vip in &old.cidr_vips {
+            let range = vip.cidr.trunc();
+            remove_nested(&mut self.services_by_cidr, &vip.network, &range, same);
+            let length = length_key(range);
+            let count = self.cidr_lengths.get(&length).copied().unwrap_or(0);
+            if count > 1 {
+                self.cidr_lengths.insert(length, count - 1);
+            } else {
+                self.cidr_lengths.remove(&length);
+            }
+        }
+        Some(old)
+    }
+}
+
+fn is_same(a: &Service, b: &Service) -> bool {
+    a.hostname == b.hostname && a.namespace == b.namespace
+}
+
+fn length_key(range: IpNet) -> (bool, u8) {
+    (range.addr().is_ipv6(), range.prefix_len())
+}
+
+fn distinct_addresses(workload: &Workload) -> BTreeSet<IpAddr> {
+    workload.addresses.iter().copied().collect()
+}
+
+/// The set a policy belongs to; selector-scoped ones are only named by their workloads.
+fn policy_namespace(policy: &Policy) -> Option<Arc<str>> {
+    match policy.scope {
+        PolicyScope::Global => Some(Arc::default()),
+        PolicyScope::Namespace => Some(policy.namespace.clone()),
+        PolicyScope::WorkloadSelector => None,
+    }
+}
+
+fn remove_where<K, V>(map: &mut imbl::HashMap<K, Vec<V>>, key: &K, condition: impl Fn(&V) -> bool)
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+{
+    if let Some(list) = map.get_mut(key) {
+        list.retain(|value| !condition(value));
+        if list.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn remove_nested<K, V>(
+    map: &mut ByNetwork<K, Vec<V>>,
+    outer: &Arc<str>,
+    inner: &K,
+    condition: impl Fn(&V) -> bool,
+) where
+    K: Hash + Eq + Clone,
+    V: Clone,
+{
+    if let Some(inner_map) = map.get_mut(outer) {
+        remove_where(inner_map, inner, condition);
+        if inner_map.is_empty() {
+            map.remove(outer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

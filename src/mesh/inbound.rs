@@ -1,0 +1,178 @@
+//! The inbound decision: whether a CONNECT that arrived at a pod is meant for it, and where it is delivered.
+//!
+//! Pure functions over a snapshot, run by the workers once per stream. Invariant: a delivery goes to the
+//! pod whose socket took the connection, to nobody else, and never to a port this process captures.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::Snapshot;
+use super::service::Service;
+use super::workload::{ApplicationProtocol, Workload};
+
+/// What a CONNECT asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InboundTarget {
+    Address(SocketAddr),
+    Host { host: String, port: u16 },
+}
+
+/// Where an accepted stream goes.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The pod's own address with the port the application listens on; also what policies are checked for.
+    pub address: SocketAddr,
+    /// What the application wants to be told in front of the bytes.
+    pub preamble: Option<Preamble>,
+    /// The service a host name stood for.
+    pub service: Option<Arc<Service>>,
+}
+
+/// A PROXY protocol header, for applications that take tunnels themselves. They listen on loopback where
+/// `LOCALHOST_APP_TUNNEL` says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preamble {
+    pub destination: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InboundError {
+    #[error("ip mismatch: {local} != {requested}")]
+    Mismatch { local: IpAddr, requested: IpAddr },
+    #[error("no service or workload for hostname: {0}")]
+    UnknownHost(String),
+    #[error("requested service {host}:{port} found, but cannot resolve port")]
+    UnknownPort { host: String, port: u16 },
+    #[error("requested service {0} found, but has no IP addresses")]
+    NoAddress(String),
+    #[error("attempted recursive call to ourselves")]
+    Recursive,
+}
+
+impl InboundError {
+    /// The status which answers the CONNECT.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Mismatch { .. } => 400,
+            Self::UnknownHost(_) | Self::UnknownPort { .. } | Self::NoAddress(_) | Self::Recursive => 503,
+        }
+    }
+}
+
+impl Snapshot {
+    /// Checks a request that came to `own` on its address `local`, and finds out where it goes.
+    pub fn validate_inbound(
+        &self,
+        own: &Arc<Workload>,
+        local: IpAddr,
+        target: &InboundTarget,
+    ) -> Result<Delivery, InboundError> {
+        let local = local.to_canonical();
+        let (port, service) = match target {
+            InboundTarget::Address(requested) => {
+                self.check_address(own, local, requested.ip().to_canonical())?;
+                (requested.port(), None)
+            }
+            InboundTarget::Host { host, port } => {
+                let (service, port) = self.resolve_host(own, host, *port)?;
+                (port, Some(service))
+            }
+        };
+        if self.is_captured_port(port) {
+            return Err(InboundError::Recursive);
+        }
+        let tunnel = own.application_tunnel;
+        let preamble = match tunnel.map(|tunnel| tunnel.protocol) {
+            Some(ApplicationProtocol::Proxy) => Some(Preamble {
+                destination: self.tunnel_destination(target, service)?,
+            }),
+            Some(ApplicationProtocol::None) | None => None,
+        };
+        let port = tunnel.and_then(|tunnel| tunnel.port).unwrap_or(port);
+        Ok(Delivery {
+            address: SocketAddr::new(local, port),
+            preamble,
+            service: service.cloned(),
+        })
+    }
+
+    /// The service that an inbound connection to `port` of `own` is most likely about: the one the client
+    /// named, else the first that leads to this port.
+    pub fn inbound_service<'a>(
+        &'a self,
+        own: &'a Workload,
+        port: u16,
+        forwarded_host: Option<&str>,
+        requested: Option<&'a Arc<Service>>,
+    ) -> Option<&'a Arc<Service>> {
+        let candidates = || requested.into_iter().chain(self.services_of(own));
+        let named = candidates().find(|service| forwarded_host == Some(&*service.hostname));
+        named.or_else(|| {
+            candidates().find(|service| {
+                let leads_here = |ports: &super::PortMap| ports.iter().any(|(_, target)| target == port);
+                let endpoint = service.endpoints.get(&own.uid);
+                leads_here(&service.ports) || endpoint.is_some_and(|endpoint| leads_here(&endpoint.ports))
+            })
+        })
+    }
+
+    /// An address other than the pod's own is only for those that take traffic for others: workloads with an
+    /// application tunnel, and the waypoint of whatever owns the address.
+    fn check_address(&self, own: &Workload, local: IpAddr, requested: IpAddr) -> Result<(), InboundError> {
+        if requested == local || own.application_tunnel.is_some() {
+            return Ok(());
+        }
+        let network = &self.locale().network;
+        let waypoint = match self.workload_by_address(network, requested) {
+            Some(workload) => workload.waypoint.as_ref(),
+            None => self
+                .service_by_address(network, requested, None)
+                .and_then(|service| service.waypoint.as_ref()),
+        };
+        let is_ours = |it: &Workload| it.uid == own.uid || it.addresses.contains(&local);
+        if waypoint.is_some_and(|waypoint| self.gateway_includes(waypoint, is_ours)) {
+            return Ok(());
+        }
+        Err(InboundError::Mismatch { local, requested })
+    }
+
+    fn resolve_host(
+        &self,
+        own: &Workload,
+        host: &str,
+        port: u16,
+    ) -> Result<(&Arc<Service>, u16), InboundError> {
+        let service = self
+            .service_by_hostname(host, Some(&own.namespace))
+            .ok_or_else(|| InboundError::UnknownHost(host.to_owned()))?;
+        let endpoint = service.endpoints.get(&own.uid);
+        let target = endpoint
+            .and_then(|endpoint| endpoint.ports.get(port))
+            .or_else(|| service.ports.get(port).filter(|target| *target > 0))
+            .ok_or_else(|| InboundError::UnknownPort {
+                host: host.to_owned(),
+                port,
+            })?;
+        Ok((service, target))
+    }
+
+    /// For a host name: an address of its service, preferably of our network and there an IPv4 one.
+    fn tunnel_destination(
+        &self,
+        target: &InboundTarget,
+        service: Option<&Arc<Service>>,
+    ) -> Result<SocketAddr, InboundError> {
+        match target {
+            InboundTarget::Address(address) => Ok(*address),
+            InboundTarget::Host { host, port } => service
+                .iter()
+                .flat_map(|service| &service.vips)
+                .min_by_key(|vip| (vip.network != self.locale().network, vip.ip.is_ipv6()))
+                .map(|vip| SocketAddr::new(vip.ip, *port))
+                .ok_or_else(|| InboundError::NoAddress(host.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! A service: a name with virtual addresses, ports and the endpoints behind them.
+//!
+//! Plain values behind `Arc`. The endpoints and the balance table are the builder's: it rebuilds both
+//! together, so within a snapshot they always agree.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::address::{CidrVip, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap};
+use super::balance::Balance;
+use super::workload::Health;
+
+#[derive(Debug, Clone)]
+pub struct Service {
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+    pub vips: Vec<NetworkAddress>,
+    pub cidr_vips: Vec<CidrVip>,
+    pub ports: PortMap,
+    /// By workload uid, only those which the health policy lets in.
+    pub endpoints: imbl::HashMap<Arc<str>, Endpoint>,
+    /// Identities accepted besides the endpoint's own, as they were given; the unusable ones are skipped.
+    pub subject_alt_names: Vec<Arc<str>>,
+    pub waypoint: Option<GatewayAddress>,
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+    pub load_balancer: Option<LoadBalancer>,
+    pub ip_families: IpFamilies,
+    /// Wins over its namesakes when the client's own namespace has none.
+    pub canonical: bool,
+    pub visibility: Visibility,
+    pub(super) balance: Balance,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub workload_uid: Arc<str>,
+    /// Service port to the port of this endpoint; goes before the service's own mapping.
+    pub ports: PortMap,
+    pub status: Health,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightedWaypoint {
+    pub destination: GatewayAddress,
+    pub weight: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadBalancer {
+    pub routing_preferences: Vec<Scope>,
+    pub mode: BalanceMode,
+    pub health_policy: HealthPolicy,
+}
+
+/// What source and endpoint are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+pub enum Scope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum BalanceMode {
+    /// All endpoints alike.
+    Standard,
+    /// Only endpoints that match every preference.
+    Strict,
+    /// The endpoints that match the most leading preferences.
+    Failover,
+    /// No choice: the connection goes where the client sent it.
+    Passthrough,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum HealthPolicy {
+    #[default]
+    OnlyHealthy,
+    AllowAll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IpFamilies {
+    /// No restriction.
+    #[default]
+    Automatic,
+    V4,
+    V6,
+    Dual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum Visibility {
+    #[default]
+    Public,
+    /// Only for clients of the service's own namespace.
+    Namespace,
+}
+
+impl Service {
+    /// A service with everything but its names left at the defaults.
+    pub fn new(name: &str, namespace: &str, hostname: &str) -> Self {
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+            vips: Vec::new(),
+            cidr_vips: Vec::new(),
+            ports: PortMap::default(),
+            endpoints: imbl::HashMap::new(),
+            subject_alt_names: Vec::new(),
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
+            load_balancer: None,
+            ip_families: IpFamilies::default(),
+            canonical: false,
+            visibility: Visibility::default(),
+            balance: Balance::default(),
+        }
+    }
+
+    pub fn key(&self) -> NamespacedHostname {
+        NamespacedHostname {
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+        }
+    }
+
+    pub fn is_passthrough(&self) -> bool {
+        self.load_balancer
+            .as_ref()
+            .is_some_and(|balancer| balancer.mode == BalanceMode::Passthrough)
+    }
+
+    pub(super) fn includes(&self, endpoint: &Endpoint) -> bool {
+        let policy = self
+            .load_balancer
+            .as_ref()
+            .map_or(HealthPolicy::default(), |it| it.health_policy);
+        match policy {
+            HealthPolicy::AllowAll => true,
+            HealthPolicy::OnlyHealthy => endpoint.status == Health::Healthy,
+        }
+    }
+
+    /// Visibility is only enforced against a known client namespace.
+    pub(super) fn is_visible_to(&self, client_namespace: Option<&str>) -> bool {
+        match self.visibility {
+            Visibility::Public => true,
+            Visibility::Namespace => client_namespace.is_none_or(|client| client == &*self.namespace),
+        }
+    }
+
+    /// The waypoint of one connection: by weight where weights are given, else the single one.
+    pub(super) fn choose_waypoint(&self, random: &mut dyn FnMut() -> u64) -> Option<&GatewayAddress> {
+        let total: u64 = self
+            .weighted_waypoints
+            .iter()
+            .map(|it| u64::from(it.weight))
+            .sum();
+        if total == 0 {
+            return self.waypoint.as_ref();
+        }
+        let mut at = random() % total;
+        for choice in &self.weighted_waypoints {
+            match at.checked_sub(u64::from(choice.weight)) {
+                Some(rest) => at = rest,
+                None => return Some(&choice.destination),
+            }
+        }
+        self.waypoint.as_ref()
+    }
+}

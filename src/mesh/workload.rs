@@ -1,0 +1,148 @@
+//! A workload: something with an identity that sends or receives connections, usually a pod.
+//!
+//! Plain values behind `Arc`, made by the builder's callers, never changed once inside a snapshot.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::address::{GatewayAddress, NamespacedHostname, PortMap};
+use crate::identity::Identity;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// The primary key, e.g. `cluster1//Pod/shop/cart-0`.
+    pub uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub trust_domain: Arc<str>,
+    pub service_account: Arc<str>,
+    /// Made of the three fields above; the builder replaces it by the one copy all workloads of it share.
+    pub identity: Identity,
+    /// `identity` as the set a peer is checked against. Kept here so that no connection allocates one.
+    pub accepted: Arc<[Identity]>,
+    pub addresses: Vec<IpAddr>,
+    pub network: Arc<str>,
+    pub node: Arc<str>,
+    /// A name to resolve when there is no address; empty when there is none.
+    pub hostname: Arc<str>,
+    pub protocol: TunnelProtocol,
+    pub network_mode: NetworkMode,
+    pub status: Health,
+    pub waypoint: Option<GatewayAddress>,
+    pub network_gateway: Option<GatewayAddress>,
+    /// The services this workload is an endpoint of, with its own port mapping.
+    pub services: Vec<(NamespacedHostname, PortMap)>,
+    /// Names of the selector-scoped policies, `namespace/name`.
+    pub authorization_policies: Vec<Arc<str>>,
+    pub locality: Locality,
+    /// Weight among the endpoints of a service; 0 is never chosen.
+    pub capacity: u32,
+    pub cluster_id: Arc<str>,
+    pub workload_name: Arc<str>,
+    pub workload_type: Arc<str>,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub native_tunnel: bool,
+    pub application_tunnel: Option<ApplicationTunnel>,
+}
+
+/// How a workload is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum TunnelProtocol {
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    #[serde(rename = "HBONE")]
+    Hbone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum NetworkMode {
+    #[default]
+    Standard,
+    /// Shares its node's addresses, so no address leads to it.
+    HostNetwork,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum Health {
+    #[default]
+    Healthy,
+    Unhealthy,
+}
+
+/// What a workload that ends tunnels itself wants in front of the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApplicationTunnel {
+    pub protocol: ApplicationProtocol,
+    /// Where it listens, when that is not the port of the request.
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum ApplicationProtocol {
+    #[serde(rename = "NONE")]
+    None,
+    #[serde(rename = "PROXY")]
+    Proxy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Locality {
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+}
+
+impl Workload {
+    /// A workload with everything but its names and identity left at the defaults.
+    pub fn new(uid: &str, name: &str, identity: Identity) -> Self {
+        Self {
+            uid: uid.into(),
+            name: name.into(),
+            namespace: identity.namespace().into(),
+            trust_domain: identity.trust_domain().into(),
+            service_account: identity.service_account().into(),
+            accepted: Arc::new([identity.clone()]),
+            identity,
+            addresses: Vec::new(),
+            network: Arc::default(),
+            node: Arc::default(),
+            hostname: Arc::default(),
+            protocol: TunnelProtocol::default(),
+            network_mode: NetworkMode::default(),
+            status: Health::default(),
+            waypoint: None,
+            network_gateway: None,
+            services: Vec::new(),
+            authorization_policies: Vec::new(),
+            locality: Locality::default(),
+            capacity: 1,
+            cluster_id: Arc::default(),
+            workload_name: Arc::default(),
+            workload_type: Arc::default(),
+            canonical_name: Arc::default(),
+            canonical_revision: Arc::default(),
+            native_tunnel: false,
+            application_tunnel: None,
+        }
+    }
+
+    /// Who wins when several workloads own one address: pods before others, and of those HBONE before plain.
+    pub(super) fn address_rank(&self) -> u8 {
+        let pod = self.uid.contains("//Pod/");
+        match (pod, self.protocol) {
+            (true, TunnelProtocol::Hbone) => 3,
+            (true, TunnelProtocol::Tcp) => 2,
+            (false, TunnelProtocol::Hbone) => 1,
+            (false, TunnelProtocol::Tcp) => 0,
+        }
+    }
+
+    /// True when neither an address nor a name leads to it; only its network's gateway could.
+    pub(super) fn is_unaddressed(&self) -> bool {
+        self.addresses.is_empty() && self.hostname.is_empty()
+    }
+}

@@ -1,0 +1,279 @@
+//! The life of the proxy process: start in order, serve, end in order.
+//!
+//! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
+//! backend, checks of privileges, readiness server, workers, then the node agent's connection, since that brings
+//! traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::task::LocalSet;
+
+use crate::bridge::demands::{self as demand_queue, DemandQueue};
+use crate::bridge::load::LoadTable;
+use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
+use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
+use crate::control::demands::{self, WorkerFailed};
+use crate::control::log_line::Format;
+use crate::control::pods::{WorkerPods, listen_on_any_family};
+use crate::control::readiness::{self, Readiness, Task};
+use crate::control::zds;
+use crate::limits;
+use crate::mesh::{Builder, LocalError, LocalState, Locale, Snapshot};
+use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
+use crate::process::signals::Signals;
+use crate::process::{preflight, version};
+use crate::sys::driver::SocketSpec;
+use crate::sys::netns::Namespace;
+use crate::sys::select::{self, Choice, IoMode, Refusal};
+use crate::sys::socket::{self, ListenError, ListenSpec, Options};
+use crate::sys::uring::FeatureSet;
+use crate::sys::{cpu, rlimit};
+use crate::tls::FakeCa;
+use crate::worker::{self, Setup, settings::Settings};
+
+/// Why the process cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    #[error("cannot read LOCAL_XDS_PATH={}: {source}", path.display())]
+    LocalFile { path: PathBuf, source: io::Error },
+    #[error("{origin}: {source}")]
+    LocalState { origin: String, source: LocalError },
+    #[error("UZTUNNEL_IO=uring, but io_uring cannot be used: {0}")]
+    Backend(Refusal),
+    #[error("failed to set netns: {0}. make sure ztunnel has CAP_SYS_ADMIN")]
+    Namespace(#[source] io::Error),
+    #[error("failed to set mark on socket. make sure ztunnel has CAP_NET_RAW, CAP_NET_ADMIN: {0}")]
+    Mark(#[source] io::Error),
+    #[error("cannot start the control thread: {0}")]
+    Control(#[source] io::Error),
+    #[error("readiness server starts: {0}")]
+    Readiness(#[source] ListenError),
+    #[error("cannot start the workers: {0}")]
+    Workers(#[source] io::Error),
+    #[error(transparent)]
+    Worker(#[from] WorkerFailed),
+}
+
+/// `uztunnel proxy`.
+pub fn proxy(environment: &Environment) -> ExitCode {
+    match serve(environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `uztunnel preflight`: 0 when the proxy would start here and could serve pods.
+pub fn preflight(environment: &Environment) -> ExitCode {
+    let config = Config::from_env(environment);
+    let (wanted, mask) = match &config {
+        Ok(config) => wanted_backend(&config.worker),
+        Err(_) => (IoMode::Auto, None),
+    };
+    let report = preflight::report(wanted, mask);
+    print!("{report}");
+    if let Err(error) = &config {
+        println!("configuration: {error}");
+    }
+    if config.is_ok() && report.is_ready() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn serve(environment: &Environment) -> Result<(), BootError> {
+    let config = Config::from_env(environment)?;
+    let format = match config.logging.format {
+        LogFormat::Plain => Format::Plain,
+        LogFormat::Json => Format::Json,
+    };
+    let log = logging::start(&config.logging.filter, format)?;
+    let served = serve_configured(&config, &log);
+    log.flush(FLUSH_PATIENCE);
+    served
+}
+
+fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Err(error) = rlimit::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+    let snapshot = SnapshotCell::new(first_snapshot(config)?);
+    let backend = Arc::new(choose_backend(config)?);
+    check_privileges(config.sockets.packet_mark)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::Control)?;
+    let serving = run(config, log, snapshot, backend);
+    LocalSet::new().block_on(&runtime, serving)
+}
+
+/// Everything that happens on the control thread.
+async fn run(
+    config: &Config,
+    log: &LogSink,
+    snapshot: SnapshotCell,
+    backend: Arc<Choice>,
+) -> Result<(), BootError> {
+    let mut signals = Signals::catch().map_err(BootError::Control)?;
+    let readiness = Readiness::default();
+    for task in [Task::StateManager, Task::Proxy, Task::WorkloadProxyManager] {
+        readiness.pending(task);
+    }
+    tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
+
+    let (orders, demands) = start_workers(config, log, snapshot, &backend)?;
+    tracing::info!(
+        io = backend.name(),
+        workers = orders.workers(),
+        "{}",
+        version::banner(&config.node.istio_version)
+    );
+    tracing::info!("{backend}");
+    readiness.done(Task::StateManager);
+    readiness.done(Task::Proxy);
+
+    let pods = WorkerPods::new(config.ports.clone(), config.sockets.clone(), orders.clone());
+    let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
+    let agent = tokio::task::spawn_local(agent.run());
+    let mut workers = std::pin::pin!(demands::serve(demands, FakeCa::new(), orders.clone()));
+    let ending = tokio::select! {
+        ending = signals.ending() => ending,
+        ended = &mut workers => return ended.map_err(BootError::Worker),
+    };
+
+    let deadline = config.drain.deadline;
+    tracing::info!(?deadline, "{ending}: no new connections, waiting for the others");
+    agent.abort();
+    readiness.pending(Task::WorkloadProxyManager);
+    orders.send_all(|| Order::Drain { deadline });
+    tokio::select! {
+        ended = &mut workers => ended?,
+        () = signals.interrupt() => tracing::warn!("SIGINT again: ending at once"),
+        () = tokio::time::sleep(deadline + limits::DRAIN_GRACE) => {
+            tracing::warn!("drain duration expired with pending connections, forcefully shutting down");
+        }
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
+    let locale = Locale {
+        network: config.node.network.as_str().into(),
+        node: config.node.name.as_deref().map(Into::into),
+        captured_ports: config.ports.captured().into(),
+    };
+    let mut builder = Builder::new(locale);
+    let (origin, text) = match &config.control.local_state {
+        None => return Ok(builder.build()),
+        Some(LocalSource::Text(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
+        Some(LocalSource::Path(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|source| BootError::LocalFile {
+                path: path.clone(),
+                source,
+            })?;
+            (format!("LOCAL_XDS_PATH={}", path.display()), text)
+        }
+    };
+    let state = LocalState::parse(&text).map_err(|source| BootError::LocalState { origin, source })?;
+    builder.load(state);
+    let snapshot = builder.build();
+    for warning in builder.take_warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(snapshot)
+}
+
+fn choose_backend(config: &Config) -> Result<Choice, BootError> {
+    let (wanted, mask) = wanted_backend(&config.worker);
+    select::choose(wanted, mask).map_err(BootError::Backend)
+}
+
+fn wanted_backend(worker: &config::Worker) -> (IoMode, Option<FeatureSet>) {
+    let wanted = match worker.io {
+        IoChoice::Auto => IoMode::Auto,
+        IoChoice::Uring => IoMode::Uring,
+        IoChoice::Epoll => IoMode::Epoll,
+    };
+    let mask = match worker.ring_features {
+        RingFeatures::Auto => None,
+        RingFeatures::Kernel5_15 => Some(FeatureSet::V5_15),
+        RingFeatures::Kernel5_19 => Some(FeatureSet::V5_19),
+        RingFeatures::Kernel6_0 => Some(FeatureSet::V6_0),
+        RingFeatures::Kernel6_1 => Some(FeatureSet::V6_1),
+    };
+    (wanted, mask)
+}
+
+/// Without these no pod could ever be served: better no start than one NACK per pod.
+fn check_privileges(mark: Option<u32>) -> Result<(), BootError> {
+    Namespace::current()
+        .and_then(|own| own.run(|| ()))
+        .map_err(BootError::Namespace)?;
+    let options = Options {
+        mark,
+        ..Options::default()
+    };
+    let spec = SocketSpec {
+        options,
+        ..SocketSpec::default()
+    };
+    socket::open(&spec, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(BootError::Mark)?;
+    Ok(())
+}
+
+fn readiness_server(config: &Config, readiness: &Readiness) -> Result<readiness::Server, BootError> {
+    let port = config.ports.readiness;
+    let listening = listen_on_any_family(config.sockets.ipv6, |ipv6| ListenSpec {
+        namespace: None,
+        address: socket::any_address(ipv6, port),
+        reuse_port: false,
+        mark: None,
+        transparent: Some(false),
+        backlog: limits::LISTEN_BACKLOG,
+    })
+    .map_err(BootError::Readiness)?;
+    readiness::Server::new(listening.fd, readiness.clone()).map_err(BootError::Control)
+}
+
+fn start_workers(
+    config: &Config,
+    log: &LogSink,
+    snapshot: SnapshotCell,
+    backend: &Arc<Choice>,
+) -> Result<(Orders, DemandQueue), BootError> {
+    let threads = config.worker.threads.min(limits::WORKERS_MAX);
+    let cpus = cpu::allowed().unwrap_or_default();
+    let pinned = cpu::set_is_ours(&cpus, cpu::quota(), threads);
+    let settings = Settings::new(&config.worker, &config.sockets, &config.tls);
+    let (demands, queue) = demand_queue::channel();
+    let load = LoadTable::new(threads);
+    let setup = |index: usize| Setup {
+        index,
+        backend: Arc::clone(backend),
+        cpu: cpus.get(index).filter(|_| pinned).map(|cpu| cpu.0),
+        seed: fastrand::u64(..),
+        settings: settings.clone(),
+        snapshot: snapshot.clone(),
+        demands: demands.clone(),
+        load: load.clone(),
+        log: log.clone(),
+    };
+    let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;
+    Ok((Orders::new(workers.handles), queue))
+}

@@ -1,0 +1,121 @@
+//! The memory that sessions of one worker share while bytes are in motion: the chunk that plaintext is opened
+//! into, and send buffers. An idle session owns neither.
+
+use std::collections::VecDeque;
+
+use crate::limits;
+use crate::sys::buffer::Chunk;
+use crate::tls::output::Output;
+
+pub struct Buffers {
+    /// Being filled. Everything of a worker is opened into it one after the other, so small messages of many
+    /// sessions share one hot piece of memory.
+    chunk: Chunk,
+    /// Full, waiting for the last slice to go.
+    retired: VecDeque<Chunk>,
+    /// Chunks that nobody refers to.
+    spare: Vec<Chunk>,
+    outputs: Vec<Output>,
+}
+
+impl Buffers {
+    pub fn new() -> Self {
+        Self {
+            chunk: Chunk::new(limits::CHUNK_BYTES),
+            retired: VecDeque::new(),
+            spare: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// The current chunk, with at least `room` bytes to open into.
+    pub fn chunk(&mut self, room: usize) -> &mut Chunk {
+        debug_assert!(room <= limits::CHUNK_BYTES);
+        if self.chunk.capacity() - self.chunk.filled() < room && !self.chunk.reset() {
+            self.reclaim();
+            let next = self.spare.pop().unwrap_or_else(|| Chunk::new(limits::CHUNK_BYTES));
+            let full = std::mem::replace(&mut self.chunk, next);
+            self.retired.push_back(full);
+        }
+        &mut self.chunk
+    }
+
+    /// Whether so many chunks are pinned by slow applications that small slices should be copied out.
+    pub fn is_short(&self) -> bool {
+        self.retired.len() >= limits::CHUNKS_PINNED_SOFT
+    }
+
+    /// Chunks that slices still refer to, the current one included.
+    pub fn chunks_pinned(&self) -> usize {
+        self.retired.iter().filter(|chunk| chunk.is_shared()).count() + usize::from(self.chunk.is_shared())
+    }
+
+    /// An empty send buffer.
+    pub fn output(&mut self) -> Output {
+        self.outputs.pop().unwrap_or_else(|| Output::with_capacity(limits::OUTPUT_BYTES))
+    }
+
+    pub fn recycle_output(&mut self, mut output: Output) {
+        if self.outputs.len() < limits::OUTPUTS_SPARE_MAX && output.capacity() <= limits::OUTPUT_BYTES_KEPT_MAX {
+            output.clear();
+            self.outputs.push(output);
+        }
+    }
+
+    /// Called when every event of a turn was handled.
+    pub fn end_turn(&mut self) {
+        self.chunk.reset();
+        if !self.retired.is_empty() {
+            self.reclaim();
+        }
+    }
+
+    /// Takes back retired chunks, oldest first; sends complete roughly in order, so few are looked at in vain.
+    fn reclaim(&mut self) {
+        for _ in 0..self.retired.len().min(limits::CHUNKS_RECLAIM_SCAN_MAX) {
+            let Some(mut chunk) = self.retired.pop_front() else { return };
+            if !chunk.reset() {
+                self.retired.push_back(chunk);
+            } else if self.spare.len() < limits::CHUNKS_SPARE_MAX {
+                self.spare.push(chunk);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(buffers: &mut Buffers, bytes: usize) -> crate::sys::buffer::Slice {
+        let chunk = buffers.chunk(bytes);
+        let from = chunk.filled();
+        chunk.fill(bytes);
+        chunk.slice(from..from + bytes)
+    }
+
+    #[test]
+    fn a_chunk_is_used_again_only_when_its_last_slice_is_gone() {
+        let mut buffers = Buffers::new();
+        let first = fill(&mut buffers, limits::CHUNK_BYTES);
+        let second = fill(&mut buffers, limits::CHUNK_BYTES);
+        assert_eq!(buffers.chunks_pinned(), 2);
+        drop(first);
+        buffers.end_turn();
+        assert_eq!(buffers.spare.len(), 1);
+        assert_eq!(buffers.chunks_pinned(), 1);
+        drop(second);
+        buffers.end_turn();
+        assert_eq!(buffers.chunks_pinned(), 0);
+    }
+
+    #[test]
+    fn small_messages_of_a_turn_share_the_chunk_and_leave_nothing_behind() {
+        let mut buffers = Buffers::new();
+        for _ in 0..1_000 {
+            drop(fill(&mut buffers, 1_024));
+            buffers.end_turn();
+        }
+        assert!(buffers.retired.is_empty() && buffers.spare.is_empty());
+    }
+}

@@ -1,0 +1,80 @@
+//! The worker's own certificates: asked of the control thread once per identity, kept, replaced by order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::shell::Shell;
+use crate::bridge::demands::Demand;
+use crate::bridge::orders::CertificateError;
+use crate::identity::Identity;
+use crate::runtime::oneshot;
+use crate::sys::driver::Driver;
+use crate::tls::CertifiedIdentity;
+
+type Answer = Result<Arc<CertifiedIdentity>, CertificateError>;
+
+#[derive(Default)]
+pub struct CertificateCache {
+    entries: HashMap<Identity, Entry>,
+}
+
+enum Entry {
+    Asked(Vec<oneshot::Sender<Answer>>),
+    Known(Arc<CertifiedIdentity>),
+}
+
+enum Step {
+    Known(Arc<CertifiedIdentity>),
+    Wait(oneshot::Receiver<Answer>),
+}
+
+impl CertificateCache {
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    fn find_certificate(&mut self, identity: &Identity) -> Step {
+        let (sender, receiver) = oneshot::channel();
+        match self.certificates.entries.get_mut(identity) {
+            Some(Entry::Known(certificate)) => return Step::Known(certificate.clone()),
+            Some(Entry::Asked(waiting)) => waiting.push(sender),
+            None => {
+                self.certificates.entries.insert(identity.clone(), Entry::Asked(vec![sender]));
+                self.demands.send(Demand::Certificate { worker: self.index, identity: identity.clone() });
+            }
+        }
+        Step::Wait(receiver)
+    }
+
+    /// The control thread's answer, or a renewed certificate.
+    pub fn take_certificate(&mut self, identity: Identity, result: Answer) {
+        // An error comes only when there is no certificate that is still valid.
+        let previous = match &result {
+            Ok(certificate) => self.certificates.entries.insert(identity, Entry::Known(certificate.clone())),
+            Err(_) => self.certificates.entries.remove(&identity),
+        };
+        if let Some(Entry::Asked(waiting)) = previous {
+            for waiter in waiting {
+                // A task that gave up meanwhile does not want it.
+                let _ = waiter.send(result.clone());
+            }
+        }
+    }
+}
+
+/// The certificate of `identity`, asked for if this worker does not have it yet.
+pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Identity) -> Answer {
+    match shell.with(|core| core.find_certificate(identity)) {
+        Step::Known(certificate) => Ok(certificate),
+        Step::Wait(answer) => answer
+            .await
+            .unwrap_or_else(|| Err(CertificateError("the worker is shutting down".into()))),
+    }
+}

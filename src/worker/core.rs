@@ -1,0 +1,319 @@
+//! All data of one worker: its driver, its tables of sessions, tunnels, pipes and waits, and one turn over
+//! them.
+//!
+//! A turn: poll the driver, dispatch each event to its slot, fire timers, carry out orders, run woken tasks,
+//! then flush what the turn produced. Bytes move here and in the slots; tasks only set connections up.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::Setup;
+use super::buffers::Buffers;
+use super::certificates::CertificateCache;
+use super::hbone::pool::Pool;
+use super::hbone::session::{Session, SessionEvent};
+use super::listen::{Captured, Listener};
+use super::hbone::serve::Request;
+use super::owner::Owned;
+use super::pipe::Pipe;
+use super::pods::Pods;
+use super::settings::Settings;
+use super::telemetry::Telemetry;
+use super::tunnel::Tunnel;
+use crate::bridge::demands::Demands;
+use crate::bridge::load::LoadTable;
+use crate::bridge::orders::WorkerHandle;
+use crate::bridge::snapshot::SnapshotCell;
+use crate::clock;
+use crate::limits;
+use crate::runtime::oneshot;
+use crate::runtime::slab::{Key, Slab};
+use crate::runtime::tasks::Spawner;
+use crate::runtime::timer::Wheel;
+use crate::sys::driver::{Driver, Event, Received, SocketId};
+use crate::sys::socket;
+
+/// What a task waits for on one of its sockets or timers.
+#[derive(Default)]
+pub struct Wait {
+    pub connected: Option<io::Result<()>>,
+    pub received: Option<Received>,
+    pub sent: Option<io::Result<()>>,
+    pub expired: bool,
+    pub waker: Option<Waker>,
+}
+
+/// What a timer does when it fires.
+#[derive(Debug, Clone, Copy)]
+pub enum TimerEvent {
+    /// A task's deadline.
+    Wake(Key<Wait>),
+    /// Liveness and idleness of a session.
+    Session(Key<Session>),
+    /// Accepting resumes after descriptors had run out.
+    Listen(Key<Listener>),
+    /// The worker measures how busy it was.
+    Measure,
+    /// The end of a drain.
+    DrainDeadline,
+}
+
+pub struct Core<D: Driver> {
+    pub index: usize,
+    pub driver: D,
+    /// Read once a turn.
+    pub now: Instant,
+    pub settings: Rc<Settings>,
+    pub snapshot: SnapshotCell,
+    pub demands: Demands,
+    pub peers: Arc<[WorkerHandle]>,
+    pub load: LoadTable,
+    pub random: fastrand::Rng,
+    pub timers: Wheel<TimerEvent>,
+    pub waits: Slab<Wait>,
+    pub listeners: Slab<Listener>,
+    pub sessions: Slab<Session>,
+    pub tunnels: Slab<Tunnel>,
+    pub pipes: Slab<Pipe>,
+    pub pods: Pods,
+    pub pool: Pool,
+    pub certificates: CertificateCache,
+    pub buffers: Buffers,
+    pub telemetry: Telemetry,
+    /// Tasks that wait for another snapshot.
+    pub snapshot_waiters: Vec<oneshot::Sender<()>>,
+    pub spawner: Spawner,
+    /// Sessions that have something to seal or send at the end of this turn.
+    pub dirty_sessions: Vec<Key<Session>>,
+    /// Tunnels that got bytes for their application in this turn.
+    pub dirty_tunnels: Vec<Key<Tunnel>>,
+    /// Connections captured in this turn; a task is started for each at its end.
+    pub captured: Vec<Captured>,
+    /// CONNECT requests that arrived in this turn; likewise.
+    pub requests: Vec<Request>,
+    /// Set by a drain order.
+    pub draining: bool,
+    /// Set when the drain's deadline has passed.
+    pub drain_over: bool,
+    /// Connections closed at once because the worker was full.
+    pub shed: u64,
+    scratch: Scratch,
+    busy: Duration,
+    measured_at: Instant,
+    measuring: bool,
+}
+
+/// Memory that one turn after the other reuses.
+#[derive(Default)]
+struct Scratch {
+    events: Vec<Event>,
+    session_events: Vec<SessionEvent>,
+    due: Vec<TimerEvent>,
+}
+
+/// How often a worker publishes how busy it was.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(100);
+
+impl<D: Driver + 'static> Core<D> {
+    pub fn new(setup: Setup, driver: D, peers: Arc<[WorkerHandle]>, spawner: Spawner) -> Self {
+        let now = clock::now();
+        let timers = Wheel::new(now);
+        Self {
+            index: setup.index,
+            driver,
+            now,
+            buffers: Buffers::new(),
+            telemetry: Telemetry::new(setup.log),
+            settings: Rc::new(setup.settings),
+            snapshot: setup.snapshot,
+            demands: setup.demands,
+            peers,
+            load: setup.load,
+            random: fastrand::Rng::with_seed(setup.seed),
+            timers,
+            waits: Slab::default(),
+            listeners: Slab::default(),
+            sessions: Slab::default(),
+            tunnels: Slab::default(),
+            pipes: Slab::default(),
+            pods: Pods::default(),
+            pool: Pool::default(),
+            certificates: CertificateCache::default(),
+            snapshot_waiters: Vec::new(),
+            spawner,
+            dirty_sessions: Vec::new(),
+            dirty_tunnels: Vec::new(),
+            captured: Vec::new(),
+            requests: Vec::new(),
+            draining: false,
+            drain_over: false,
+            shed: 0,
+            scratch: Scratch::default(),
+            busy: Duration::ZERO,
+            measured_at: now,
+            measuring: false,
+        }
+    }
+
+    /// Waits for events and dispatches them. `has_tasks`: woken tasks wait, so the driver must not.
+    /// Returns whether another thread woke the worker.
+    pub fn poll(&mut self, has_tasks: bool) -> io::Result<bool> {
+        let timeout = if has_tasks { Some(Duration::ZERO) } else { self.timers.next_in(self.now) };
+        let mut events = std::mem::take(&mut self.scratch.events);
+        self.driver.poll(timeout, &mut events)?;
+        self.now = clock::now();
+        let mut woken = false;
+        for event in events.drain(..) {
+            if matches!(event, Event::Woken) {
+                woken = true;
+            } else {
+                self.dispatch(event);
+            }
+        }
+        self.scratch.events = events;
+        self.fire_timers();
+        Ok(woken)
+    }
+
+    /// Seals and sends what the turn produced, and hands its records to the log.
+    pub fn flush(&mut self) {
+        // Applications first: bytes taken by them give window back, which the session flush then carries.
+        while let Some(key) = self.dirty_tunnels.pop() {
+            self.flush_tunnel(key);
+        }
+        while let Some(key) = self.dirty_sessions.pop() {
+            self.flush_session(key);
+        }
+        self.buffers.end_turn();
+        self.telemetry.flush();
+        if !self.measuring {
+            self.measuring = true;
+            self.busy = Duration::ZERO;
+            self.measured_at = self.now;
+            self.timers.start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
+        }
+        self.busy += clock::now().saturating_duration_since(self.now);
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let (Event::Accepted { owner, .. }
+        | Event::AcceptFailed { owner, .. }
+        | Event::Connected { owner, .. }
+        | Event::Received { owner, .. }
+        | Event::Sent { owner, .. }) = &event
+        else {
+            return;
+        };
+        let Some(owned) = Owned::from_owner(*owner) else {
+            tracing::error!(target: "worker", owner = owner.0, "an event for a socket that nobody owns was dropped");
+            return;
+        };
+        match owned {
+            Owned::Listener(key) => self.listener_event(key, event),
+            Owned::Task(key) => self.task_event(key, event),
+            Owned::Session(key) => self.session_event(key, event),
+            Owned::Tunnel(key) => self.tunnel_event(key, event),
+            Owned::Pipe(key, side) => self.pipe_event(key, side, event),
+        }
+    }
+
+    fn task_event(&mut self, key: Key<Wait>, event: Event) {
+        let Some(wait) = self.waits.get_mut(key) else { return };
+        match event {
+            Event::Connected { result, .. } => wait.connected = Some(result),
+            Event::Received { data, .. } => wait.received = Some(data),
+            Event::Sent { error, .. } => wait.sent = Some(error.map_or(Ok(()), Err)),
+            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::Woken => {}
+        }
+        if let Some(waker) = wait.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        let mut due = std::mem::take(&mut self.scratch.due);
+        self.timers.expire(self.now, &mut due);
+        for event in due.drain(..) {
+            match event {
+                TimerEvent::Wake(key) => {
+                    if let Some(wait) = self.waits.get_mut(key) {
+                        wait.expired = true;
+                        if let Some(waker) = wait.waker.take() {
+                            waker.wake();
+                        }
+                    }
+                }
+                TimerEvent::Session(key) => self.session_timer(key),
+                TimerEvent::Listen(key) => self.resume_listener(key),
+                TimerEvent::Measure => self.measure(),
+                TimerEvent::DrainDeadline => self.end_drain(),
+            }
+        }
+        self.scratch.due = due;
+    }
+
+    /// Publishes how busy the worker was, for placement.
+    fn measure(&mut self) {
+        let elapsed = self.now.saturating_duration_since(self.measured_at).as_micros().max(1);
+        let busy = (self.busy.as_micros() * 1000 / elapsed).min(1000) as u32;
+        let smoothed = (self.load.busy_per_mille(self.index) + busy) / 2;
+        self.load.set_busy(self.index, smoothed);
+        self.busy = Duration::ZERO;
+        self.measured_at = self.now;
+        // An idle worker is left asleep: the first turn after a pause starts measuring again.
+        self.measuring = smoothed > 0;
+        if self.measuring {
+            self.timers.start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
+        }
+    }
+
+    pub fn take_session_events(&mut self) -> Vec<SessionEvent> {
+        std::mem::take(&mut self.scratch.session_events)
+    }
+
+    pub fn put_session_events(&mut self, events: Vec<SessionEvent>) {
+        debug_assert!(events.is_empty());
+        self.scratch.session_events = events;
+    }
+
+    pub fn mark_session(&mut self, key: Key<Session>) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.dirty
+        {
+            session.dirty = true;
+            self.dirty_sessions.push(key);
+        }
+    }
+
+    pub fn mark_tunnel(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key)
+            && !tunnel.dirty
+        {
+            tunnel.dirty = true;
+            self.dirty_tunnels.push(key);
+        }
+    }
+
+    /// Where the application wanted to go before it was redirected here.
+    pub fn original_destination(&self, id: SocketId) -> Option<SocketAddr> {
+        self.driver.descriptor(id).and_then(|fd| socket::original_destination(fd).ok())
+    }
+
+    pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
+        self.driver.descriptor(id).and_then(|fd| socket::local_address(fd).ok())
+    }
+
+    /// Connections that this worker serves now.
+    pub fn connections(&self) -> usize {
+        self.tunnels.len() + self.pipes.len()
+    }
+
+    /// Whether a further connection may be set up; the newest is shed when the worker is full.
+    pub fn has_room(&self) -> bool {
+        self.connections() + self.waits.len() < limits::CONNECTIONS_WORKER_MAX
+    }
+}

@@ -1,0 +1,223 @@
+//! The client's side of HBONE: dialling a session and opening streams on it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::pool::{self, PoolKey};
+use super::session::{Answer, Held, Role, Session, SessionParts, UserState};
+use crate::limits;
+use crate::runtime::oneshot;
+use crate::runtime::slab::Key;
+use crate::sys::buffer::RecvBuffer;
+use crate::sys::driver::{Driver, ReceiveMode, Received, SocketSpec};
+use crate::tls::handshake::{Established, Handshake, Progress};
+use crate::tls::output::Output;
+use crate::wire::hbone::{ConnectRequest, IncomingResponse};
+use crate::wire::http2::{Connection, ErrorCode, StreamId};
+use crate::worker::certificates::certificate;
+use crate::worker::core::Core;
+use crate::worker::outcome::Outcome;
+use crate::worker::owner::Owned;
+use crate::worker::pods::PodState;
+use crate::worker::shell::{Elapsed, Shell, Socket};
+
+/// A stream whose other end a task is preparing. Dropping it resets the stream.
+pub struct OpenStream<D: Driver + 'static> {
+    shell: Shell<D>,
+    pub session: Key<Session>,
+    pub stream: StreamId,
+    pub user: u32,
+    attached: bool,
+}
+
+impl<D: Driver + 'static> OpenStream<D> {
+    pub fn new(shell: &Shell<D>, session: Key<Session>, stream: StreamId, user: u32) -> Self {
+        Self { shell: shell.clone(), session, stream, user, attached: false }
+    }
+
+    /// The stream belongs to a tunnel from now on.
+    pub fn attached(mut self) {
+        self.attached = true;
+    }
+
+    /// The stream was ended by its answer: nothing more is to be sent, and what still comes is dropped.
+    pub fn answered(mut self) {
+        self.attached = true;
+        self.shell.with(|core| {
+            if let Some(session) = core.sessions.get_mut(self.session) {
+                // RFC 9113 section 8.1: the rest of the request is not wanted.
+                session.http2.reset(self.stream, ErrorCode::NoError);
+                session.remove_user(self.user, self.stream);
+            }
+            core.mark_session(self.session);
+        });
+    }
+}
+
+impl<D: Driver + 'static> Drop for OpenStream<D> {
+    fn drop(&mut self) {
+        if self.attached {
+            return;
+        }
+        self.shell.with(|core| {
+            if let Some(session) = core.sessions.get_mut(self.session) {
+                session.http2.reset(self.stream, ErrorCode::Cancel);
+                session.remove_user(self.user, self.stream);
+            }
+            core.mark_session(self.session);
+        });
+    }
+}
+
+/// Dials the destination of `key` from inside the pod's namespace, up to a session in the worker's table.
+pub async fn dial<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    key: &Rc<PoolKey>,
+) -> Result<Key<Session>, Outcome> {
+    let certificate = certificate(shell, &key.identity).await?;
+    let (options, mode, records_max) =
+        shell.with(|core| (core.settings.socket_options, core.settings.tls_mode, core.settings.tls_records_max));
+    let spec =
+        SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent: None };
+    let socket = Socket::open(shell, &spec, key.destination.ip()).map_err(Outcome::ConnectFailed)?;
+    socket.connect(key.destination, limits::CONNECT_TIMEOUT).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::TimedOut {
+            Outcome::HboneConnectTimeout(error)
+        } else {
+            Outcome::ConnectFailed(error)
+        }
+    })?;
+    let handshake = Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
+    let established = shake(shell, &socket, handshake).await?;
+    let http2 = shell.with(|core| Connection::client(core.http2_settings(limits::HEADER_LIST_CLIENT_BYTES_MAX)));
+    let role = Role::Client { key: key.clone() };
+    Ok(start_session(shell, socket, established, http2, role, pod, key.destination, None))
+}
+
+/// Runs a handshake to its end. The peer gets our alert when we refuse it.
+pub async fn shake<D: Driver + 'static>(
+    shell: &Shell<D>,
+    socket: &Socket<D>,
+    mut handshake: Handshake,
+) -> Result<Established, Outcome> {
+    let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
+    let work = async move {
+        let mut received: Option<RecvBuffer> = None;
+        loop {
+            let mut output = Output::default();
+            let bytes = received.as_ref().map_or(&[][..], |buffer| buffer.bytes());
+            let progress = handshake.advance(bytes, &mut output);
+            let (bytes, end) = output.into_parts();
+            socket.send(bytes, end).await.map_err(Outcome::Io)?;
+            match progress? {
+                Progress::Done => return Ok(handshake.finish()?),
+                Progress::More => {}
+            }
+            drop(received.take());
+            received = match socket.receive(limits::READ_BYTES_MIN).await {
+                Received::Data(buffer) => Some(buffer),
+                Received::End => return Err(Outcome::Io(std::io::ErrorKind::UnexpectedEof.into())),
+                Received::Failed(error) => return Err(Outcome::Io(error)),
+            };
+        }
+    };
+    match shell.within(limits::HANDSHAKE_TIMEOUT, work).await {
+        Ok(result) => result,
+        Err(Elapsed) => Err(Outcome::Deadline { what: "the TLS handshake", seconds }),
+    }
+}
+
+/// Puts an established connection into the worker's table; from here on it is moved by completions.
+#[expect(clippy::too_many_arguments, reason = "each is one part of the session; a struct would only rename them")]
+pub fn start_session<D: Driver + 'static>(
+    shell: &Shell<D>,
+    socket: Socket<D>,
+    established: Established,
+    http2: Connection,
+    role: Role,
+    pod: &Rc<PodState>,
+    peer_address: SocketAddr,
+    share: Option<crate::bridge::load::LoadShare>,
+) -> Key<Session> {
+    let id = socket.release();
+    shell.with(|core| {
+        let local_address = core.local_address(id).unwrap_or(peer_address);
+        let session = Session::new(SessionParts {
+            role,
+            socket: id,
+            channel: established.channel,
+            http2,
+            pod: pod.clone(),
+            peer: established.peer,
+            peer_address,
+            local_address,
+            share,
+            now: core.now,
+        });
+        let key = core.sessions.insert(session);
+        core.driver.set_owner(id, Owned::Session(key).to_owner());
+        core.driver.receive(id, ReceiveMode::Stream);
+        core.start_session_timer(key);
+        if !established.leftover.is_empty() {
+            let buffer = RecvBuffer::copied(&established.leftover);
+            core.session_received(key, &buffer);
+        }
+        core.mark_session(key);
+        key
+    })
+}
+
+/// Opens a stream to `request.authority` and waits for the peer's 200.
+pub async fn connect<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    key: &Rc<PoolKey>,
+    request: &ConnectRequest<'_>,
+) -> Result<(OpenStream<D>, Box<IncomingResponse>), Rc<Outcome>> {
+    let mut refused = 0;
+    loop {
+        let session = pool::session(shell, pod, key).await?;
+        let Some((stream, answer)) = shell.with(|core| core.ask(session, request)).map(|(stream, user, answer)| {
+            (OpenStream::new(shell, session, stream, user), answer)
+        }) else {
+            continue;
+        };
+        let seconds = limits::CONNECT_ANSWER_TIMEOUT.as_secs();
+        let answer = shell
+            .within(limits::CONNECT_ANSWER_TIMEOUT, answer)
+            .await
+            .map_err(|Elapsed| Rc::new(Outcome::Deadline { what: "the answer to CONNECT", seconds }))?;
+        match answer {
+            Some(Answer::Response(response)) if response.status == 200 => return Ok((stream, response)),
+            Some(Answer::Response(response)) => {
+                return Err(Rc::new(Outcome::Status(crate::worker::outcome::HttpStatus(response.status))));
+            }
+            // RFC 9113 section 8.7: a refused stream was not processed, trying again is safe.
+            Some(Answer::Reset(ErrorCode::RefusedStream)) if refused < limits::REFUSED_RETRIES_MAX => refused += 1,
+            Some(Answer::Reset(code)) => return Err(Rc::new(Outcome::StreamReset(code))),
+            Some(Answer::SessionClosed(why)) => return Err(Rc::new(Outcome::SessionClosed(why))),
+            None => return Err(Rc::new(Outcome::Drained)),
+        }
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    /// Sends CONNECT. `None` when the session cannot take a stream any more.
+    fn ask(
+        &mut self,
+        key: Key<Session>,
+        request: &ConnectRequest<'_>,
+    ) -> Option<(StreamId, u32, oneshot::Receiver<Answer>)> {
+        let session = self.sessions.get_mut(key)?;
+        if session.retired || session.closing {
+            return None;
+        }
+        let stream = session.http2.open(0, request).ok()?;
+        let (sender, answer) = oneshot::channel();
+        let user = session.add_user(stream, UserState::Asked { answer: sender, held: Held::default() });
+        session.last_used = self.now;
+        self.mark_session(key);
+        Some((stream, user, answer))
+    }
+}

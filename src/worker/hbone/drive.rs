@@ -1,0 +1,365 @@
+//! Moves sessions: what arrives goes to tunnels and tasks, what they produced is sent at the end of the turn,
+//! timers keep sessions honest. All of it runs in the worker's turn, never in a task.
+
+use std::io;
+use std::time::Duration;
+
+use super::serve::Request;
+use super::session::{Answer, Held, Role, Session, SessionError, SessionEvent, StreamUser, UserState};
+use crate::limits;
+use crate::runtime::slab::Key;
+use crate::sys::buffer::{Payload, RecvBuffer};
+use crate::sys::driver::{Close, Driver, Event, Received, SendStatus};
+use crate::tls::output::Output;
+use crate::wire::http2::{ErrorCode, StreamId};
+use crate::worker::core::{Core, TimerEvent};
+use crate::worker::outcome::Outcome;
+
+impl<D: Driver + 'static> Core<D> {
+    pub fn session_event(&mut self, key: Key<Session>, event: Event) {
+        match event {
+            Event::Received { data, .. } => match data {
+                Received::Data(buffer) => self.session_received(key, &buffer),
+                Received::End => self.close_session(key, "the peer closed the connection"),
+                Received::Failed(error) => self.close_session(key, &format!("receive: {error}")),
+            },
+            Event::Sent { error, payload, .. } => self.session_sent(key, error, payload),
+            Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::Connected { .. }
+            | Event::Woken => {}
+        }
+    }
+
+    /// Takes in received ciphertext; also what a handshake left over.
+    pub fn session_received(&mut self, key: Key<Session>, buffer: &RecvBuffer) {
+        let mut events = self.take_session_events();
+        let result = match self.sessions.get_mut(key) {
+            Some(session) if !session.closing => {
+                session.receive(buffer, &mut self.buffers, self.now, &mut events)
+            }
+            Some(_) | None => Ok(()),
+        };
+        for event in events.drain(..) {
+            self.session_meant(key, event);
+        }
+        self.put_session_events(events);
+        match result {
+            Ok(()) => self.mark_session(key),
+            Err(error) => self.fail_session(key, &error),
+        }
+    }
+
+    fn session_meant(&mut self, key: Key<Session>, event: SessionEvent) {
+        match event {
+            SessionEvent::Data { stream, user, slice, end } => {
+                let Some(found) = self.user(key, user, stream) else { return };
+                match &mut found.state {
+                    UserState::Relaying(tunnel) => {
+                        let tunnel = *tunnel;
+                        self.tunnel_data(tunnel, slice, end);
+                    }
+                    UserState::Asked { held, .. } | UserState::Preparing { held } => {
+                        held.slices.push(slice);
+                        held.end |= end;
+                    }
+                }
+            }
+            SessionEvent::End { stream, user } => {
+                let Some(found) = self.user(key, user, stream) else { return };
+                match &mut found.state {
+                    UserState::Relaying(tunnel) => {
+                        let tunnel = *tunnel;
+                        self.tunnel_end(tunnel);
+                    }
+                    UserState::Asked { held, .. } | UserState::Preparing { held } => held.end = true,
+                }
+            }
+            SessionEvent::Reset { stream, user, code } => self.stream_reset(key, user, stream, code),
+            SessionEvent::Writable { stream, user } => {
+                if let Some(StreamUser { state: UserState::Relaying(tunnel), .. }) =
+                    self.user(key, user, stream)
+                {
+                    let tunnel = *tunnel;
+                    self.unblock_tunnel(tunnel);
+                }
+            }
+            SessionEvent::AllWritable => self.unblock_window(key),
+            SessionEvent::Response { stream, user, response, end } => {
+                let Some(found) = self.user(key, user, stream) else { return };
+                let waiting = UserState::Preparing { held: Held::default() };
+                match std::mem::replace(&mut found.state, waiting) {
+                    UserState::Asked { answer, mut held } => {
+                        held.end |= end;
+                        found.state = UserState::Preparing { held };
+                        // Nobody waits any more: the task's end resets the stream.
+                        let _ = answer.send(Answer::Response(response));
+                    }
+                    other => found.state = other,
+                }
+            }
+            SessionEvent::Request { stream, request, end } => {
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                let held = Held { end, ..Held::default() };
+                let user = session.add_user(stream, UserState::Preparing { held });
+                session.last_used = self.now;
+                self.requests.push(Request { session: key, stream, user, request });
+            }
+            SessionEvent::GoAway { code } => {
+                self.retire_session(key);
+                if code != ErrorCode::NoError {
+                    tracing::info!(target: "hbone", peer = %self.peer_of(key), ?code, "the peer ends the session");
+                }
+            }
+            SessionEvent::SettingsReceived => {}
+            SessionEvent::Closed => self.close_session(key, "the peer closed the connection"),
+        }
+    }
+
+    fn user(&mut self, key: Key<Session>, user: u32, stream: StreamId) -> Option<&mut StreamUser> {
+        self.sessions.get_mut(key)?.user_mut(user, stream)
+    }
+
+    fn stream_reset(&mut self, key: Key<Session>, user: u32, stream: StreamId, code: ErrorCode) {
+        let Some(found) = self.user(key, user, stream) else { return };
+        match &mut found.state {
+            UserState::Relaying(tunnel) => {
+                let tunnel = *tunnel;
+                self.tunnel_reset(tunnel, code);
+            }
+            // The task learns of it when it attaches, and removes the user then.
+            UserState::Preparing { held } => held.reset = Some(code),
+            UserState::Asked { .. } => {
+                let removed = self.sessions.get_mut(key).and_then(|session| session.remove_user(user, stream));
+                if let Some(StreamUser { state: UserState::Asked { answer, .. }, .. }) = removed {
+                    let _ = answer.send(Answer::Reset(code));
+                }
+            }
+        }
+    }
+
+    /// Goes on with the tunnels that waited for window.
+    fn unblock_window(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let waiting = std::mem::take(&mut session.blocked_window);
+        for tunnel in waiting {
+            self.unlist_window(tunnel);
+            self.unblock_tunnel(tunnel);
+        }
+    }
+
+    /// Goes on with the tunnels that waited for room in the send buffer, as long as there is some.
+    fn unblock_room(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get(key) else { return };
+        for _ in 0..session.blocked_room.len() {
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            if !session.has_room() {
+                return;
+            }
+            let Some(tunnel) = session.blocked_room.pop_front() else { return };
+            self.unlist_room(tunnel);
+            self.unblock_tunnel(tunnel);
+        }
+    }
+
+    // ---- sending ---------------------------------------------------------------------------------------
+
+    pub fn flush_session(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.dirty = false;
+        let Some(output) = session.take_output(&mut self.buffers) else {
+            self.end_session_if_done(key);
+            return;
+        };
+        let (bytes, end) = output.into_parts();
+        match self.driver.send(session.socket, Payload::Bytes { bytes, from: 0, end }) {
+            SendStatus::Queued => session.sending = true,
+            SendStatus::Done(payload) => {
+                self.recycle(payload);
+                self.unblock_room(key);
+                self.end_session_if_done(key);
+            }
+            SendStatus::Failed { error, payload, .. } => {
+                self.recycle(payload);
+                self.drop_session(key, &format!("send: {error}"));
+            }
+        }
+    }
+
+    fn session_sent(&mut self, key: Key<Session>, error: Option<io::Error>, payload: Payload) {
+        self.recycle(payload);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.sending = false;
+        match error {
+            None => {
+                self.unblock_room(key);
+                self.mark_session(key);
+            }
+            Some(error) => self.drop_session(key, &format!("send: {error}")),
+        }
+    }
+
+    fn recycle(&mut self, payload: Payload) {
+        if let Payload::Bytes { bytes, .. } = payload {
+            self.buffers.recycle_output(Output::reuse(bytes));
+        }
+    }
+
+    // ---- the end ---------------------------------------------------------------------------------------
+
+    /// The peer broke a rule: it is told which class of rule, the log is told exactly, and the session ends.
+    fn fail_session(&mut self, key: Key<Session>, error: &SessionError) {
+        let peer = self.peer_of(key);
+        tracing::warn!(target: "hbone", %peer, %error, "session closed");
+        if let Some(session) = self.sessions.get_mut(key) {
+            match error {
+                SessionError::Tls(_) => session.channel_broken = true,
+                SessionError::Http2(error) => session.http2.goaway(error.code, ""),
+            }
+        }
+        self.close_session(key, &error.to_string());
+    }
+
+    /// No further streams on this session: it ends when the last one has.
+    pub fn retire_session(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.retired = true;
+        if let Role::Client { key: pool_key } = &session.role {
+            self.pool.forget(&pool_key.clone(), key);
+        }
+        self.mark_session(key);
+    }
+
+    /// Ends every stream of the session, says goodbye, and closes when that has been sent.
+    pub fn close_session(&mut self, key: Key<Session>, why: &str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.closing {
+            return;
+        }
+        session.closing = true;
+        self.driver.stop_receive(session.socket);
+        self.end_users(key, why);
+        self.retire_session(key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if !session.channel_broken {
+            session.http2.goaway(ErrorCode::NoError, "");
+            session.end_channel(&mut self.buffers);
+        }
+        let deadline = self.now + limits::SESSION_GOODBYE;
+        if let Some(timer) = session.timer.replace(self.timers.start(deadline, TimerEvent::Session(key))) {
+            self.timers.cancel(timer);
+        }
+        self.mark_session(key);
+    }
+
+    /// The connection is broken: nothing more can be said on it.
+    fn drop_session(&mut self, key: Key<Session>, why: &str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.closing = true;
+        session.channel_broken = true;
+        self.end_users(key, why);
+        self.retire_session(key);
+        self.remove_session(key);
+    }
+
+    fn end_users(&mut self, key: Key<Session>, why: &str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        for user in session.users.keys() {
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            let Some(found) = session.users.get_mut(user) else { continue };
+            match &mut found.state {
+                UserState::Relaying(tunnel) => {
+                    let tunnel = *tunnel;
+                    self.abort_tunnel(tunnel, Outcome::SessionClosed(why.to_owned()));
+                }
+                UserState::Preparing { held } => held.reset = Some(ErrorCode::Cancel),
+                UserState::Asked { .. } => {
+                    if let Some(StreamUser { state: UserState::Asked { answer, .. }, .. }) =
+                        session.users.remove(user)
+                    {
+                        let _ = answer.send(Answer::SessionClosed(why.to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_session_if_done(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.closing {
+            if !session.sending {
+                self.remove_session(key);
+            }
+        } else if session.retired && session.users.is_empty() && session.http2.is_idle() {
+            self.close_session(key, "retired");
+        }
+    }
+
+    fn remove_session(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.remove(key) else { return };
+        if let Some(timer) = session.timer {
+            self.timers.cancel(timer);
+        }
+        self.driver.close(session.socket, Close::Orderly);
+    }
+
+    fn peer_of(&self, key: Key<Session>) -> String {
+        match self.sessions.get(key) {
+            Some(session) => format!("{} ({})", session.peer_address, session.peer.first()),
+            None => String::new(),
+        }
+    }
+
+    // ---- time ------------------------------------------------------------------------------------------
+
+    /// Starts the clock of a new session.
+    pub fn start_session_timer(&mut self, key: Key<Session>) {
+        let deadline = self.now + limits::PING_INTERVAL;
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.timer = Some(self.timers.start(deadline, TimerEvent::Session(key)));
+        }
+    }
+
+    pub fn session_timer(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.timer = None;
+        if session.closing {
+            self.remove_session(key);
+            return;
+        }
+        let silent = self.now.saturating_duration_since(session.last_received);
+        let unused = self.now.saturating_duration_since(session.last_used);
+        if session.users.is_empty() && unused >= self.idle_limit(key) {
+            self.close_session(key, "unused");
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match session.ping_sent {
+            Some(sent) if self.now.saturating_duration_since(sent) >= limits::PING_TIMEOUT => {
+                let peer = self.peer_of(key);
+                let seconds = limits::PING_TIMEOUT.as_secs();
+                tracing::warn!(target: "hbone", %peer, "session closed: no answer to a PING within {seconds} s");
+                self.drop_session(key, "no answer to a PING");
+                return;
+            }
+            Some(_) => {}
+            // Traffic proves life as well as a PING does.
+            None if silent >= limits::PING_INTERVAL => {
+                session.http2.ping(*b"uztunnel");
+                session.ping_sent = Some(self.now);
+                self.mark_session(key);
+            }
+            None => {}
+        }
+        self.start_session_timer(key);
+    }
+
+    fn idle_limit(&self, key: Key<Session>) -> Duration {
+        match self.sessions.get(key) {
+            Some(Session { role: Role::Client { .. }, .. }) => self.settings.session_idle_timeout,
+            // A client keeps an unused session for its own release time; a silent stranger gets less.
+            Some(session) if session.served == 0 => limits::SILENT_SESSION,
+            Some(_) | None => self.settings.session_idle_timeout * 3,
+        }
+    }
+}

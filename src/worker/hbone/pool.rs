@@ -1,0 +1,169 @@
+//! The worker's HBONE sessions by destination: finds one with room, or has one dialled.
+//!
+//! One dial per key at a time; its result goes to everybody who waits, and a failure is remembered briefly, so
+//! that a dead destination fails all its waiters at once instead of one after the other.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::dial;
+use super::session::Session;
+use crate::bridge::orders::PodUid;
+use crate::identity::Identity;
+use crate::limits;
+use crate::runtime::oneshot;
+use crate::runtime::slab::Key;
+use crate::sys::driver::Driver;
+use crate::worker::core::Core;
+use crate::worker::outcome::Outcome;
+use crate::worker::pods::PodState;
+use crate::worker::shell::Shell;
+
+/// What must be equal for two streams to share a session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// In whose namespace the session's socket lives.
+    pub pod: PodUid,
+    pub identity: Identity,
+    /// The application's address: the peer authorizes by it.
+    pub source: IpAddr,
+    pub destination: SocketAddr,
+    /// Any of these the peer must prove to be.
+    pub accepted: Arc<[Identity]>,
+    /// The destination's workload uid: an address that is taken over by another workload gets other sessions.
+    pub workload: Option<Arc<str>>,
+}
+
+#[derive(Default)]
+pub struct Pool {
+    entries: HashMap<Rc<PoolKey>, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
+    sessions: Vec<Key<Session>>,
+    dialing: bool,
+    waiting: Vec<oneshot::Sender<Dialled>>,
+    failed: Option<(Instant, Rc<Outcome>)>,
+}
+
+/// The result of a dial, shared by all who waited for it.
+pub type Dialled = Result<Key<Session>, Rc<Outcome>>;
+
+enum Step {
+    Use(Key<Session>),
+    Fail(Rc<Outcome>),
+    Wait { result: oneshot::Receiver<Dialled>, dial: bool },
+}
+
+impl Pool {
+    /// Keys that have a session, a dial or a remembered failure.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The session takes no further streams.
+    pub fn forget(&mut self, key: &Rc<PoolKey>, session: Key<Session>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.sessions.retain(|known| *known != session);
+        if entry.sessions.is_empty() && !entry.dialing && entry.failed.is_none() {
+            self.entries.remove(key);
+        }
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    fn find_session(&mut self, key: &Rc<PoolKey>) -> Step {
+        let now = self.now;
+        let entry = self.pool.entries.entry(key.clone()).or_default();
+        let streams_max = self.settings.session_streams_max;
+        let free = entry
+            .sessions
+            .iter()
+            .filter_map(|found| {
+                let session = self.sessions.get(*found)?;
+                let streams = session.users.len();
+                let usable = !session.retired && session.http2.can_open() && streams < streams_max;
+                usable.then_some((streams, *found))
+            })
+            .min_by_key(|(streams, _)| *streams);
+        if let Some((_, session)) = free {
+            return Step::Use(session);
+        }
+        if let Some((until, outcome)) = &entry.failed {
+            if now < *until {
+                return Step::Fail(outcome.clone());
+            }
+            entry.failed = None;
+        }
+        let (sender, result) = oneshot::channel();
+        entry.waiting.push(sender);
+        let dial = !std::mem::replace(&mut entry.dialing, true);
+        Step::Wait { result, dial }
+    }
+
+    fn dialled(&mut self, key: &Rc<PoolKey>, result: Dialled) {
+        let Some(entry) = self.pool.entries.get_mut(key) else { return };
+        entry.dialing = false;
+        match &result {
+            Ok(session) => {
+                entry.sessions.push(*session);
+                entry.failed = None;
+            }
+            Err(outcome) => entry.failed = Some((self.now + limits::DIAL_FAILURE_KEPT, outcome.clone())),
+        }
+        for waiter in std::mem::take(&mut entry.waiting) {
+            // A task that gave up meanwhile does not want it.
+            let _ = waiter.send(result.clone());
+        }
+    }
+
+    /// Forgets failures whose time is over.
+    pub fn sweep_pool(&mut self) {
+        let now = self.now;
+        self.pool.entries.retain(|_, entry| {
+            if entry.failed.as_ref().is_some_and(|(until, _)| *until <= now) {
+                entry.failed = None;
+            }
+            entry.dialing || entry.failed.is_some() || !entry.sessions.is_empty()
+        });
+    }
+}
+
+/// A session on which a stream can be opened now.
+pub async fn session<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    key: &Rc<PoolKey>,
+) -> Dialled {
+    // More waiters than one session has streams: the rest dials again.
+    for _ in 0..limits::POOL_ROUNDS_MAX {
+        match shell.with(|core| core.find_session(key)) {
+            Step::Use(session) => return Ok(session),
+            Step::Fail(outcome) => return Err(outcome),
+            Step::Wait { result, dial } => {
+                if dial {
+                    let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
+                    shell.clone().spawn(async move {
+                        let result = dial::dial(&shell, &pod, &key).await.map_err(Rc::new);
+                        shell.with(|core| core.dialled(&key, result));
+                    });
+                }
+                match result.await {
+                    Some(Ok(_)) => {}
+                    Some(Err(outcome)) => return Err(outcome),
+                    None => return Err(Rc::new(Outcome::Drained)),
+                }
+            }
+        }
+    }
+    let limit = limits::POOL_ROUNDS_MAX;
+    Err(Rc::new(Outcome::Overloaded { what: "rounds of dialling for a free stream", limit }))
+}

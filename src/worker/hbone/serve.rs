@@ -1,0 +1,82 @@
+//! The server's side of HBONE: accepting sessions on a pod's port 15008 and answering CONNECT.
+
+use std::os::fd::AsFd;
+use super::dial::{shake, start_session};
+use super::session::{Role, Session};
+use crate::bridge::log::Direction;
+use crate::limits;
+use crate::runtime::slab::Key;
+use crate::sys::driver::Driver;
+use crate::tls::handshake::Handshake;
+use crate::wire::hbone::{ConnectResponse, IncomingRequest};
+use crate::wire::http2::{Connection, Settings, StreamId};
+use crate::worker::certificates::certificate;
+use crate::worker::core::Core;
+use crate::worker::listen::Captured;
+use crate::worker::outcome::Outcome;
+use crate::worker::pods::Counted;
+use crate::worker::shell::{Shell, Socket};
+use crate::worker::telemetry::Account;
+use crate::worker::workload::own_workload;
+
+/// A CONNECT that waits for its journey to start.
+pub struct Request {
+    pub session: Key<Session>,
+    pub stream: StreamId,
+    pub user: u32,
+    pub request: Box<IncomingRequest>,
+}
+
+/// Takes an accepted connection up to a session, whose requests the worker's turn then hands to
+/// `inbound::serve`.
+pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
+    let peer = captured.peer;
+    let (now, local) =
+        (shell.with(|core| core.now), crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer));
+    if let Err(outcome) = establish(&shell, captured).await {
+        let account = Account::new(Direction::Inbound, now, peer, local);
+        shell.with(|core| core.telemetry.refuse(account, &outcome));
+    }
+}
+
+async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
+    let Captured { pod, fd, peer, share, .. } = captured;
+    let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
+    let limit = limits::HANDSHAKES_POD_MAX;
+    let budget = Counted::handshake(&pod)
+        .ok_or(Outcome::Overloaded { what: "TLS handshakes of one pod", limit })?;
+    let workload = own_workload(shell, &pod).await?;
+    let certificate = certificate(shell, &workload.identity).await?;
+    let (mode, records_max) = shell.with(|core| (core.settings.tls_mode, core.settings.tls_records_max));
+    let handshake = Handshake::server(&certificate, mode)?.with_records_max(records_max);
+    let established = shake(shell, &socket, handshake).await?;
+    drop(budget);
+    if pod.gone.get() {
+        return Err(Outcome::PodRemoved);
+    }
+    let http2 = shell.with(|core| Connection::server(core.http2_settings(limits::HEADER_LIST_SERVER_BYTES_MAX)));
+    start_session(shell, socket, established, http2, Role::Server, &pod, peer, Some(share));
+    Ok(())
+}
+
+impl<D: Driver + 'static> Core<D> {
+    /// Answers a CONNECT. Anything but 200 ends the stream.
+    pub fn answer(&mut self, key: Key<Session>, stream: StreamId, response: &ConnectResponse<'_>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.http2.respond(stream, response, response.status != 200);
+        }
+        self.mark_session(key);
+    }
+
+    /// What this proxy offers its peers (contract: configuration.md section 2.4).
+    pub fn http2_settings(&self, header_list_bytes_max: u32) -> Settings {
+        Settings {
+            stream_window_bytes: self.settings.stream_window_bytes,
+            connection_window_bytes: self.settings.connection_window_bytes,
+            frame_bytes_max: self.settings.frame_bytes_max,
+            streams_max: limits::STREAMS_SESSION_MAX,
+            header_list_bytes_max,
+            unread_bytes_max: limits::UNREAD_SESSION_BYTES_MAX,
+        }
+    }
+}

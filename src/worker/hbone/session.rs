@@ -1,0 +1,442 @@
+//! One HBONE session: a TLS connection carrying CONNECT streams. A slot of its worker, plain data.
+//!
+//! Receiving: ciphertext is opened straight into the worker's chunk, and payload goes on to applications as
+//! slices of it. Sending: frames are sealed straight into the session's send buffer; small ones of a turn share
+//! a record, and everything of a turn goes out with one send at its end, never by a timer.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::bridge::load::LoadShare;
+use crate::limits;
+use crate::runtime::oneshot;
+use crate::runtime::slab::{Key, Slab};
+use crate::runtime::timer::TimerId;
+use crate::sys::buffer::{RecvBuffer, Slice};
+use crate::sys::driver::SocketId;
+use crate::tls::TlsError;
+use crate::tls::channel::{Channel, Opened};
+use crate::tls::verify::PeerIdentity;
+use crate::tls::output::Output;
+use crate::wire::hbone::{IncomingRequest, IncomingResponse};
+use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId};
+use crate::worker::buffers::Buffers;
+use crate::worker::hbone::pool::PoolKey;
+use crate::worker::pods::PodState;
+use crate::worker::tunnel::Tunnel;
+
+/// Plaintext of one TLS record at most (RFC 8446 section 5.1).
+const RECORD_BYTES_MAX: usize = 16_384;
+/// A record with its header, inner content type, padding and tag at most (RFC 8446 section 5.2).
+const RECORD_WIRE_BYTES_MAX: usize = 5 + 16_384 + 256;
+const RECORD_HEADER_BYTES: usize = 5;
+const FRAME_HEADER_BYTES: usize = 9;
+
+/// Which side of the CONNECT this proxy is.
+pub enum Role {
+    /// Dialled by this worker's pool.
+    Client { key: Rc<PoolKey> },
+    /// Accepted on a pod's port 15008.
+    Server,
+}
+
+pub struct Session {
+    pub role: Role,
+    pub socket: SocketId,
+    pub channel: Channel,
+    pub http2: Connection,
+    pub users: Slab<StreamUser>,
+    pub pod: Rc<PodState>,
+    pub peer: PeerIdentity,
+    pub peer_address: SocketAddr,
+    pub local_address: SocketAddr,
+    /// Tunnels that wait for window. (Those that wait for their own stream's window are woken by it, too.)
+    pub blocked_window: Vec<Key<Tunnel>>,
+    /// Tunnels that wait for room in the send buffer, first come first served.
+    pub blocked_room: VecDeque<Key<Tunnel>>,
+    /// Bytes that applications may deliver at any moment because their receives are armed.
+    pub armed_bytes: usize,
+    pub last_received: Instant,
+    pub last_used: Instant,
+    pub ping_sent: Option<Instant>,
+    pub timer: Option<TimerId>,
+    pub dirty: bool,
+    /// Takes no further streams; ends when the last one has.
+    pub retired: bool,
+    /// Saying goodbye: ends when that has been sent.
+    pub closing: bool,
+    /// Nothing more can be sealed or sent.
+    pub channel_broken: bool,
+    /// CONNECT requests taken so far (server).
+    pub served: u64,
+    /// Its place in the load table (server; a client session belongs to the connections that use it).
+    pub share: Option<LoadShare>,
+    /// The first part of a record whose rest has not arrived.
+    partial: Vec<u8>,
+    output: Option<Output>,
+    /// Where the record that small frames are being collected in starts.
+    record_start: Option<usize>,
+    /// The kernel holds a send buffer of this session.
+    pub sending: bool,
+}
+
+/// Who gets what arrives on a stream.
+pub struct StreamUser {
+    pub stream: StreamId,
+    pub state: UserState,
+}
+
+pub enum UserState {
+    /// A task waits for the peer's answer to CONNECT.
+    Asked { answer: oneshot::Sender<Answer>, held: Held },
+    /// A task prepares the other end.
+    Preparing { held: Held },
+    Relaying(Key<Tunnel>),
+}
+
+/// What arrived before there was somebody to give it to. Bounded by the stream's window.
+#[derive(Default)]
+pub struct Held {
+    pub slices: Vec<Slice>,
+    pub end: bool,
+    pub reset: Option<ErrorCode>,
+}
+
+/// The peer's answer to CONNECT.
+pub enum Answer {
+    Response(Box<IncomingResponse>),
+    Reset(ErrorCode),
+    /// The whole session ended.
+    SessionClosed(String),
+}
+
+/// What a receive meant, in order.
+pub enum SessionEvent {
+    Request { stream: StreamId, request: Box<IncomingRequest>, end: bool },
+    Response { stream: StreamId, user: u32, response: Box<IncomingResponse>, end: bool },
+    Data { stream: StreamId, user: u32, slice: Slice, end: bool },
+    End { stream: StreamId, user: u32 },
+    Reset { stream: StreamId, user: u32, code: ErrorCode },
+    /// This stream may send again.
+    Writable { stream: StreamId, user: u32 },
+    /// All streams may send again.
+    AllWritable,
+    GoAway { code: ErrorCode },
+    SettingsReceived,
+    Closed,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error("tls error: {0}")]
+    Tls(#[from] TlsError),
+    #[error("h2 failed: {0}")]
+    Http2(#[from] ConnectionError),
+}
+
+/// What a new session is made of.
+pub struct SessionParts {
+    pub role: Role,
+    pub socket: SocketId,
+    pub channel: Channel,
+    pub http2: Connection,
+    pub pod: Rc<PodState>,
+    pub peer: PeerIdentity,
+    pub peer_address: SocketAddr,
+    pub local_address: SocketAddr,
+    pub share: Option<LoadShare>,
+    pub now: Instant,
+}
+
+impl Session {
+    pub fn new(parts: SessionParts) -> Self {
+        Self {
+            role: parts.role,
+            socket: parts.socket,
+            channel: parts.channel,
+            http2: parts.http2,
+            users: Slab::default(),
+            pod: parts.pod,
+            peer: parts.peer,
+            peer_address: parts.peer_address,
+            local_address: parts.local_address,
+            blocked_window: Vec::new(),
+            blocked_room: VecDeque::new(),
+            armed_bytes: 0,
+            last_received: parts.now,
+            last_used: parts.now,
+            ping_sent: None,
+            timer: None,
+            dirty: false,
+            retired: false,
+            closing: false,
+            channel_broken: false,
+            served: 0,
+            share: parts.share,
+            partial: Vec::new(),
+            output: None,
+            record_start: None,
+            sending: false,
+        }
+    }
+
+    /// The user of a stream, unless the stream has another by now.
+    pub fn user_mut(&mut self, user: u32, stream: StreamId) -> Option<&mut StreamUser> {
+        self.users.by_index_mut(user).filter(|found| found.stream == stream)
+    }
+
+    pub fn add_user(&mut self, stream: StreamId, state: UserState) -> u32 {
+        let key = self.users.insert(StreamUser { stream, state });
+        self.http2.set_key(stream, key.index());
+        key.index()
+    }
+
+    pub fn remove_user(&mut self, user: u32, stream: StreamId) -> Option<StreamUser> {
+        self.user_mut(user, stream)?;
+        self.users.remove_index(user)
+    }
+
+    // ---- receiving -------------------------------------------------------------------------------------
+
+    /// Opens what arrived and appends what it means to `events`.
+    pub fn receive(
+        &mut self,
+        buffer: &RecvBuffer,
+        buffers: &mut Buffers,
+        now: Instant,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), SessionError> {
+        self.last_received = now;
+        self.ping_sent = None;
+        let mut input = buffer.bytes();
+        while !self.partial.is_empty() {
+            let Some(whole) = self.complete_partial(&mut input) else { return Ok(()) };
+            let partial = std::mem::take(&mut self.partial);
+            let result = self.open_record(&partial[..whole], buffers, now, events);
+            self.partial = partial;
+            self.partial.clear();
+            result?;
+        }
+        while !input.is_empty() {
+            let consumed = self.open_record(input, buffers, now, events)?;
+            if consumed == 0 {
+                self.partial.extend_from_slice(input);
+                break;
+            }
+            input = &input[consumed..];
+        }
+        if self.partial.is_empty() {
+            // An idle session owns no buffer.
+            self.partial = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Moves bytes from `input` until the partial record is whole; its length, or `None` when bytes are missing.
+    fn complete_partial(&mut self, input: &mut &[u8]) -> Option<usize> {
+        let mut need = RECORD_HEADER_BYTES;
+        loop {
+            let missing = need.saturating_sub(self.partial.len());
+            let (now, later) = input.split_at(missing.min(input.len()));
+            self.partial.extend_from_slice(now);
+            *input = later;
+            if self.partial.len() < need {
+                return None;
+            }
+            let whole = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([self.partial[3], self.partial[4]]));
+            // A record that is too long is refused by the channel as soon as its header is seen.
+            if need == whole || whole > RECORD_WIRE_BYTES_MAX {
+                return Some(self.partial.len());
+            }
+            need = whole;
+        }
+    }
+
+    /// Opens one record from the front of `input`. Returns how much of it was used; 0 when it is incomplete.
+    fn open_record(
+        &mut self,
+        input: &[u8],
+        buffers: &mut Buffers,
+        now: Instant,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<usize, SessionError> {
+        let chunk = buffers.chunk(RECORD_WIRE_BYTES_MAX);
+        match self.channel.open(input, chunk.spare())? {
+            Opened::Incomplete { .. } => Ok(0),
+            Opened::Control { consumed } => Ok(consumed),
+            Opened::Closed { consumed } => {
+                events.push(SessionEvent::Closed);
+                Ok(consumed)
+            }
+            Opened::Data { consumed, written } => {
+                let from = chunk.filled();
+                chunk.fill(written);
+                self.parse(from, written, buffers, now, events)?;
+                Ok(consumed)
+            }
+        }
+    }
+
+    /// Feeds `written` bytes of plaintext, at `from` in the current chunk, to the HTTP/2 engine.
+    fn parse(
+        &mut self,
+        from: usize,
+        written: usize,
+        buffers: &mut Buffers,
+        now: Instant,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), SessionError> {
+        let chunk = buffers.chunk(0);
+        let plaintext = &chunk.bytes()[from..from + written];
+        let mut at = 0;
+        while let Some(event) = self.http2.receive(plaintext, &mut at, now)? {
+            events.push(match event {
+                Event::Data { stream, key, range, end } => {
+                    let slice = chunk.slice(from + range.start..from + range.end);
+                    SessionEvent::Data { stream, user: key, slice, end }
+                }
+                Event::Connect { stream, request, end } => SessionEvent::Request { stream, request, end },
+                Event::Response { stream, key, response, end } => {
+                    SessionEvent::Response { stream, user: key, response, end }
+                }
+                Event::End { stream, key } => SessionEvent::End { stream, user: key },
+                Event::Reset { stream, key, code } => SessionEvent::Reset { stream, user: key, code },
+                Event::Writable { stream, key } => SessionEvent::Writable { stream, user: key },
+                Event::ConnectionWritable => SessionEvent::AllWritable,
+                Event::GoAway { code, .. } => SessionEvent::GoAway { code },
+                Event::SettingsReceived => SessionEvent::SettingsReceived,
+                Event::Pong { .. } => continue,
+            });
+        }
+        Ok(())
+    }
+
+    // ---- sending ---------------------------------------------------------------------------------------
+
+    /// Whether an application's bytes may be sealed: the send buffer is bounded.
+    pub fn has_room(&self) -> bool {
+        self.output.as_ref().is_none_or(|output| output.len() < limits::OUTPUT_SOFT_BYTES)
+    }
+
+    /// Sends as much of `buffer` as the windows allow, and takes it off its front. Returns the bytes taken.
+    pub fn send_data(&mut self, stream: StreamId, buffer: &mut RecvBuffer, buffers: &mut Buffers) -> usize {
+        self.collect_control(buffers);
+        let mut taken = 0;
+        while !buffer.is_empty() {
+            let frame_bytes = buffer
+                .len()
+                .min(self.http2.send_capacity(stream))
+                .min(self.http2.frame_bytes_max());
+            if frame_bytes == 0 {
+                break;
+            }
+            let header = self.http2.data_header(stream, frame_bytes, false);
+            if frame_bytes < limits::SMALL_FRAME_BYTES {
+                self.collect(&[&header, &buffer.bytes()[..frame_bytes]], buffers);
+                buffer.consume(frame_bytes);
+            } else {
+                self.seal_frame(&header, frame_bytes, buffer, buffers);
+            }
+            taken += frame_bytes;
+        }
+        taken
+    }
+
+    /// Seals a frame out of place: the header is put in front of the payload where it was received, and the
+    /// cipher writes into the send buffer. No other copy is made.
+    fn seal_frame(
+        &mut self,
+        header: &[u8; FRAME_HEADER_BYTES],
+        frame_bytes: usize,
+        buffer: &mut RecvBuffer,
+        buffers: &mut Buffers,
+    ) {
+        self.close_record(buffers);
+        let output = self.output.get_or_insert_with(|| buffers.output());
+        let first = frame_bytes.min(RECORD_BYTES_MAX - FRAME_HEADER_BYTES);
+        self.channel.seal(output, buffer.framed(header, first));
+        buffer.consume(first);
+        let mut left = frame_bytes - first;
+        while left > 0 {
+            let piece = left.min(RECORD_BYTES_MAX);
+            self.channel.seal(output, &buffer.bytes()[..piece]);
+            buffer.consume(piece);
+            left -= piece;
+        }
+    }
+
+    /// Ends our direction of a stream.
+    pub fn send_end(&mut self, stream: StreamId, buffers: &mut Buffers) {
+        self.collect_control(buffers);
+        let header = self.http2.data_header(stream, 0, true);
+        self.collect(&[&header], buffers);
+    }
+
+    /// Adds the engine's control frames: they must precede DATA of the streams that they open.
+    fn collect_control(&mut self, buffers: &mut Buffers) {
+        if self.http2.output().is_empty() {
+            return;
+        }
+        let control = std::mem::take(self.http2.output());
+        self.collect(&[&control], buffers);
+        let mut control = control;
+        control.clear();
+        *self.http2.output() = control;
+    }
+
+    /// Appends to the open record, starting further ones as they fill up.
+    fn collect(&mut self, pieces: &[&[u8]], buffers: &mut Buffers) {
+        for piece in pieces {
+            let mut rest = *piece;
+            while !rest.is_empty() {
+                let output = self.output.get_or_insert_with(|| buffers.output());
+                let start = *self.record_start.get_or_insert_with(|| self.channel.begin(output));
+                let used = output.len() - start - RECORD_HEADER_BYTES;
+                let (now, later) = rest.split_at(rest.len().min(RECORD_BYTES_MAX - used));
+                output.append(now);
+                rest = later;
+                if used + now.len() == RECORD_BYTES_MAX {
+                    self.close_record(buffers);
+                }
+            }
+        }
+    }
+
+    /// Seals the record that small frames were collected in.
+    fn close_record(&mut self, buffers: &mut Buffers) {
+        if let Some(start) = self.record_start.take() {
+            let output = self.output.get_or_insert_with(|| buffers.output());
+            self.channel.finish(output, start);
+        }
+    }
+
+    /// Everything that is to be sent now, sealed; `None` when there is nothing, or a send is under way.
+    pub fn take_output(&mut self, buffers: &mut Buffers) -> Option<Output> {
+        if self.sending {
+            return None;
+        }
+        self.collect_control(buffers);
+        self.close_record(buffers);
+        if self.channel.wants_control() {
+            let output = self.output.get_or_insert_with(|| buffers.output());
+            self.channel.flush_control(output);
+        }
+        self.output.take().filter(|output| !output.is_empty())
+    }
+
+    /// Adds the TLS end of this direction behind everything else.
+    pub fn end_channel(&mut self, buffers: &mut Buffers) {
+        self.collect_control(buffers);
+        self.close_record(buffers);
+        let output = self.output.get_or_insert_with(|| buffers.output());
+        self.channel.close_notify(output);
+    }
+
+    /// Bytes of buffers that this session owns. Zero when it is idle.
+    pub fn buffered_bytes(&self) -> usize {
+        self.partial.capacity() + self.output.as_ref().map_or(0, Output::capacity)
+    }
+}

@@ -1,0 +1,212 @@
+//! The inbound journey (15008): a CONNECT stream of an authenticated peer is delivered to the pod's
+//! application.
+//!
+//! Asked, identified, validated, authorized, connected, answered, relayed; recorded when the relay ends.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::hbone::dial::OpenStream;
+use super::hbone::serve::Request;
+use super::outbound::baggage;
+use super::outcome::Outcome;
+use super::pods::{Counted, PodState};
+use super::shell::{Shell, Socket};
+use super::telemetry::Account;
+use super::tunnel::TunnelParts;
+use super::workload::own_workload;
+use crate::bridge::log::Direction;
+use crate::identity::Identity;
+use crate::limits;
+use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Workload};
+use crate::sys::driver::{Driver, SocketSpec};
+use crate::wire::hbone::{Authority, ConnectResponse, IncomingRequest, Method};
+
+/// What of the session a stream's journey needs.
+struct Origin {
+    pod: Rc<PodState>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    identity: Identity,
+}
+
+/// Serves one CONNECT up to its relay, or up to the answer that refuses it.
+pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
+    let Request { session, stream, user, request } = request;
+    let stream = OpenStream::new(&shell, session, stream, user);
+    let Some((origin, now)) = shell.with(|core| core.origin(&stream).map(|origin| (origin, core.now))) else {
+        return;
+    };
+    let mut account = Account::new(Direction::Inbound, now, origin.peer, origin.local);
+    account.source_identity = Some(origin.identity.clone());
+
+    let (own, delivery) = match identify(&shell, &origin, &request, &mut account).await {
+        Ok(identified) => identified,
+        Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::BeforeConnection),
+    };
+    let server = match deliver(&shell, &origin, &own, &delivery).await {
+        Ok(server) => server,
+        Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::Connection),
+    };
+    let app = server.release();
+    shell.with(|core| {
+        let told = core.settings.response_baggage.then(|| baggage(&own).encode());
+        let told = told.as_deref().filter(|text| !text.is_empty());
+        core.answer(stream.session, stream.stream, &ConnectResponse { status: 200, baggage: told });
+        let share = core.load.share(core.index);
+        let parts = TunnelParts {
+            app,
+            session: stream.session,
+            stream: stream.stream,
+            user: stream.user,
+            account: Box::new(account),
+            share,
+        };
+        core.attach_tunnel(parts);
+    });
+    stream.attached();
+}
+
+/// Whether a refused stream counts as a connection in the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    BeforeConnection,
+    Connection,
+}
+
+fn refuse<D: Driver + 'static>(
+    shell: &Shell<D>,
+    stream: OpenStream<D>,
+    account: Account,
+    outcome: &Outcome,
+    refusal: Refusal,
+) {
+    shell.with(|core| {
+        let response = ConnectResponse { status: outcome.connect_status(), baggage: None };
+        core.answer(stream.session, stream.stream, &response);
+        match refusal {
+            Refusal::BeforeConnection => core.telemetry.refuse(account, outcome),
+            Refusal::Connection => core.telemetry.record(account, core.now, outcome),
+        }
+    });
+    stream.answered();
+}
+
+/// Checks the request and finds out where it goes.
+async fn identify<D: Driver + 'static>(
+    shell: &Shell<D>,
+    origin: &Origin,
+    request: &IncomingRequest,
+    account: &mut Account,
+) -> Result<(Arc<Workload>, Delivery), Outcome> {
+    if let Method::Other(method) = &request.method {
+        return Err(Outcome::Malformed(format!("expected method CONNECT, got {method}")));
+    }
+    let target = match request.authority.parse::<Authority>() {
+        Ok(Authority::Ip(address)) => InboundTarget::Address(address),
+        Ok(Authority::Host { host, port }) => InboundTarget::Host { host, port },
+        Err(error) => return Err(Outcome::Malformed(format!("no valid authority pseudo header: {error}"))),
+    };
+    if let InboundTarget::Address(address) = &target {
+        account.hbone_address = Some(*address);
+    }
+    let own = own_workload(shell, &origin.pod).await?;
+    let delivery = shell.with(|core| core.validate(origin, &own, &target, request, account))?;
+    Ok((own, delivery))
+}
+
+/// Authorizes and connects to the application: a 200 means that it has accepted.
+async fn deliver<D: Driver + 'static>(
+    shell: &Shell<D>,
+    origin: &Origin,
+    own: &Arc<Workload>,
+    delivery: &Delivery,
+) -> Result<Socket<D>, Outcome> {
+    let permit = shell
+        .with(|core| core.authorize(own, origin.peer, delivery.address, Some(&origin.identity)))
+        .map_err(Outcome::Denied)?;
+    if delivery.preamble.is_some() {
+        return Err(Outcome::Unsupported("PROXY application tunnels"));
+    }
+    connect_application(shell, &origin.pod, origin.peer, delivery.address, &permit).await
+}
+
+/// Connects to the pod's application, from the client's own address where sources are preserved. Takes the
+/// proof that this was authorized.
+pub async fn connect_application<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    peer: SocketAddr,
+    application: SocketAddr,
+    _permit: &Permit,
+) -> Result<Socket<D>, Outcome> {
+    let limit = limits::SETUPS_POD_MAX;
+    let _budget =
+        Counted::setup(pod).ok_or(Outcome::Overloaded { what: "connections of one pod being set up", limit })?;
+    let options = shell.with(|core| core.settings.socket_options);
+    // A pod that calls itself cannot be its own foreign source.
+    let source = peer.ip().to_canonical();
+    let bind_transparent = (pod.pod.preserve_source
+        && source != application.ip()
+        && source.is_ipv4() == application.is_ipv4())
+    .then_some(source);
+    let spec = SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent };
+    let server = Socket::open(shell, &spec, application.ip()).map_err(Outcome::ConnectFailed)?;
+    server.connect(application, limits::CONNECT_TIMEOUT).await.map_err(Outcome::ConnectFailed)?;
+    Ok(server)
+}
+
+impl<D: Driver + 'static> Core<D> {
+    fn origin(&mut self, stream: &OpenStream<D>) -> Option<Origin> {
+        let session = self.sessions.get_mut(stream.session)?;
+        session.served += 1;
+        Some(Origin {
+            pod: session.pod.clone(),
+            peer: session.peer_address,
+            local: session.local_address,
+            identity: session.peer.first().clone(),
+        })
+    }
+
+    fn validate(
+        &mut self,
+        origin: &Origin,
+        own: &Arc<Workload>,
+        target: &InboundTarget,
+        request: &IncomingRequest,
+        account: &mut Account,
+    ) -> Result<Delivery, Outcome> {
+        let snapshot = self.snapshot.load();
+        let delivery = snapshot.validate_inbound(own, origin.local.ip(), target)?;
+        let network = &snapshot.locale().network;
+        let from_gateway = request
+            .forwarded_network
+            .as_deref()
+            .is_some_and(|forwarded| !forwarded.eq_ignore_ascii_case(network));
+        if !from_gateway {
+            account.source = snapshot.workload_by_address(network, origin.peer.ip()).cloned();
+        }
+        account.destination = Some(own.clone());
+        account.destination_identity = Some(own.identity.clone());
+        let named = request.forwarded.as_deref().and_then(crate::wire::hbone::forwarded_host);
+        let requested = delivery.service.as_ref();
+        account.service =
+            snapshot.inbound_service(own, delivery.address.port(), named.as_deref(), requested).cloned();
+        Ok(delivery)
+    }
+
+    pub fn authorize(
+        &mut self,
+        own: &Workload,
+        peer: SocketAddr,
+        application: SocketAddr,
+        identity: Option<&Identity>,
+    ) -> Result<Permit, Denial> {
+        let facts = ConnectionFacts { source: peer, destination: application, identity };
+        self.snapshot.load().authorize_observed(own, &facts, &mut |event| {
+            tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
+        })
+    }
+}

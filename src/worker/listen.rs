@@ -1,0 +1,66 @@
+//! Accepting captured connections and giving each to the worker that serves it.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::core::{Core, TimerEvent};
+use super::placement;
+use super::pods::PodState;
+use crate::bridge::load::LoadShare;
+use crate::bridge::orders::{Capture, Order};
+use crate::runtime::slab::Key;
+use crate::sys::driver::{Driver, Event, SocketId};
+
+pub struct Listener {
+    pub socket: Option<SocketId>,
+    pub pod: Rc<PodState>,
+    pub capture: Capture,
+}
+
+/// A captured connection that this worker serves.
+pub struct Captured {
+    pub pod: Rc<PodState>,
+    pub capture: Capture,
+    pub fd: OwnedFd,
+    pub peer: SocketAddr,
+    pub share: LoadShare,
+}
+
+/// How long accepting pauses when descriptors or memory ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl<D: Driver + 'static> Core<D> {
+    pub fn listener_event(&mut self, key: Key<Listener>, event: Event) {
+        match event {
+            Event::Accepted { fd, peer, .. } => self.accepted(key, fd, peer),
+            Event::AcceptFailed { error, .. } => {
+                tracing::warn!(target: "worker", %error, "accepting pauses for 100 ms");
+                self.timers.start(self.now + ACCEPT_PAUSE, TimerEvent::Listen(key));
+            }
+            Event::Connected { .. } | Event::Received { .. } | Event::Sent { .. } | Event::Woken => {}
+        }
+    }
+
+    pub fn resume_listener(&mut self, key: Key<Listener>) {
+        if let Some(socket) = self.listeners.get(key).and_then(|listener| listener.socket) {
+            self.driver.listen(socket);
+        }
+    }
+
+    fn accepted(&mut self, key: Key<Listener>, fd: OwnedFd, peer: SocketAddr) {
+        let Some(listener) = self.listeners.get(key) else { return };
+        let (pod, capture) = (listener.pod.clone(), listener.capture);
+        let random = &mut self.random;
+        let worker = placement::place(capture, self.index, &self.load, |workers| random.usize(0..workers));
+        let share = self.load.share(worker);
+        if worker == self.index {
+            self.captured.push(Captured { pod, capture, fd, peer, share });
+        } else {
+            let uid = pod.pod.uid.clone();
+            // A worker that has ended drops the order, and the share with it.
+            self.peers[worker].send(Order::HandOver { pod: uid, capture, fd, peer, share });
+        }
+    }
+}

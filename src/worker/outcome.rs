@@ -1,0 +1,137 @@
+//! How a connection ended, as a value. One table maps it to the CONNECT status, the log and later the metrics.
+//!
+//! Texts follow the contract (observability.md section 4.3): dashboards and tests of users look for them.
+
+use std::io;
+
+use crate::bridge::orders::CertificateError;
+use crate::mesh::{Denial, InboundError, RouteError};
+use crate::tls::TlsError;
+use crate::wire::http2::ErrorCode;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Outcome {
+    /// Both directions ended, or a peer closed or reset: the ordinary ends of a connection.
+    #[error("complete")]
+    Complete,
+    #[error("connection failed: {0}")]
+    ConnectFailed(#[source] io::Error),
+    #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {0}")]
+    HboneConnectTimeout(#[source] io::Error),
+    #[error("io error: {0}")]
+    Io(#[source] io::Error),
+    #[error("send: {0}")]
+    Send(#[source] io::Error),
+    #[error("receive: {0}")]
+    Receive(#[source] io::Error),
+    #[error("tls error: {0}")]
+    Tls(#[from] TlsError),
+    #[error("identity error: {0}")]
+    Identity(#[from] CertificateError),
+    #[error("http status: {0}")]
+    Status(HttpStatus),
+    #[error("http2 handshake failed: {0}")]
+    Handshake(String),
+    #[error("h2 failed: {0}")]
+    Http2(String),
+    #[error("h2 failed: session closed: {0}")]
+    SessionClosed(String),
+    #[error("stream reset by the peer: {0:?}")]
+    StreamReset(ErrorCode),
+    #[error("connection closed due to policy rejection: {0}")]
+    Denied(Denial),
+    #[error("{0}")]
+    Route(#[from] RouteError),
+    #[error("{0}")]
+    Inbound(#[from] InboundError),
+    #[error("failed to fetch information about local workload: {0}")]
+    WorkloadUnknown(String),
+    #[error("attempted recursive call to ourselves")]
+    RecursiveCall,
+    #[error("connection closed because its pod was removed")]
+    PodRemoved,
+    #[error("connection closed due to connection drain")]
+    Drained,
+    #[error("too many {what} at once: {limit} are allowed")]
+    Overloaded { what: &'static str, limit: usize },
+    #[error("{what} was not done within {seconds} s")]
+    Deadline { what: &'static str, seconds: u64 },
+    #[error("unsupported feature: {0}")]
+    Unsupported(&'static str),
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// A status as the log shows it: `401 Unauthorized`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpStatus(pub u16);
+
+impl std::fmt::Display for HttpStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reason = match self.0 {
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "Not Found",
+            429 => "Too Many Requests",
+            500 => "Internal Server Error",
+            502 => "Bad Gateway",
+            503 => "Service Unavailable",
+            504 => "Gateway Timeout",
+            _ => return write!(f, "{}", self.0),
+        };
+        write!(f, "{} {reason}", self.0)
+    }
+}
+
+impl Outcome {
+    /// `None` when the connection ended well.
+    pub fn error(&self) -> Option<String> {
+        match self {
+            Self::Complete => None,
+            failed => Some(failed.to_string()),
+        }
+    }
+
+    /// What an inbound CONNECT is answered (contract: data-plane.md section 11).
+    pub fn connect_status(&self) -> u16 {
+        match self {
+            Self::Complete => 200,
+            Self::Malformed(_) => 400,
+            Self::Inbound(error) => error.status(),
+            Self::Denied(_) => 401,
+            Self::ConnectFailed(_)
+            | Self::HboneConnectTimeout(_)
+            | Self::Io(_)
+            | Self::Send(_)
+            | Self::Receive(_)
+            | Self::Tls(_)
+            | Self::Identity(_)
+            | Self::Status(_)
+            | Self::Handshake(_)
+            | Self::Http2(_)
+            | Self::SessionClosed(_)
+            | Self::StreamReset(_)
+            | Self::Route(_)
+            | Self::WorkloadUnknown(_)
+            | Self::RecursiveCall
+            | Self::PodRemoved
+            | Self::Unsupported(_)
+            | Self::Drained
+            | Self::Overloaded { .. }
+            | Self::Deadline { .. } => 503,
+        }
+    }
+}
+
+/// Errors of a copy that are how applications ordinarily end (contract: observability.md section 4.2).
+pub fn ends_a_copy(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionAborted
+    )
+}

@@ -1,0 +1,72 @@
+//! The inbound plaintext journey (15006): somebody outside the mesh, or a peer that does not tunnel, connects
+//! to a pod; policies decide without an identity, and the bytes go on as they are.
+//!
+//! Captured, identified, authorized, connected, relayed; recorded when the relay ends.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::inbound::connect_application;
+use super::listen::Captured;
+use super::outcome::Outcome;
+use super::pods::PodState;
+use super::shell::{Shell, Socket};
+use super::telemetry::Account;
+use super::workload::own_workload;
+use crate::bridge::log::Direction;
+use crate::mesh::Workload;
+use crate::sys::driver::Driver;
+
+/// Serves one captured connection up to its relay.
+pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
+    let Captured { pod, fd, peer, share, .. } = captured;
+    let now = shell.with(|core| core.now);
+    let Ok(client) = Socket::adopt(&shell, fd) else { return };
+    let Some(target) = shell.with(|core| core.original_destination(client.id())) else { return };
+    let mut account = Account::new(Direction::Inbound, now, peer, target);
+
+    let own = match identify(&shell, &pod, &mut account).await {
+        Ok(own) => own,
+        Err(outcome) => {
+            shell.with(|core| core.telemetry.refuse(account, &outcome));
+            return;
+        }
+    };
+    let delivered = match shell.with(|core| core.authorize(&own, peer, target, None)) {
+        Ok(permit) => connect_application(&shell, &pod, peer, target, &permit).await,
+        Err(denial) => Err(Outcome::Denied(denial)),
+    };
+    match delivered {
+        Ok(server) => {
+            let (client, server) = (client.release(), server.release());
+            shell.with(|core| core.attach_pipe(pod, client, server, Box::new(account), share));
+        }
+        Err(outcome) => shell.with(|core| core.telemetry.record(account, core.now, &outcome)),
+    }
+}
+
+async fn identify<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    account: &mut Account,
+) -> Result<Arc<Workload>, Outcome> {
+    // What was aimed at our own ports would come back to us for ever.
+    if shell.with(|core| core.snapshot.load().is_captured_port(account.destination_address.port())) {
+        return Err(Outcome::RecursiveCall);
+    }
+    let own = own_workload(shell, pod).await?;
+    shell.with(|core| core.describe_plaintext(&own, account));
+    Ok(own)
+}
+
+impl<D: Driver + 'static> Core<D> {
+    fn describe_plaintext(&mut self, own: &Arc<Workload>, account: &mut Account) {
+        let snapshot = self.snapshot.load();
+        let network = &snapshot.locale().network;
+        account.source = snapshot.workload_by_address(network, account.source_address.ip()).cloned();
+        account.destination = Some(own.clone());
+        let port = account.destination_address.port();
+        account.service = snapshot.inbound_service(own, port, None, None).cloned();
+    }
+}

@@ -1,0 +1,159 @@
+//! The relay between two sockets (plaintext in and out of the mesh): a slot, moved by completions. What one
+//! side received is sent to the other as it is, without a copy.
+
+use std::io;
+use std::rc::Rc;
+
+use super::core::Core;
+use super::outcome::{Outcome, ends_a_copy};
+use super::owner::{Owned, Side};
+use super::pods::PodState;
+use super::telemetry::Account;
+use crate::bridge::load::LoadShare;
+use crate::limits;
+use crate::runtime::slab::Key;
+use crate::sys::buffer::{Payload, RecvBuffer};
+use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
+
+pub struct Pipe {
+    client: End,
+    server: End,
+    pub pod: Rc<PodState>,
+    pub account: Box<Account>,
+    _share: LoadShare,
+}
+
+/// One socket and the direction that reads from it.
+struct End {
+    socket: SocketId,
+    flow: Flow,
+    read_bytes: usize,
+}
+
+/// Bytes read from one end on their way to the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Receiving,
+    Sending,
+    Ended,
+}
+
+impl End {
+    fn new(socket: SocketId) -> Self {
+        Self { socket, flow: Flow::Receiving, read_bytes: limits::READ_BYTES_MIN }
+    }
+}
+
+impl Pipe {
+    fn end(&mut self, side: Side) -> &mut End {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        }
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    pub fn attach_pipe(
+        &mut self,
+        pod: Rc<PodState>,
+        client: SocketId,
+        server: SocketId,
+        account: Box<Account>,
+        share: LoadShare,
+    ) {
+        let pipe = Pipe { client: End::new(client), server: End::new(server), pod, account, _share: share };
+        let key = self.pipes.insert(pipe);
+        self.driver.set_owner(client, Owned::Pipe(key, Side::Client).to_owner());
+        self.driver.set_owner(server, Owned::Pipe(key, Side::Server).to_owner());
+        self.read_pipe(key, Side::Client);
+        self.read_pipe(key, Side::Server);
+    }
+
+    pub fn pipe_event(&mut self, key: Key<Pipe>, side: Side, event: Event) {
+        match event {
+            Event::Received { data, .. } => self.pipe_received(key, side, data),
+            // The send on this side carried what was read from the other.
+            Event::Sent { taken, error, .. } => self.pipe_sent(key, side.other(), taken, error),
+            Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::Connected { .. }
+            | Event::Woken => {}
+        }
+    }
+
+    fn read_pipe(&mut self, key: Key<Pipe>, from: Side) {
+        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let end = pipe.end(from);
+        end.flow = Flow::Receiving;
+        self.driver.receive(end.socket, ReceiveMode::Once { bytes_max: end.read_bytes });
+    }
+
+    fn pipe_received(&mut self, key: Key<Pipe>, from: Side, data: Received) {
+        match data {
+            Received::Data(buffer) => self.pipe_data(key, from, buffer),
+            Received::End => self.pipe_end(key, from),
+            Received::Failed(error) if ends_a_copy(&error) => self.cut_pipe(key, Outcome::Complete),
+            Received::Failed(error) => self.cut_pipe(key, Outcome::Receive(error)),
+        }
+    }
+
+    fn pipe_data(&mut self, key: Key<Pipe>, from: Side, buffer: RecvBuffer) {
+        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let end = pipe.end(from);
+        if buffer.len() == end.read_bytes {
+            end.read_bytes = (end.read_bytes * 4).min(limits::RECEIVE_BYTES_MAX);
+        } else if buffer.len() < end.read_bytes / 8 {
+            end.read_bytes = (end.read_bytes / 2).max(limits::READ_BYTES_MIN);
+        }
+        end.flow = Flow::Sending;
+        let to = pipe.end(from.other()).socket;
+        let bytes = buffer.len();
+        match self.driver.send(to, Payload::Received(buffer)) {
+            SendStatus::Done(payload) => {
+                drop(payload);
+                self.pipe_sent(key, from, bytes, None);
+            }
+            SendStatus::Queued => {}
+            SendStatus::Failed { taken, error, .. } => self.pipe_sent(key, from, taken, Some(error)),
+        }
+    }
+
+    fn pipe_sent(&mut self, key: Key<Pipe>, from: Side, taken: usize, error: Option<io::Error>) {
+        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        match from {
+            Side::Client => pipe.account.from_client(taken),
+            Side::Server => pipe.account.to_client(taken),
+        }
+        match error {
+            None => self.read_pipe(key, from),
+            Some(error) if ends_a_copy(&error) => self.cut_pipe(key, Outcome::Complete),
+            Some(error) => self.cut_pipe(key, Outcome::Send(error)),
+        }
+    }
+
+    /// One side ended: the other side's sending half is shut down, the other direction goes on.
+    fn pipe_end(&mut self, key: Key<Pipe>, from: Side) {
+        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        pipe.end(from).flow = Flow::Ended;
+        let other = pipe.end(from.other());
+        let done = other.flow == Flow::Ended;
+        // Fails only when that side has gone; its reading direction notices that by itself.
+        let _ = self.driver.shutdown_send(other.socket);
+        if done {
+            self.remove_pipe(key, Close::Orderly, Outcome::Complete);
+        }
+    }
+
+    /// Ends both sides with a reset.
+    pub fn cut_pipe(&mut self, key: Key<Pipe>, outcome: Outcome) {
+        self.remove_pipe(key, Close::Reset, outcome);
+    }
+
+    fn remove_pipe(&mut self, key: Key<Pipe>, how: Close, outcome: Outcome) {
+        let Some(pipe) = self.pipes.remove(key) else { return };
+        self.driver.close(pipe.client.socket, how);
+        self.driver.close(pipe.server.socket, how);
+        self.telemetry.record(*pipe.account, self.now, &outcome);
+    }
+}

@@ -1,0 +1,163 @@
+//! The pods of the node as one worker sees them: all of them, each with the listeners it accepts on, if it is
+//! the pod's home.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::hbone::session::Session;
+use super::listen::Listener;
+use super::outcome::Outcome;
+use super::owner::Owned;
+use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
+use crate::limits;
+use crate::runtime::slab::Key;
+use crate::sys::driver::{Close, Driver};
+
+/// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
+pub struct PodState {
+    pub pod: Arc<Pod>,
+    pub gone: Cell<bool>,
+    /// Handshakes that peers of this pod have under way on this worker.
+    pub handshakes: Cell<usize>,
+    /// Connections of this pod that are being set up on this worker.
+    pub setups: Cell<usize>,
+}
+
+#[derive(Default)]
+pub struct Pods {
+    by_uid: HashMap<PodUid, Entry>,
+}
+
+struct Entry {
+    state: Rc<PodState>,
+    listeners: Vec<Key<Listener>>,
+}
+
+impl Pods {
+    pub fn get(&self, uid: &PodUid) -> Option<Rc<PodState>> {
+        self.by_uid.get(uid).map(|entry| entry.state.clone())
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_uid.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_uid.is_empty()
+    }
+
+    pub fn listeners(&self) -> Vec<Key<Listener>> {
+        self.by_uid.values().flat_map(|entry| entry.listeners.iter().copied()).collect()
+    }
+}
+
+/// Counts one thing against a pod's budget for as long as it lives.
+pub struct Counted {
+    pod: Rc<PodState>,
+    count: fn(&PodState) -> &Cell<usize>,
+}
+
+impl Counted {
+    /// `None` when `limit` of them exist already: the newest is shed.
+    pub fn new(pod: &Rc<PodState>, count: fn(&PodState) -> &Cell<usize>, limit: usize) -> Option<Self> {
+        let cell = count(pod);
+        if cell.get() >= limit {
+            return None;
+        }
+        cell.set(cell.get() + 1);
+        Some(Self { pod: pod.clone(), count })
+    }
+
+    pub fn handshake(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)
+    }
+
+    pub fn setup(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.setups, limits::SETUPS_POD_MAX)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let cell = (self.count)(&self.pod);
+        cell.set(cell.get() - 1);
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    pub fn add_pod(&mut self, pod: Arc<Pod>, listeners: Option<PodListeners>) {
+        if self.pods.by_uid.contains_key(&pod.uid) {
+            self.remove_pod(&pod.uid.clone());
+        }
+        let uid = pod.uid.clone();
+        let state =
+            Rc::new(PodState { pod, gone: Cell::new(false), handshakes: Cell::new(0), setups: Cell::new(0) });
+        let mut keys = Vec::new();
+        if let Some(PodListeners { outbound, inbound_plaintext, inbound_hbone }) = listeners {
+            for (capture, fd) in [
+                (Capture::InboundHbone, inbound_hbone),
+                (Capture::InboundPlaintext, inbound_plaintext),
+                (Capture::Outbound, outbound),
+            ] {
+                keys.extend(self.add_listener(&state, capture, fd));
+            }
+        }
+        self.pods.by_uid.insert(uid, Entry { state, listeners: keys });
+    }
+
+    /// Closes everything of a pod at once.
+    pub fn remove_pod(&mut self, uid: &PodUid) {
+        let Some(entry) = self.pods.by_uid.remove(uid) else { return };
+        entry.state.gone.set(true);
+        for key in entry.listeners {
+            self.remove_listener(key);
+        }
+        let sessions: Vec<Key<Session>> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| Rc::ptr_eq(&session.pod, &entry.state))
+            .map(|(key, _)| key)
+            .collect();
+        for key in sessions {
+            self.close_session(key, "the pod was removed");
+        }
+        for key in self.pipes.keys() {
+            let of_pod = self.pipes.get(key).is_some_and(|pipe| Rc::ptr_eq(&pipe.pod, &entry.state));
+            if of_pod {
+                self.cut_pipe(key, Outcome::PodRemoved);
+            }
+        }
+    }
+
+    fn add_listener(
+        &mut self,
+        pod: &Rc<PodState>,
+        capture: Capture,
+        fd: std::os::fd::OwnedFd,
+    ) -> Option<Key<Listener>> {
+        let key = self.listeners.insert(Listener { socket: None, pod: pod.clone(), capture });
+        match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {
+            Ok(socket) => {
+                if let Some(listener) = self.listeners.get_mut(key) {
+                    listener.socket = Some(socket);
+                }
+                self.driver.listen(socket);
+                Some(key)
+            }
+            Err(error) => {
+                self.listeners.remove(key);
+                tracing::error!(target: "worker", pod = %pod.pod.uid, ?capture, %error, "cannot accept on a listener");
+                None
+            }
+        }
+    }
+
+    pub fn remove_listener(&mut self, key: Key<Listener>) {
+        if let Some(Listener { socket: Some(socket), .. }) = self.listeners.remove(key) {
+            self.driver.close(socket, Close::Orderly);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What a worker is set to: the parts of the configuration that reach the data path, in its own types.
+
+use std::time::Duration;
+
+use crate::config;
+use crate::limits;
+use crate::sys::socket::{Keepalive, Options};
+use crate::tls::handshake::RecordMode;
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Of every socket that a worker makes.
+    pub socket_options: Options,
+    pub tls_mode: RecordMode,
+    pub tls_records_max: u64,
+    pub stream_window_bytes: u32,
+    pub connection_window_bytes: u32,
+    pub frame_bytes_max: u32,
+    /// Streams of one session before another is dialled.
+    pub session_streams_max: usize,
+    pub session_idle_timeout: Duration,
+    pub response_baggage: bool,
+}
+
+impl Settings {
+    pub fn new(worker: &config::Worker, sockets: &config::Sockets, tls: &config::Tls) -> Self {
+        let keepalive = sockets.keepalive.map(|keepalive| Keepalive {
+            time_s: whole_seconds(keepalive.idle),
+            interval_s: whole_seconds(keepalive.interval),
+            retries: keepalive.retries,
+        });
+        let user_timeout_ms =
+            sockets.user_timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        Self {
+            socket_options: Options { mark: sockets.packet_mark, keepalive, user_timeout_ms },
+            tls_mode: match tls.records {
+                config::RecordLayer::Own => RecordMode::Own,
+                config::RecordLayer::Buffered => RecordMode::Buffered,
+            },
+            tls_records_max: tls.records_per_key_max.unwrap_or(limits::RECORDS_PER_KEY_MAX),
+            stream_window_bytes: worker.stream_window_bytes,
+            connection_window_bytes: worker.connection_window_bytes,
+            frame_bytes_max: worker.frame_bytes_max,
+            session_streams_max: usize::from(worker.session_streams_max),
+            session_idle_timeout: worker.session_idle_timeout,
+            response_baggage: worker.response_baggage,
+        }
+    }
+}
+
+/// The kernel counts keepalive in seconds, and refuses zero.
+fn whole_seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).max(1)
+}

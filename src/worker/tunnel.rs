@@ -1,0 +1,442 @@
+//! The relay between an application's socket and a CONNECT stream: a slot, moved by completions.
+//!
+//! The way of a byte: received from the application into a lent buffer, sealed from there into the session's
+//! send buffer; or opened by the session into a chunk, and sent from there to the application. Window goes back
+//! to the peer only after the application's socket took the bytes, so an application that does not read stops
+//! its own stream and nothing else.
+
+use std::io;
+
+use super::core::Core;
+use super::hbone::session::{Held, Session, UserState};
+use super::outcome::{Outcome, ends_a_copy};
+use super::owner::Owned;
+use super::telemetry::Account;
+use crate::bridge::load::LoadShare;
+use crate::limits;
+use crate::runtime::slab::Key;
+use crate::sys::buffer::{Payload, RecvBuffer, Slice};
+use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
+use crate::wire::http2::{ErrorCode, StreamId};
+
+pub struct Tunnel {
+    pub app: SocketId,
+    pub session: Key<Session>,
+    pub stream: StreamId,
+    pub user: u32,
+    reading: Reading,
+    /// How much the next receive asks for: grows while the application fills it.
+    read_bytes: usize,
+    /// For the application, in order.
+    queue: Vec<Slice>,
+    queued_bytes: usize,
+    writing: Writing,
+    pub account: Box<Account>,
+    _share: LoadShare,
+    pub dirty: bool,
+    /// In the session's list of those that wait for window, for room.
+    listed_window: bool,
+    listed_room: bool,
+}
+
+/// Application to stream.
+enum Reading {
+    /// A receive of this many bytes is armed.
+    Armed { bytes: usize },
+    /// Waits for window or for room in the session's send buffer; `rest` was received but not sent yet.
+    Blocked { rest: Option<RecvBuffer> },
+    Ended,
+}
+
+/// Stream to application.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writing {
+    Open { sending: bool, end: bool },
+    Ended,
+}
+
+/// A tunnel about to be attached: both ends exist.
+pub struct TunnelParts {
+    pub app: SocketId,
+    pub session: Key<Session>,
+    pub stream: StreamId,
+    pub user: u32,
+    pub account: Box<Account>,
+    pub share: LoadShare,
+}
+
+impl<D: Driver + 'static> Core<D> {
+    /// Starts relaying. What was held for the stream meanwhile goes first. When the stream is gone already, the
+    /// application's socket is closed and the connection recorded.
+    pub fn attach_tunnel(&mut self, parts: TunnelParts) {
+        let TunnelParts { app, session: session_key, stream, user, account, share } = parts;
+        let key = self.tunnels.insert(Tunnel {
+            app,
+            session: session_key,
+            stream,
+            user,
+            reading: Reading::Blocked { rest: None },
+            read_bytes: limits::READ_BYTES_MIN,
+            queue: Vec::new(),
+            queued_bytes: 0,
+            writing: Writing::Open { sending: false, end: false },
+            account,
+            _share: share,
+            dirty: false,
+            listed_window: false,
+            listed_room: false,
+        });
+        self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
+        let Some(session) = self.sessions.get_mut(session_key) else {
+            self.abort_tunnel(key, Outcome::SessionClosed("the session ended".to_owned()));
+            return;
+        };
+        let Some(found) = session.user_mut(user, stream) else {
+            self.abort_tunnel(key, Outcome::StreamReset(ErrorCode::Cancel));
+            return;
+        };
+        let held = match std::mem::replace(&mut found.state, UserState::Relaying(key)) {
+            UserState::Preparing { held } | UserState::Asked { held, .. } => held,
+            UserState::Relaying(_) => Held::default(),
+        };
+        for slice in held.slices {
+            self.tunnel_data(key, slice, false);
+        }
+        if held.end {
+            self.tunnel_end(key);
+        }
+        if let Some(code) = held.reset {
+            self.tunnel_reset(key, code);
+            return;
+        }
+        self.read_app(key);
+    }
+
+    // ---- application to stream -------------------------------------------------------------------------
+
+    /// Arms the next receive, or joins those that wait.
+    fn read_app(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        let capacity = session.http2.send_capacity(tunnel.stream);
+        if capacity == 0 || !session.has_room() {
+            tunnel.reading = Reading::Blocked { rest: None };
+            self.list_blocked(key);
+            return;
+        }
+        let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes).max(limits::READ_BYTES_MIN);
+        let bytes = tunnel.read_bytes.min(fair).min(capacity);
+        session.armed_bytes += bytes;
+        tunnel.reading = Reading::Armed { bytes };
+        self.driver.receive(tunnel.app, ReceiveMode::Once { bytes_max: bytes });
+    }
+
+    pub fn tunnel_event(&mut self, key: Key<Tunnel>, event: Event) {
+        match event {
+            Event::Received { data, .. } => self.app_received(key, data),
+            Event::Sent { taken, error, payload, .. } => self.app_sent(key, taken, error, payload),
+            Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::Connected { .. }
+            | Event::Woken => {}
+        }
+    }
+
+    fn app_received(&mut self, key: Key<Tunnel>, data: Received) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Reading::Armed { bytes } = tunnel.reading else { return };
+        if let Some(session) = self.sessions.get_mut(tunnel.session) {
+            session.armed_bytes -= bytes;
+        }
+        match data {
+            Received::Data(buffer) => {
+                tunnel.adapt_read(bytes, buffer.len());
+                self.send_app_bytes(key, buffer);
+            }
+            Received::End => self.end_app_reading(key),
+            Received::Failed(error) if ends_a_copy(&error) => self.reset_stream(key, Outcome::Complete),
+            Received::Failed(error) => self.reset_stream(key, Outcome::Receive(error)),
+        }
+    }
+
+    /// Seals received bytes into the session; what the window does not allow waits.
+    fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        let taken = session.send_data(tunnel.stream, &mut buffer, &mut self.buffers);
+        tunnel.account.from_application(taken);
+        let session_key = tunnel.session;
+        if !buffer.is_empty() {
+            // Few bytes must not keep a whole receive block from others.
+            let rest = if buffer.is_pooled() && buffer.len() < buffer.pinned_bytes() / 4 {
+                RecvBuffer::copied(buffer.bytes())
+            } else {
+                buffer
+            };
+            tunnel.reading = Reading::Blocked { rest: Some(rest) };
+            self.list_blocked(key);
+            self.mark_session(session_key);
+        } else {
+            drop(buffer);
+            self.mark_session(session_key);
+            self.read_app(key);
+        }
+    }
+
+    /// Puts a blocked tunnel where it will be found when what it lacks is there.
+    fn list_blocked(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        if session.http2.send_capacity(tunnel.stream) == 0 {
+            if !tunnel.listed_window {
+                tunnel.listed_window = true;
+                session.blocked_window.push(key);
+            }
+        } else if !tunnel.listed_room {
+            tunnel.listed_room = true;
+            session.blocked_room.push_back(key);
+        }
+    }
+
+    pub fn unlist_window(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
+            tunnel.listed_window = false;
+        }
+    }
+
+    pub fn unlist_room(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
+            tunnel.listed_room = false;
+        }
+    }
+
+    /// The application ended its direction: so does the stream. The other direction goes on.
+    fn end_app_reading(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.reading = Reading::Ended;
+        let session_key = tunnel.session;
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.send_end(tunnel.stream, &mut self.buffers);
+        }
+        self.mark_session(session_key);
+        self.finish_tunnel_if_done(key);
+    }
+
+    /// Goes on with a tunnel that waited for window or room.
+    pub fn unblock_tunnel(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Reading::Blocked { rest } = &mut tunnel.reading else { return };
+        match rest.take() {
+            Some(buffer) => self.send_app_bytes(key, buffer),
+            None => self.read_app(key),
+        }
+    }
+
+    // ---- stream to application -------------------------------------------------------------------------
+
+    pub fn tunnel_data(&mut self, key: Key<Tunnel>, slice: Slice, end: bool) {
+        let is_short = self.buffers.is_short();
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.push(slice, is_short);
+        if end {
+            tunnel.end_writing();
+        }
+        self.mark_tunnel(key);
+    }
+
+    pub fn tunnel_end(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.end_writing();
+        self.mark_tunnel(key);
+    }
+
+    /// The peer reset the stream: so is the application's connection, unless everything had been said.
+    pub fn tunnel_reset(&mut self, key: Key<Tunnel>, code: ErrorCode) {
+        let Some(tunnel) = self.tunnels.get(key) else { return };
+        let said_all = match tunnel.writing {
+            Writing::Ended => true,
+            Writing::Open { end, .. } => end && tunnel.queue.is_empty(),
+        };
+        // RFC 9113 section 8.1: NO_ERROR after a complete answer only asks to stop sending.
+        let how = if said_all && code == ErrorCode::NoError { Close::Orderly } else { Close::Reset };
+        let outcome = match code {
+            ErrorCode::NoError | ErrorCode::Cancel | ErrorCode::StreamClosed => Outcome::Complete,
+            _ => Outcome::StreamReset(code),
+        };
+        self.remove_tunnel(key, how, outcome);
+    }
+
+    /// Sends what is queued for the application. One vectored send for everything of a turn.
+    pub fn flush_tunnel(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.dirty = false;
+        let Writing::Open { sending: false, end } = tunnel.writing else { return };
+        if tunnel.queue.is_empty() {
+            if end {
+                self.end_app_writing(key);
+            }
+            return;
+        }
+        let payload = tunnel.take_payload();
+        let app = tunnel.app;
+        match self.driver.send(app, payload) {
+            SendStatus::Done(payload) => {
+                let taken = payload.len();
+                self.app_took(key, taken, payload);
+            }
+            SendStatus::Queued => tunnel.writing = Writing::Open { sending: true, end },
+            SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
+        }
+    }
+
+    fn app_sent(&mut self, key: Key<Tunnel>, taken: usize, error: Option<io::Error>, payload: Payload) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        if let Writing::Open { end, .. } = tunnel.writing {
+            tunnel.writing = Writing::Open { sending: false, end };
+        }
+        match error {
+            None => self.app_took(key, taken, payload),
+            Some(error) => self.app_send_failed(key, error),
+        }
+    }
+
+    /// The application's socket took bytes: window goes back to the peer.
+    fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.account.to_application(taken);
+        tunnel.recycle(payload);
+        let session_key = tunnel.session;
+        let more = !tunnel.queue.is_empty() || matches!(tunnel.writing, Writing::Open { end: true, .. });
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.http2.consumed(tunnel.stream, taken);
+        }
+        self.mark_session(session_key);
+        if more {
+            self.mark_tunnel(key);
+        }
+    }
+
+    fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {
+        let outcome = if ends_a_copy(&error) { Outcome::Complete } else { Outcome::Send(error) };
+        self.reset_stream(key, outcome);
+    }
+
+    /// Everything that the peer sent was delivered: the application sees the end of the stream.
+    fn end_app_writing(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        tunnel.writing = Writing::Ended;
+        // Fails only when the application has gone; the reading direction notices that by itself.
+        let _ = self.driver.shutdown_send(tunnel.app);
+        self.finish_tunnel_if_done(key);
+    }
+
+    // ---- ending ----------------------------------------------------------------------------------------
+
+    fn finish_tunnel_if_done(&mut self, key: Key<Tunnel>) {
+        let Some(tunnel) = self.tunnels.get(key) else { return };
+        if matches!(tunnel.reading, Reading::Ended) && tunnel.writing == Writing::Ended {
+            self.remove_tunnel(key, Close::Orderly, Outcome::Complete);
+        }
+    }
+
+    /// The application's side broke: the peer sees a reset.
+    fn reset_stream(&mut self, key: Key<Tunnel>, outcome: Outcome) {
+        let Some(tunnel) = self.tunnels.get(key) else { return };
+        let (session_key, stream) = (tunnel.session, tunnel.stream);
+        if let Some(session) = self.sessions.get_mut(session_key) {
+            session.http2.reset(stream, ErrorCode::Cancel);
+        }
+        self.mark_session(session_key);
+        self.remove_tunnel(key, Close::Reset, outcome);
+    }
+
+    /// The stream's side is gone: the application sees a reset.
+    pub fn abort_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
+        self.remove_tunnel(key, Close::Reset, outcome);
+    }
+
+    /// Ends both sides of a tunnel whose session lives on.
+    pub fn cut_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
+        self.reset_stream(key, outcome);
+    }
+
+    fn remove_tunnel(&mut self, key: Key<Tunnel>, how: Close, outcome: Outcome) {
+        let Some(tunnel) = self.tunnels.remove(key) else { return };
+        self.driver.close(tunnel.app, how);
+        if let Some(session) = self.sessions.get_mut(tunnel.session) {
+            if let Reading::Armed { bytes } = tunnel.reading {
+                session.armed_bytes -= bytes;
+            }
+            session.remove_user(tunnel.user, tunnel.stream);
+            session.last_used = self.now;
+        }
+        self.mark_session(tunnel.session);
+        self.telemetry.record(*tunnel.account, self.now, &outcome);
+    }
+}
+
+impl Tunnel {
+    /// Asks for four times as much after a full receive, for less after a small one: short exchanges stay
+    /// small, bulk gets whole blocks within three receives.
+    fn adapt_read(&mut self, asked: usize, got: usize) {
+        if got == asked && asked == self.read_bytes {
+            self.read_bytes = (self.read_bytes * 4).min(limits::RECEIVE_BYTES_MAX);
+        } else if got < self.read_bytes / 8 {
+            self.read_bytes = (self.read_bytes / 2).max(limits::READ_BYTES_MIN);
+        }
+    }
+
+    fn push(&mut self, slice: Slice, is_short: bool) {
+        if slice.is_empty() {
+            return;
+        }
+        self.queued_bytes += slice.len();
+        let blocked = matches!(self.writing, Writing::Open { sending: true, .. });
+        let wasteful =
+            slice.len() < limits::SLICE_COPY_BYTES || (is_short && slice.len() < slice.pinned_bytes() / 8);
+        let slice = if blocked && wasteful { Slice::copied(slice.bytes()) } else { slice };
+        if let Some(last) = self.queue.last_mut()
+            && last.try_extend(&slice)
+        {
+            return;
+        }
+        self.queue.push(slice);
+    }
+
+    fn end_writing(&mut self) {
+        if let Writing::Open { sending, .. } = self.writing {
+            self.writing = Writing::Open { sending, end: true };
+        }
+    }
+
+    /// The front of the queue, as many pieces as one send takes.
+    fn take_payload(&mut self) -> Payload {
+        let later = if self.queue.len() > limits::SEND_PIECES_MAX {
+            self.queue.split_off(limits::SEND_PIECES_MAX)
+        } else {
+            Vec::new()
+        };
+        let now = std::mem::replace(&mut self.queue, later);
+        self.queued_bytes -= now.iter().map(Slice::len).sum::<usize>();
+        Payload::Slices(now)
+    }
+
+    /// Keeps the list's memory for the next send.
+    fn recycle(&mut self, payload: Payload) {
+        if let Payload::Slices(mut slices) = payload
+            && self.queue.capacity() == 0
+        {
+            slices.clear();
+            self.queue = slices;
+        }
+    }
+
+    /// Bytes of buffers that this tunnel owns. Zero when it is idle.
+    pub fn buffered_bytes(&self) -> usize {
+        let rest = match &self.reading {
+            Reading::Blocked { rest } => rest.as_ref().map_or(0, RecvBuffer::pinned_bytes),
+            Reading::Armed { .. } | Reading::Ended => 0,
+        };
+        self.queued_bytes + rest
+    }
+}

@@ -1,0 +1,116 @@
+//! No allocation in the steady state, counted by the allocator itself, per thread.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use uztunnel::sys::buffer::Payload;
+use uztunnel::sys::driver::{Driver, Event, Received, SendStatus, SocketId};
+
+use crate::rig::Rig;
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call goes to the system's allocator as it is; the counter neither allocates nor needs a
+// destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: promised by the caller.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: promised by the caller.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+/// Passes everything received on a socket back to its peer until `bytes` were sent.
+fn echo<D: Driver>(driver: &mut D, events: &mut Vec<Event>, bytes: usize) {
+    let mut sent = 0;
+    while sent < bytes {
+        driver
+            .poll(Some(Duration::from_secs(10)), events)
+            .expect("polling works");
+        for event in events.drain(..) {
+            match event {
+                Event::Received {
+                    socket,
+                    data: Received::Data(buffer),
+                    ..
+                } => {
+                    let len = buffer.len();
+                    match driver.send(socket, Payload::Received(buffer)) {
+                        SendStatus::Done(_) => sent += len,
+                        SendStatus::Queued => {}
+                        SendStatus::Failed { error, .. } => panic!("{error}"),
+                    }
+                }
+                Event::Sent {
+                    taken, error: None, ..
+                } => sent += taken,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn rounds<D: Driver>(
+    driver: &mut D,
+    peers: &mut [(SocketId, TcpStream)],
+    message: &[u8],
+    answer: &mut [u8],
+    rounds: usize,
+) -> u64 {
+    let mut events = Vec::with_capacity(4096);
+    let before = ALLOCATIONS.get();
+    for _ in 0..rounds {
+        for (_, peer) in &mut *peers {
+            peer.write_all(message).expect("written");
+        }
+        echo(driver, &mut events, message.len() * peers.len());
+        for (_, peer) in &mut *peers {
+            peer.read_exact(answer).expect("read");
+            assert!(answer == message);
+        }
+    }
+    ALLOCATIONS.get() - before
+}
+
+fn allocates_nothing<D: Driver>(make: &mut dyn FnMut() -> D, pairs: usize, message: &[u8]) {
+    let mut rig = Rig::new(make);
+    let mut peers: Vec<_> = (0..pairs).map(|_| rig.pair()).collect();
+    for (socket, _) in &peers {
+        rig.stream(*socket);
+    }
+    let mut answer = vec![0; message.len()];
+    rounds(&mut rig.driver, &mut peers, message, &mut answer, 20);
+    let allocations = rounds(&mut rig.driver, &mut peers, message, &mut answer, 100);
+    assert_eq!(allocations, 0);
+    let sockets: Vec<_> = peers.iter().map(|(socket, _)| *socket).collect();
+    rig.finish(&sockets);
+}
+
+pub fn relaying_messages_allocates_nothing<D: Driver>(make: &mut dyn FnMut() -> D) {
+    allocates_nothing(make, 50, &[7; 100]);
+}
+
+pub fn relaying_bulk_allocates_nothing<D: Driver>(make: &mut dyn FnMut() -> D) {
+    allocates_nothing(make, 1, &[7; 60_000]);
+}

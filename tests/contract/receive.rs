@@ -1,0 +1,245 @@
+//! Receiving: streams, single receives, ends.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use socket2::SockRef;
+use uztunnel::sys::driver::{Driver, Event, ReceiveMode, Received};
+
+use crate::rig::{Rig, assert_same, pattern};
+
+pub fn a_stream_arrives_in_order_and_complete<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    let sent = pattern(8 << 20);
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || {
+            // Sizes from one byte to more than any receive buffer.
+            let mut rest = &sent[..];
+            let mut size = 1;
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(size.min(rest.len()));
+                peer.write_all(now).expect("written");
+                rest = later;
+                size = (size * 3) % 700_001 + 1;
+            }
+        }
+    });
+    rig.stream(socket);
+    assert_same(&rig.read_to_end(socket), &sent);
+    writer.join().expect("written");
+    rig.finish(&[socket]);
+}
+
+pub fn a_single_receive_gives_no_more_than_asked_and_only_once<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    let sent = pattern(1000);
+    peer.write_all(&sent).expect("written");
+    let mut got = Vec::new();
+    for bytes_max in [1, 10, 100, 333] {
+        rig.driver.receive(socket, ReceiveMode::Once { bytes_max });
+        let Received::Data(buffer) = rig.next_received(socket) else {
+            panic!("no bytes");
+        };
+        assert!((1..=bytes_max).contains(&buffer.len()));
+        got.extend_from_slice(buffer.bytes());
+        rig.assert_silent();
+        assert_eq!(rig.driver.in_use().operations, 0);
+    }
+    rig.stream(socket);
+    got.extend(rig.read(socket, sent.len() - got.len()));
+    assert_same(&got, &sent);
+    rig.finish(&[socket]);
+}
+
+pub fn a_single_receive_larger_than_a_message_gives_the_message<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    for message in [&b"one"[..], b"another"] {
+        rig.driver
+            .receive(socket, ReceiveMode::Once { bytes_max: 1 << 20 });
+        rig.turn(std::time::Duration::ZERO);
+        peer.write_all(message).expect("written");
+        let Received::Data(buffer) = rig.next_received(socket) else {
+            panic!("no bytes");
+        };
+        assert_eq!(buffer.bytes(), message);
+    }
+    drop(peer);
+    rig.assert_silent();
+    rig.driver.receive(socket, ReceiveMode::Once { bytes_max: 1 });
+    assert!(matches!(rig.next_received(socket), Received::End));
+    rig.finish(&[socket]);
+}
+
+pub fn a_stopped_stream_is_silent_and_goes_on_without_a_gap<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    let sent = pattern(3000);
+    let mut got = Vec::new();
+    for (n, part) in sent.chunks(1000).enumerate() {
+        // Stopped with nothing under way, in the middle, and with bytes that arrived already.
+        rig.stream(socket);
+        rig.turn(std::time::Duration::ZERO);
+        let (now, later) = part.split_at(500);
+        peer.write_all(now).expect("written");
+        got.extend(rig.read(socket, 1000 * n + now.len() - got.len()));
+        peer.write_all(later).expect("written");
+        rig.driver.stop_receive(socket);
+        // Whatever was on its way comes now or with the next receive, but nothing is lost or doubled.
+        rig.wait_for("cancelling", |driver| driver.in_use().operations == 0);
+        for event in rig.drain() {
+            match event {
+                Event::Received {
+                    data: Received::Data(buffer),
+                    ..
+                } => got.extend_from_slice(buffer.bytes()),
+                other => panic!("{other:?}"),
+            }
+        }
+        rig.assert_silent();
+    }
+    rig.stream(socket);
+    got.extend(rig.read(socket, sent.len() - got.len()));
+    assert_same(&got, &sent);
+    rig.finish(&[socket]);
+}
+
+pub fn bytes_that_came_before_anyone_asked_are_not_lost<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    peer.write_all(b"early").expect("written");
+    rig.assert_silent();
+    rig.stream(socket);
+    assert_eq!(rig.read(socket, 5), b"early");
+    rig.finish(&[socket]);
+}
+
+pub fn bytes_before_the_end_come_before_the_end<D: Driver>(make: &mut dyn FnMut() -> D) {
+    for asked_before in [true, false] {
+        let mut rig = Rig::new(make);
+        let (socket, mut peer) = rig.pair();
+        if asked_before {
+            rig.stream(socket);
+            rig.turn(std::time::Duration::ZERO);
+        }
+        let sent = pattern(100_000);
+        peer.write_all(&sent).expect("written");
+        drop(peer);
+        if !asked_before {
+            rig.assert_silent();
+            rig.stream(socket);
+        }
+        assert_same(&rig.read_to_end(socket), &sent);
+        rig.finish(&[socket]);
+    }
+}
+
+pub fn the_peer_may_end_its_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    rig.stream(socket);
+    peer.write_all(b"question").expect("written");
+    peer.shutdown(Shutdown::Write).expect("shut down");
+    assert_eq!(rig.read_to_end(socket), b"question");
+    let answer = pattern(1 << 20);
+    let reader = std::thread::spawn(move || {
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).expect("read");
+        got
+    });
+    rig.write(socket, &answer);
+    rig.driver.shutdown_send(socket).expect("shut down");
+    assert_same(&reader.join().expect("read"), &answer);
+    rig.finish(&[socket]);
+}
+
+pub fn we_may_end_our_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    rig.stream(socket);
+    rig.write(socket, b"question");
+    rig.driver.shutdown_send(socket).expect("shut down");
+    let mut question = Vec::new();
+    peer.read_to_end(&mut question).expect("read");
+    assert_eq!(question, b"question");
+    rig.assert_silent();
+    let answer = pattern(50_000);
+    peer.write_all(&answer).expect("written");
+    assert_same(&rig.read(socket, answer.len()), &answer);
+    drop(peer);
+    assert!(matches!(rig.next_received(socket), Received::End));
+    rig.finish(&[socket]);
+}
+
+pub fn nothing_follows_the_end<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, peer) = rig.pair();
+    rig.stream(socket);
+    drop(peer);
+    assert!(matches!(rig.next_received(socket), Received::End));
+    rig.assert_silent();
+    assert_eq!(rig.driver.in_use().operations, 0);
+    rig.finish(&[socket]);
+}
+
+pub fn urgent_data_does_not_stall_the_stream<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    rig.stream(socket);
+    for _ in 0..20 {
+        peer.write_all(b"before").expect("written");
+        // The receiving kernel takes the urgent byte out of the stream and ends a receive where it was.
+        assert_eq!(SockRef::from(&peer).send_out_of_band(b"!").expect("sent"), 1);
+        peer.write_all(b"after").expect("written");
+        assert_eq!(rig.read(socket, 11), b"beforeafter");
+    }
+    rig.finish(&[socket]);
+}
+
+pub fn a_busy_socket_does_not_starve_a_quiet_one<D: Driver>(make: &mut dyn FnMut() -> D) {
+    const FLOOD: usize = 64 << 20;
+    let mut rig = Rig::new(make);
+    let (busy, mut busy_peer) = rig.pair();
+    let (quiet, mut quiet_peer) = rig.pair();
+    rig.stream(busy);
+    rig.stream(quiet);
+    let writer = std::thread::spawn(move || {
+        let part = vec![5; 1 << 20];
+        for _ in 0..FLOOD / part.len() {
+            busy_peer.write_all(&part).expect("written");
+        }
+    });
+    let mut flooded = 0;
+    for _ in 0..10 {
+        let at_writing = flooded;
+        quiet_peer.write_all(b"me too").expect("written");
+        let mut quiet_bytes = 0;
+        while quiet_bytes < 6 {
+            let (socket, buffer) = rig.next("bytes", |event| match event {
+                Event::Received {
+                    socket,
+                    data: Received::Data(buffer),
+                    ..
+                } => Ok((socket, buffer)),
+                other => Err(other),
+            });
+            if socket == quiet {
+                quiet_bytes += buffer.len();
+            } else {
+                flooded += buffer.len();
+            }
+        }
+        // 4 MiB is all the blocks that a driver has.
+        assert!(
+            flooded - at_writing <= 8 << 20,
+            "{} bytes went first",
+            flooded - at_writing
+        );
+    }
+    rig.read(busy, FLOOD - flooded);
+    writer.join().expect("written");
+    rig.finish(&[busy, quiet]);
+}

@@ -1,0 +1,120 @@
+//! Resets in both directions: an end must never look like a reset, nor a reset like an end.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use socket2::SockRef;
+use uztunnel::sys::buffer::Payload;
+use uztunnel::sys::driver::{Close, Driver, Received, SendStatus};
+
+use crate::rig::{Rig, assert_same, pattern};
+
+fn reset(peer: TcpStream) {
+    SockRef::from(&peer)
+        .set_linger(Some(Duration::ZERO))
+        .expect("linger");
+}
+
+fn expect_reset(received: Received) {
+    match received {
+        Received::Failed(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        over => panic!("{over:?}"),
+    }
+}
+
+pub fn a_reset_by_the_peer_is_received_as_a_reset<D: Driver>(make: &mut dyn FnMut() -> D) {
+    for asked_before in [true, false] {
+        let mut rig = Rig::new(make);
+        let (socket, peer) = rig.pair();
+        if asked_before {
+            rig.stream(socket);
+            rig.turn(Duration::ZERO);
+        }
+        reset(peer);
+        if !asked_before {
+            rig.assert_silent();
+            rig.stream(socket);
+        }
+        expect_reset(rig.next_received(socket));
+        rig.assert_silent();
+        rig.finish(&[socket]);
+    }
+}
+
+pub fn closing_with_reset_is_seen_as_a_reset_by_the_peer<D: Driver>(make: &mut dyn FnMut() -> D) {
+    for receiving in [true, false] {
+        let mut rig = Rig::new(make);
+        let (socket, mut peer) = rig.pair();
+        if receiving {
+            rig.stream(socket);
+            rig.turn(Duration::ZERO);
+        }
+        rig.driver.close(socket, Close::Reset);
+        rig.wait_for("closing", |driver| driver.in_use().sockets == 0);
+        let error = peer.read(&mut [0; 1]).expect_err("reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        rig.finish(&[]);
+    }
+}
+
+pub fn closing_orderly_delivers_what_was_sent<D: Driver>(make: &mut dyn FnMut() -> D) {
+    for receiving in [true, false] {
+        let mut rig = Rig::new(make);
+        let (socket, mut peer) = rig.pair();
+        if receiving {
+            rig.stream(socket);
+            rig.turn(Duration::ZERO);
+        }
+        let sent = pattern(30_000);
+        rig.write(socket, &sent);
+        rig.driver.close(socket, Close::Orderly);
+        rig.wait_for("closing", |driver| driver.in_use().sockets == 0);
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).expect("an orderly end");
+        assert_same(&got, &sent);
+        rig.finish(&[]);
+    }
+}
+
+/// The kernel reports an error of a socket once, to whoever comes first.
+pub fn a_reset_that_a_send_meets_first_is_still_received_as_a_reset<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, peer) = rig.pair();
+    reset(peer);
+    rig.assert_silent();
+    let payload = Payload::whole(b"too late".to_vec());
+    let error = match rig.driver.send(socket, payload) {
+        SendStatus::Failed { taken: 0, error, .. } => error,
+        SendStatus::Queued => {
+            let (taken, error, _) = rig.next_sent(socket);
+            assert_eq!(taken, 0);
+            error.expect("reset")
+        }
+        status => panic!("{status:?}"),
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    rig.stream(socket);
+    expect_reset(rig.next_received(socket));
+    rig.finish(&[socket]);
+}
+
+pub fn a_send_in_flight_fails_when_the_peer_resets<D: Driver>(make: &mut dyn FnMut() -> D) {
+    let mut rig = Rig::new(make);
+    let (socket, mut peer) = rig.pair();
+    let bytes = vec![1; 32 << 20];
+    let len = bytes.len();
+    assert!(matches!(
+        rig.driver.send(socket, Payload::whole(bytes)),
+        SendStatus::Queued
+    ));
+    rig.assert_silent();
+    peer.write_all(b"x").expect("written");
+    reset(peer);
+    let (taken, error, payload) = rig.next_sent(socket);
+    assert!(taken > 0 && taken < len);
+    assert_eq!(payload.len(), len);
+    let error = error.expect("reset");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    rig.finish(&[socket]);
+}

@@ -1,0 +1,62 @@
+//! Large transfers arrive byte for byte.
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use uztunnel_rig::pattern::Pattern;
+use uztunnel_rig::{Family, World};
+
+use crate::setup::two_nodes;
+
+const PORT: u16 = 4100;
+const GIB: u64 = 1 << 30;
+
+/// Moves `bytes` in each direction at once over one connection and checks each of them.
+fn assert_transfer(world: &World, client: &str, server: &str, family: Family, bytes: u64) {
+    let (there, back) = (Pattern::new(11), Pattern::new(12));
+    let (expected, answer) = (there.clone(), back.clone());
+    let serving = world.pod(server).serve(PORT, move |mut stream, _| {
+        let (expected, answer) = (expected.clone(), answer.clone());
+        async move {
+            let (mut reader, mut writer) = stream.split();
+            let sending = async {
+                answer.send(&mut writer, bytes).await?;
+                writer.shutdown().await
+            };
+            let (received, sent) = tokio::join!(expected.receive(&mut reader), sending);
+            sent?;
+            assert_eq!(received?, bytes, "bytes that reached the server");
+            Ok(())
+        }
+    });
+    let target = world.pod(server).address(family, PORT);
+    let received = world.pod(client).run(async move {
+        let mut stream = TcpStream::connect(target).await?;
+        let (mut reader, mut writer) = stream.split();
+        let sending = async {
+            there.send(&mut writer, bytes).await?;
+            writer.shutdown().await
+        };
+        let (received, sent) = tokio::join!(back.receive(&mut reader), sending);
+        sent?;
+        received
+    });
+    assert_eq!(
+        received.expect("an orderly end"),
+        bytes,
+        "bytes that reached the client"
+    );
+    assert_eq!(serving.wait_for_ends(1), [Ok(())]);
+}
+
+#[test]
+fn a_gibibyte_each_way_arrives_byte_for_byte_through_a_tunnel() {
+    assert_transfer(&two_nodes(), "client", "server", Family::V4, GIB);
+}
+
+#[test]
+fn a_quarter_gibibyte_each_way_arrives_over_ipv6_and_through_both_kinds_of_passthrough() {
+    let world = two_nodes();
+    assert_transfer(&world, "client", "server", Family::V6, GIB / 4);
+    assert_transfer(&world, "client", "stranger", Family::V4, GIB / 4);
+    assert_transfer(&world, "stranger", "server", Family::V6, GIB / 4);
+}

@@ -1,0 +1,128 @@
+//! What a world shall consist of: plain data, filled in by a test and handed to `World::build`.
+
+use crate::redirect::Redirect;
+
+/// How a pod stands to the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Membership {
+    /// Redirect rules in the pod, a workload with protocol HBONE in the mesh file, announced over ZDS.
+    #[default]
+    Inside,
+    /// No rules, and nobody knows the address.
+    Outside,
+    /// No rules; the mesh file knows the workload, with protocol TCP.
+    KnownPlain,
+}
+
+#[derive(Debug, Clone)]
+pub struct PodSpec {
+    pub name: String,
+    pub node: usize,
+    pub namespace: String,
+    pub service_account: String,
+    pub membership: Membership,
+    pub redirect: Redirect,
+}
+
+impl PodSpec {
+    pub fn new(name: &str, node: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            node,
+            namespace: "shop".to_owned(),
+            service_account: name.to_owned(),
+            membership: Membership::Inside,
+            redirect: Redirect::default(),
+        }
+    }
+
+    pub fn membership(mut self, membership: Membership) -> Self {
+        self.membership = membership;
+        self
+    }
+
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.namespace = namespace.to_owned();
+        self
+    }
+
+    pub fn service_account(mut self, service_account: &str) -> Self {
+        self.service_account = service_account.to_owned();
+        self
+    }
+}
+
+/// A service with one address of each family.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    pub name: String,
+    pub namespace: String,
+    /// (service port, target port)
+    pub ports: Vec<(u16, u16)>,
+    /// Names of pods.
+    pub endpoints: Vec<String>,
+}
+
+impl ServiceSpec {
+    pub fn new(name: &str, ports: &[(u16, u16)], endpoints: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: "shop".to_owned(),
+            ports: ports.to_vec(),
+            endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    pub fn hostname(&self) -> String {
+        format!("{}.{}.svc.cluster.local", self.name, self.namespace)
+    }
+}
+
+/// The whole plan. `Blueprint::default()` is empty; `two_nodes` is the usual start.
+#[derive(Debug, Clone, Default)]
+pub struct Blueprint {
+    pub nodes: usize,
+    pub pods: Vec<PodSpec>,
+    pub services: Vec<ServiceSpec>,
+    /// Names of pods (their workload is marked unhealthy in the mesh file).
+    pub unhealthy: Vec<String>,
+    /// Text put under `policies:` of the mesh file, indented as a list.
+    pub policies_yaml: String,
+    /// Short word in the names of the namespaces, for people who look at `ip netns`.
+    pub label: String,
+}
+
+impl Blueprint {
+    /// Two nodes and four pods: `client` and `cart` inside the mesh on node 0, `server` inside on node 1, `stranger`
+    /// outside the mesh on node 1. The service `shop` (port 80 to 8080) stands before `server`.
+    pub fn two_nodes() -> Self {
+        Self {
+            nodes: 2,
+            pods: vec![
+                PodSpec::new("client", 0),
+                PodSpec::new("cart", 0),
+                PodSpec::new("server", 1),
+                PodSpec::new("stranger", 1).membership(Membership::Outside),
+            ],
+            services: vec![ServiceSpec::new("shop", &[(80, 8080)], &["server"])],
+            ..Self::default()
+        }
+    }
+
+    pub fn redirect(mut self, redirect: Redirect) -> Self {
+        for pod in &mut self.pods {
+            pod.redirect = redirect;
+        }
+        self
+    }
+
+    pub fn pod(mut self, pod: PodSpec) -> Self {
+        self.pods.push(pod);
+        self
+    }
+
+    pub fn service(mut self, service: ServiceSpec) -> Self {
+        self.services.push(service);
+        self
+    }
+}

@@ -1,0 +1,131 @@
+//! The mesh as every node's proxy reads it from `LOCAL_XDS_PATH` (YAML; the same file on all nodes).
+
+use std::fmt::Write;
+
+use crate::addresses;
+use crate::blueprint::{Blueprint, Membership, PodSpec, ServiceSpec};
+
+/// Name of node `index`, as in `NODE_NAME` and in the workloads.
+pub fn node_name(index: usize) -> String {
+    format!("node-{index}")
+}
+
+/// Key of a workload.
+pub fn workload_uid(pod: &PodSpec) -> String {
+    format!("Kubernetes//Pod/{}/{}", pod.namespace, pod.name)
+}
+
+/// Writes the whole file. `addresses_of` gives the addresses of the pod with that position in the blueprint.
+pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::Addresses) -> String {
+    let mut yaml = String::from("workloads:\n");
+    for (index, pod) in blueprint.pods.iter().enumerate() {
+        let protocol = match pod.membership {
+            Membership::Inside => "HBONE",
+            Membership::KnownPlain => "TCP",
+            Membership::Outside => continue,
+        };
+        let health = if blueprint.unhealthy.contains(&pod.name) {
+            "Unhealthy"
+        } else {
+            "Healthy"
+        };
+        write_workload(&mut yaml, blueprint, pod, addresses_of(index), protocol, health)
+            .expect("invariant: writing to a string cannot fail");
+    }
+    if !blueprint.policies_yaml.is_empty() {
+        yaml.push_str("policies:\n");
+        yaml.push_str(&blueprint.policies_yaml);
+    }
+    yaml.push_str("services:\n");
+    for (index, service) in blueprint.services.iter().enumerate() {
+        write_service(&mut yaml, index, service).expect("invariant: writing to a string cannot fail");
+    }
+    if blueprint.services.is_empty() {
+        yaml.truncate(yaml.len() - "services:\n".len());
+    }
+    yaml
+}
+
+fn write_workload(
+    yaml: &mut String,
+    blueprint: &Blueprint,
+    pod: &PodSpec,
+    own: addresses::Addresses,
+    protocol: &str,
+    health: &str,
+) -> std::fmt::Result {
+    writeln!(yaml, "- uid: {}", workload_uid(pod))?;
+    writeln!(yaml, "  name: {}", pod.name)?;
+    writeln!(yaml, "  namespace: {}", pod.namespace)?;
+    writeln!(yaml, "  serviceAccount: {}", pod.service_account)?;
+    writeln!(yaml, "  trustDomain: cluster.local")?;
+    writeln!(yaml, "  workloadIps: [\"{}\", \"{}\"]", own.v4, own.v6)?;
+    writeln!(yaml, "  node: {}", node_name(pod.node))?;
+    writeln!(yaml, "  clusterId: Kubernetes")?;
+    writeln!(yaml, "  canonicalName: {}", pod.service_account)?;
+    writeln!(yaml, "  canonicalRevision: latest")?;
+    writeln!(yaml, "  workloadName: {}", pod.service_account)?;
+    writeln!(yaml, "  workloadType: deployment")?;
+    writeln!(yaml, "  protocol: {protocol}")?;
+    writeln!(yaml, "  status: {health}")?;
+    let memberships: Vec<&ServiceSpec> = blueprint
+        .services
+        .iter()
+        .filter(|service| service.endpoints.contains(&pod.name))
+        .collect();
+    if memberships.is_empty() {
+        return writeln!(yaml, "  services: {{}}");
+    }
+    writeln!(yaml, "  services:")?;
+    for service in memberships {
+        writeln!(
+            yaml,
+            "    \"{}/{}\": {}",
+            service.namespace,
+            service.hostname(),
+            port_map(service)
+        )?;
+    }
+    Ok(())
+}
+
+fn write_service(yaml: &mut String, index: usize, service: &ServiceSpec) -> std::fmt::Result {
+    let own = addresses::service(index);
+    writeln!(yaml, "- name: {}", service.name)?;
+    writeln!(yaml, "  namespace: {}", service.namespace)?;
+    writeln!(yaml, "  hostname: {}", service.hostname())?;
+    writeln!(yaml, "  vips: [\"/{}\", \"/{}\"]", own.v4, own.v6)?;
+    writeln!(yaml, "  ports: {}", port_map(service))
+}
+
+fn port_map(service: &ServiceSpec) -> String {
+    let pairs: Vec<String> = service
+        .ports
+        .iter()
+        .map(|(port, target)| format!("{port}: {target}"))
+        .collect();
+    format!("{{{}}}", pairs.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_names_pods_of_the_mesh_and_leaves_strangers_out() {
+        let blueprint = Blueprint::two_nodes();
+        let yaml = write(&blueprint, |index| {
+            addresses::pod(blueprint.pods[index].node, index)
+        });
+        assert!(yaml.contains("- uid: Kubernetes//Pod/shop/server\n"), "{yaml}");
+        assert!(
+            yaml.contains("    \"shop/shop.shop.svc.cluster.local\": {80: 8080}\n"),
+            "{yaml}"
+        );
+        assert!(
+            yaml.contains("vips: [\"/198.18.240.1\", \"/fd00:198:18:f0::1\"]"),
+            "{yaml}"
+        );
+        assert!(!yaml.contains("stranger"), "{yaml}");
+    }
+}

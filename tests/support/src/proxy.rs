@@ -1,0 +1,275 @@
+//! A proxy process inside a node's namespace: ours or any other program with the same environment variables.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::logs::Logs;
+use crate::mesh_file::node_name;
+use crate::namespace::Namespace;
+use crate::{PATIENCE, Result, RigError, sys};
+
+const READINESS_PORT: u16 = 15021;
+
+/// Which driver the proxy is told to use (`UZTUNNEL_IO`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Uring,
+    Epoll,
+}
+
+impl Backend {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// Where the proxy's output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Into `Proxy::logs`.
+    Collected,
+    /// To /dev/null: for measurements, where reading it would cost CPU time.
+    Discarded,
+}
+
+#[derive(Debug, Clone)]
+pub struct ProxyOptions {
+    pub binary: PathBuf,
+    /// `None` leaves the choice to the proxy.
+    pub backend: Option<Backend>,
+    pub workers: usize,
+    /// `RUST_LOG`.
+    pub log_filter: String,
+    pub output: Output,
+    /// Further variables; they replace those that the rig sets.
+    pub environment: Vec<(String, String)>,
+    /// Put before the binary, for tests that start it under another program (a seccomp filter, a profiler).
+    pub wrapper: Vec<String>,
+}
+
+impl ProxyOptions {
+    pub fn new(binary: &Path) -> Self {
+        Self {
+            binary: binary.to_owned(),
+            backend: None,
+            workers: 2,
+            log_filter: "info".to_owned(),
+            output: Output::Collected,
+            environment: Vec::new(),
+            wrapper: Vec::new(),
+        }
+    }
+
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// A running proxy; killed when dropped.
+pub struct Proxy {
+    child: Child,
+    pub logs: Logs,
+    readers: Vec<thread::JoinHandle<()>>,
+}
+
+/// Where the proxy of a node finds its world.
+pub struct Surroundings<'a> {
+    pub node: usize,
+    pub namespace: &'a Namespace,
+    pub mesh_file: &'a Path,
+    pub agent_socket: &'a Path,
+    pub scratch: &'a Path,
+}
+
+impl Proxy {
+    /// Starts the process; it is not ready yet.
+    pub fn start(options: &ProxyOptions, around: &Surroundings<'_>) -> Result<Self> {
+        let mut command = match options.wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&options.binary);
+                command
+            }
+            None => Command::new(&options.binary),
+        };
+        command
+            .args(["proxy", "ztunnel"])
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("RUST_LOG", &options.log_filter)
+            .env("NODE_NAME", node_name(around.node))
+            .env("LOCAL_XDS_PATH", around.mesh_file)
+            .env("INPOD_UDS", around.agent_socket)
+            .env("FAKE_CA", "true")
+            .env("XDS_ADDRESS", "")
+            .env("CA_ADDRESS", "")
+            .env("CLUSTER_ID", "Kubernetes")
+            .env("ISTIO_META_DNS_CAPTURE", "false")
+            .env("ZTUNNEL_WORKER_THREADS", options.workers.to_string())
+            .current_dir(around.scratch)
+            .stdin(Stdio::null())
+            .process_group(0);
+        match options.output {
+            Output::Collected => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+            Output::Discarded => command.stdout(Stdio::null()).stderr(Stdio::null()),
+        };
+        if let Some(backend) = options.backend {
+            command.env("UZTUNNEL_IO", backend.name());
+        }
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
+        sys::unblock_interrupts_in_child(&mut command);
+        let mut child = around
+            .namespace
+            .run(|| command.spawn())
+            .map_err(|error| RigError::new(format!("starting {}", options.binary.display()), error))?;
+        let logs = Logs::default();
+        let mut readers = Vec::new();
+        readers.extend(child.stdout.take().map(|stdout| logs.collect(stdout)));
+        readers.extend(child.stderr.take().map(|stderr| logs.collect(stderr)));
+        Ok(Self { child, logs, readers })
+    }
+
+    /// Waits until readiness answers 200.
+    pub fn wait_until_ready(&mut self, namespace: &Namespace) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.exit_status()? {
+                let cause = format!("it ended with {status}; the last lines:\n{}", self.logs.tail());
+                return Err(RigError::new("waiting for the proxy to be ready", cause));
+            }
+            if namespace
+                .run(|| probe("/healthz/ready"))
+                .is_ok_and(|(status, _)| status == 200)
+            {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let answer = namespace.run(|| probe("/healthz/ready"));
+                let cause = format!(
+                    "after {PATIENCE:?}: {answer:?}; the last lines:\n{}",
+                    self.logs.tail()
+                );
+                return Err(RigError::new("waiting for the proxy to be ready", cause));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `None` while it runs.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        self.child
+            .try_wait()
+            .map_err(|error| RigError::new("asking for the proxy's exit status", error))
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait_for_exit(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.exit_status()? {
+                for reader in self.readers.drain(..) {
+                    let _ = reader.join();
+                }
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(RigError::new(
+                    "waiting for the proxy to end",
+                    format!("still there after {PATIENCE:?}"),
+                ));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        sys::send_signal(self.pid(), libc::SIGTERM)
+            .map_err(|error| RigError::new("sending SIGTERM to the proxy", error))
+    }
+
+    /// CPU time of all its threads, from the scheduler (nanoseconds; user and kernel).
+    pub fn cpu_ns(&self) -> Result<u64> {
+        let path = format!("/proc/{}/task", self.pid());
+        let tasks =
+            std::fs::read_dir(&path).map_err(|error| RigError::new(format!("reading {path}"), error))?;
+        let mut total = 0;
+        for task in tasks.flatten() {
+            // A thread may end between the listing and the reading; its time is lost to any reader.
+            let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else {
+                continue;
+            };
+            let running = text.split(' ').next().and_then(|field| field.parse::<u64>().ok());
+            total +=
+                running.ok_or_else(|| RigError::new("reading schedstat", format!("unexpected {text:?}")))?;
+        }
+        Ok(total)
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| RigError::new(format!("reading {path}"), error))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib * 1024)
+            .ok_or_else(|| RigError::new(format!("reading {path}"), "no VmRSS"))
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.pid());
+        let entries =
+            std::fs::read_dir(&path).map_err(|error| RigError::new(format!("reading {path}"), error))?;
+        Ok(entries.count())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Both fail only when the process is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// Status and body of a GET on the readiness port of the calling thread's namespace.
+pub fn probe(path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, READINESS_PORT))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let status = response.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| std::io::Error::other(format!("no HTTP status in {response:?}")))?;
+    let body = response
+        .split_once("\r\n\r\n")
+        .map_or("", |(_, body)| body)
+        .to_owned();
+    Ok((status, body))
+}

@@ -330,14 +330,6 @@ pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
 
-/// Streams that a peer may have open on one session. Contract: configuration.md section 2.4.
-pub const STREAMS_SESSION_MAX: u32 = 200;
-/// Bytes that blocked applications may hold of one session before its connection window shrinks: four streams'
-/// windows.
-pub const UNREAD_SESSION_BYTES_MAX: u32 = 16 * 1024 * 1024;
-pub const HEADER_LIST_CLIENT_BYTES_MAX: u32 = 16 * 1024;
-pub const HEADER_LIST_SERVER_BYTES_MAX: u32 = 64 * 1024;
-
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);

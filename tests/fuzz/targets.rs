@@ -8,6 +8,8 @@ mod hbone_authority;
 mod hpack;
 #[path = "targets/http2.rs"]
 mod http2;
+#[path = "targets/tls_record.rs"]
+mod tls_record;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
 
@@ -20,5 +22,6 @@ pub const ALL: &[(&str, Body)] = &[
     ("hbone_authority", hbone_authority::run),
     ("hpack", hpack::run),
     ("http2", http2::run),
+    ("tls_record", tls_record::run),
     ("traceparent", traceparent::run),
 ];

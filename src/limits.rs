@@ -66,23 +66,25 @@ const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
 const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
 
 // Section `tls`.
+// TLS (tls::handshake, tls::channel).
 
 /// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake
 /// message of the library ends at 64 KiB.
 pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
 
-/// Records sealed under one key, the closing KeyUpdate included: 2^24 (the AES-GCM bound of draft-irtf-cfrg-aead-limits
-/// for an advantage of 2^-60 with full records), less a margin. At 10 Gbit/s this is 220 s.
+/// Records sealed under one key, the KeyUpdate that ends its life included: 2^24, the bound for AES-GCM with
+/// full records and an advantage of 2^-60 (draft-irtf-cfrg-aead-limits), less a margin. At 10 Gbit/s it is
+/// reached in 220 s.
 pub const RECORDS_PER_KEY_MAX: u64 = (1 << 24) - 64;
 /// What `UZTUNNEL_TLS_RECORDS_MAX` may ask for at least.
 pub const RECORDS_PER_KEY_MIN: u64 = 16;
 
-/// KeyUpdate messages, tickets and warning alerts that a peer may send ahead of data. Each costs us key
-/// derivation but the peer 22 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
+/// KeyUpdate messages, tickets and warnings that a peer may send ahead of data. Each costs us a key
+/// derivation, but the peer 27 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
 pub const CONTROL_BURST_MAX: u32 = 32;
 pub const CONTROL_EARN_RECORDS: u32 = 8;
 
-/// Records without content in a row (openssl's bound is the same).
+/// Records without content in a row; openssl's bound is the same.
 pub const EMPTY_RECORDS_MAX: u32 = 32;
 
 const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
@@ -329,14 +331,6 @@ pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
-
-/// Streams that a peer may have open on one session. Contract: configuration.md section 2.4.
-pub const STREAMS_SESSION_MAX: u32 = 200;
-/// Bytes that blocked applications may hold of one session before its connection window shrinks: four streams'
-/// windows.
-pub const UNREAD_SESSION_BYTES_MAX: u32 = 16 * 1024 * 1024;
-pub const HEADER_LIST_CLIENT_BYTES_MAX: u32 = 16 * 1024;
-pub const HEADER_LIST_SERVER_BYTES_MAX: u32 = 64 * 1024;
 
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);

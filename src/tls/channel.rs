@@ -19,6 +19,10 @@ use crate::tls::record::{CONTENT_BYTES_MAX, HEADER_BYTES};
 use buffered::Buffered;
 use own::Own;
 
+/// The protection of one session's records, both directions.
+///
+/// Records go out in the order in which they were sealed: whatever is written to `out` by these methods must
+/// be sent in the order of the calls, and nothing is sealed into the same `out` between `begin` and `finish`.
 pub struct Channel(Kind);
 
 /// What `Channel::open` found in the front of its input.
@@ -56,7 +60,7 @@ impl Channel {
         Self(Kind::Buffered(Box::new(Buffered::new(connection, records_max))))
     }
 
-    /// Starts a record at the end of `out`: room for its header, a KeyUpdate record before it when one is due.
+    /// Starts a record at the end of `out`: a KeyUpdate record when one is due, then room for a header.
     /// Returns where the record starts. Append up to 16,384 bytes, then call `finish`.
     pub fn begin(&mut self, out: &mut Output) -> usize {
         match &mut self.0 {
@@ -69,8 +73,8 @@ impl Channel {
         start
     }
 
-    /// Seals in place, as application data, what was appended to `out` since `begin` returned `start`. Nothing
-    /// appended leaves no record; more than a record holds becomes several, at the price of a copy.
+    /// Seals in place, as application data, what was appended to `out` since `begin` returned `start`.
+    /// Nothing appended gives no record; more than a record holds becomes several, at the price of a copy.
     pub fn finish(&mut self, out: &mut Output, start: usize) {
         let content_bytes = out.len() - start - HEADER_BYTES;
         match &mut self.0 {
@@ -121,8 +125,8 @@ impl Channel {
         }
     }
 
-    /// Says that nothing more will be sent. Only the first call does something, and nothing may be sealed
-    /// after it.
+    /// Says that nothing more will be sent. Only the first call does something; what is sealed after it, or
+    /// after an alert, leaves `out` as it was (in buffered mode after any error).
     pub fn close_notify(&mut self, out: &mut Output) {
         match &mut self.0 {
             Kind::Own(own) => own.close_notify(out),

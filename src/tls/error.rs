@@ -47,7 +47,8 @@ pub enum HandshakeError {
     #[error("peer's certificate is valid from {not_before} only (it is {now})")]
     CertificateNotYetValid { not_before: String, now: String },
     #[error(
-        "peer's certificate was issued by an unknown CA (none of the roots that came with our own certificate)"
+        "peer's certificate was issued by an unknown CA \
+         (none of the roots that came with our own certificate)"
     )]
     UnknownIssuer,
     #[error("peer's certificate is not acceptable: {0}")]
@@ -98,7 +99,8 @@ pub enum RecordError {
     #[error("handshake message is empty or does not end in the record in which it began")]
     SplitHandshake,
     #[error(
-        "handshake message of type {message_type} (expected 24 key update, or 4 new session ticket from a server)"
+        "handshake message of type {message_type} \
+         (expected 24 key update, or 4 new session ticket from a server)"
     )]
     UnexpectedHandshake { message_type: u8 },
     #[error("key update is malformed (expected one byte, 0 or 1)")]
@@ -288,7 +290,8 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "identity verification error: peer did not present the expected trustdomain (cluster.local), got none"
+            "identity verification error: peer did not present the expected trustdomain (cluster.local), \
+             got none"
         );
     }
 
@@ -309,7 +312,8 @@ mod tests {
         let error = TlsError::Alert(AlertDescription::UnknownCA);
         assert_eq!(
             error.to_string(),
-            "peer closed the session with the fatal alert UnknownCA (48): it does not know the CA of our certificate"
+            "peer closed the session with the fatal alert UnknownCA (48): \
+             it does not know the CA of our certificate"
         );
         let other = HandshakeError::RefusedByPeer(AlertDescription::RecordOverflow);
         assert_eq!(

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::hbone::dial::OpenStream;
 use super::hbone::serve::Request;
+use super::hbone::session::{Held, UserState};
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
@@ -159,8 +160,13 @@ pub async fn connect_application<D: Driver + 'static>(
 }
 
 impl<D: Driver + 'static> Core<D> {
+    /// `None` when the session or the stream has gone already: nothing is dialled for a stream that was reset.
     fn origin(&mut self, stream: &OpenStream<D>) -> Option<Origin> {
         let session = self.sessions.get_mut(stream.session)?;
+        match &session.user_mut(stream.user, stream.stream)?.state {
+            UserState::Preparing { held: Held { reset: None, .. } } => {}
+            UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
+        }
         session.served += 1;
         Some(Origin {
             pod: session.pod.clone(),

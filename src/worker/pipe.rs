@@ -9,6 +9,7 @@ use super::outcome::{Outcome, ends_a_copy};
 use super::owner::{Owned, Side};
 use super::pods::PodState;
 use super::telemetry::Account;
+use super::tunnel::adapted_read;
 use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::runtime::slab::Key;
@@ -101,11 +102,7 @@ impl<D: Driver + 'static> Core<D> {
     fn pipe_data(&mut self, key: Key<Pipe>, from: Side, buffer: RecvBuffer) {
         let Some(pipe) = self.pipes.get_mut(key) else { return };
         let end = pipe.end(from);
-        if buffer.len() == end.read_bytes {
-            end.read_bytes = (end.read_bytes * 4).min(limits::RECEIVE_BYTES_MAX);
-        } else if buffer.len() < end.read_bytes / 8 {
-            end.read_bytes = (end.read_bytes / 2).max(limits::READ_BYTES_MIN);
-        }
+        end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
         end.flow = Flow::Sending;
         let to = pipe.end(from.other()).socket;
         let bytes = buffer.len();

@@ -375,15 +375,22 @@ impl<D: Driver + 'static> Core<D> {
     }
 }
 
+/// How much the next receive asks for: four times as much after one that filled what it was given (the driver
+/// starts with small blocks), half after one that used less than an eighth. Short exchanges stay small, bulk gets
+/// whole blocks within three receives.
+pub fn adapted_read(current: usize, asked: usize, got: usize) -> usize {
+    if got >= asked.min(limits::RECEIVE_SMALL_BYTES) {
+        (current * 4).min(limits::RECEIVE_BYTES_MAX)
+    } else if got < current / 8 {
+        (current / 2).max(limits::READ_BYTES_MIN)
+    } else {
+        current
+    }
+}
+
 impl Tunnel {
-    /// Asks for four times as much after a full receive, for less after a small one: short exchanges stay
-    /// small, bulk gets whole blocks within three receives.
     fn adapt_read(&mut self, asked: usize, got: usize) {
-        if got == asked && asked == self.read_bytes {
-            self.read_bytes = (self.read_bytes * 4).min(limits::RECEIVE_BYTES_MAX);
-        } else if got < self.read_bytes / 8 {
-            self.read_bytes = (self.read_bytes / 2).max(limits::READ_BYTES_MIN);
-        }
+        self.read_bytes = adapted_read(self.read_bytes, asked, got);
     }
 
     fn push(&mut self, slice: Slice, is_short: bool) {

@@ -2,11 +2,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use uztunnel::sys::buffer::Payload;
+use uztunnel::sys::buffer::{Payload, RecvBuffer};
 use uztunnel::sys::driver::{Driver, Event, Received, SendStatus, SocketId};
 
 use crate::rig::Rig;
@@ -41,31 +42,52 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Passes everything received on a socket back to its peer until `bytes` were sent.
-fn echo<D: Driver>(driver: &mut D, events: &mut Vec<Event>, bytes: usize) {
-    let mut sent = 0;
-    while sent < bytes {
-        driver
-            .poll(Some(Duration::from_secs(10)), events)
-            .expect("polling works");
-        for event in events.drain(..) {
-            match event {
-                Event::Received {
-                    socket,
-                    data: Received::Data(buffer),
-                    ..
-                } => {
-                    let len = buffer.len();
-                    match driver.send(socket, Payload::Received(buffer)) {
-                        SendStatus::Done(_) => sent += len,
-                        SendStatus::Queued => {}
-                        SendStatus::Failed { error, .. } => panic!("{error}"),
+/// Passes everything received on a socket back to its peer, one send at a time on each.
+struct Echo {
+    events: Vec<Event>,
+    waiting: VecDeque<(SocketId, RecvBuffer)>,
+    sending: Vec<SocketId>,
+}
+
+impl Echo {
+    /// Until `bytes` were sent.
+    fn run<D: Driver>(&mut self, driver: &mut D, bytes: usize) {
+        let mut sent = 0;
+        while sent < bytes {
+            driver
+                .poll(Some(Duration::from_secs(10)), &mut self.events)
+                .expect("polling works");
+            for event in self.events.drain(..) {
+                match event {
+                    Event::Received {
+                        socket,
+                        data: Received::Data(buffer),
+                        ..
+                    } => self.waiting.push_back((socket, buffer)),
+                    Event::Sent {
+                        socket,
+                        taken,
+                        error: None,
+                        ..
+                    } => {
+                        sent += taken;
+                        self.sending.retain(|sending| *sending != socket);
                     }
+                    other => panic!("{other:?}"),
                 }
-                Event::Sent {
-                    taken, error: None, ..
-                } => sent += taken,
-                other => panic!("{other:?}"),
+            }
+            for _ in 0..self.waiting.len() {
+                let (socket, buffer) = self.waiting.pop_front().expect("counted");
+                if self.sending.contains(&socket) {
+                    self.waiting.push_back((socket, buffer));
+                    continue;
+                }
+                let len = buffer.len();
+                match driver.send(socket, Payload::Received(buffer)) {
+                    SendStatus::Done(_) => sent += len,
+                    SendStatus::Queued => self.sending.push(socket),
+                    SendStatus::Failed { error, .. } => panic!("{error}"),
+                }
             }
         }
     }
@@ -78,13 +100,17 @@ fn rounds<D: Driver>(
     answer: &mut [u8],
     rounds: usize,
 ) -> u64 {
-    let mut events = Vec::with_capacity(4096);
+    let mut echo = Echo {
+        events: Vec::with_capacity(4096),
+        waiting: VecDeque::with_capacity(4096),
+        sending: Vec::with_capacity(peers.len()),
+    };
     let before = ALLOCATIONS.get();
     for _ in 0..rounds {
         for (_, peer) in &mut *peers {
             peer.write_all(message).expect("written");
         }
-        echo(driver, &mut events, message.len() * peers.len());
+        echo.run(driver, message.len() * peers.len());
         for (_, peer) in &mut *peers {
             peer.read_exact(answer).expect("read");
             assert!(answer == message);

@@ -6,6 +6,10 @@ mod baggage;
 mod hbone_authority;
 #[path = "targets/hpack.rs"]
 mod hpack;
+#[path = "targets/http2.rs"]
+mod http2;
+#[path = "targets/tls_record.rs"]
+mod tls_record;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
 
@@ -17,5 +21,7 @@ pub const ALL: &[(&str, Body)] = &[
     ("baggage", baggage::run),
     ("hbone_authority", hbone_authority::run),
     ("hpack", hpack::run),
+    ("http2", http2::run),
+    ("tls_record", tls_record::run),
     ("traceparent", traceparent::run),
 ];

@@ -262,8 +262,8 @@ fn a_certificate_for_servers_only_is_no_client() {
     assert_told(ended.client, AlertDescription::UnsupportedCertificate);
 }
 
-/// A rustls client that changes what it offers, against our server. Returns our error and what the peer made of
-/// our answer.
+/// A rustls client that changes what it offers, against our server. Returns our error and what the peer made
+/// of our answer.
 fn odd_client(
     mode: RecordMode,
     change: impl FnOnce(&mut rustls::ClientConfig),
@@ -433,6 +433,49 @@ fn any_change_on_the_wire_breaks_the_handshake_of_one_side() {
             server_result.is_err() || client_result.is_err() || !client.is_open(),
             "byte {at} was changed and nobody noticed"
         );
+    }
+}
+
+#[test]
+fn damage_in_any_flight_ends_in_an_error_or_a_working_session() {
+    let (client, server) = (issued(&cart()), issued(&till()));
+    let mut random = fastrand::Rng::with_seed(11);
+    for round in 0..300 {
+        let mode = MODES[round % 2];
+        let mut client = Ours::of(Handshake::client(&client, Arc::new([till()]), mode).expect("client"));
+        let mut server = Ours::of(Handshake::server(&server, mode).expect("server"));
+        let mut damage = |flight: &mut Vec<u8>| {
+            let at = random.usize(..flight.len());
+            match random.u8(..4) {
+                0 => flight[at] ^= 1 << random.u8(..8),
+                1 => flight.insert(at, random.u8(..)),
+                2 => drop(flight.remove(at)),
+                _ => flight.truncate(at),
+            }
+        };
+        let damaged = round / 2 % 3;
+        client.receive(&[]).expect("hello");
+        let mut result = Ok(());
+        for flight in 0..3 {
+            let (from, to) = if flight == 1 {
+                (&mut server, &mut client)
+            } else {
+                (&mut client, &mut server)
+            };
+            let mut wire = from.take_outbox();
+            if flight == damaged && !wire.is_empty() {
+                damage(&mut wire);
+            }
+            result = result.and(to.receive(&wire));
+            if result.is_err() {
+                break;
+            }
+        }
+        if result.is_ok() && client.is_open() && server.is_open() {
+            client.send(b"all is well", false);
+            server.receive(&client.take_outbox()).expect("the same keys");
+            assert_eq!(server.received, b"all is well");
+        }
     }
 }
 

@@ -225,3 +225,51 @@ fn turn_without_wait(driver: &mut UringDriver) {
     driver.poll(Some(Duration::ZERO), &mut events).expect("polled");
     assert!(events.is_empty());
 }
+
+#[test]
+fn no_operation_is_handed_to_a_kernel_thread() {
+    for set in [FeatureSet::NEWEST, FeatureSet::V5_15] {
+        let mut driver = driver(set);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("address");
+        let listener = driver.adopt(listener.into(), Owner(0)).expect("adopted");
+        driver.listen(listener);
+        let client = driver
+            .open(&SocketSpec::default(), address.ip(), Owner(1))
+            .expect("opened");
+        driver.connect(client, address);
+        let (mut connected, mut accepted) = (false, None);
+        while !connected || accepted.is_none() {
+            for event in turn(&mut driver) {
+                match event {
+                    Event::Accepted { fd, .. } => {
+                        accepted = Some(driver.adopt(fd, Owner(2)).expect("adopted"))
+                    }
+                    Event::Connected { result, .. } => connected = result.is_ok(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        let server = accepted.expect("accepted above");
+        driver.receive(server, ReceiveMode::Stream);
+        let bytes = vec![1; 8 << 20];
+        let len = bytes.len();
+        assert!(matches!(
+            driver.send(client, Payload::Bytes { bytes, from: 0 }),
+            SendStatus::Queued
+        ));
+        let mut got = 0;
+        while got < len {
+            got += turn(&mut driver)
+                .into_iter()
+                .filter_map(received)
+                .map(|(_, buffer)| buffer.len())
+                .sum::<usize>();
+        }
+        for task in std::fs::read_dir("/proc/self/task").expect("own threads") {
+            let name = task.expect("entry").path().join("comm");
+            let name = std::fs::read_to_string(name).unwrap_or_default();
+            assert!(!name.starts_with("iou-wrk"), "{set}: {name}");
+        }
+    }
+}

@@ -45,23 +45,29 @@ impl Buffered {
     }
 
     pub(super) fn seal(&mut self, out: &mut Output, content: &[u8]) {
-        debug_assert!(
-            !self.close_sent,
-            "nothing is sealed after close_notify or an alert"
-        );
+        if self.close_sent || matches!(self.reading, Reading::Failed(_)) {
+            return;
+        }
+        if let Err(error) = self.queue(content) {
+            self.reading = Reading::Failed(RecordError::from_library(error).into());
+        }
+        self.flush_control(out);
+    }
+
+    /// Fails when the peer broke the protocol in a way that the library minds only now: a key is not updated
+    /// while half a handshake message of the peer waits for the other half.
+    fn queue(&mut self, content: &[u8]) -> Result<(), Library> {
         if self.sealed + 1 >= self.records_max {
             // rustls asks the peer to update as well; its key is as old as ours.
-            self.connection
-                .refresh_traffic_keys()
-                .expect("invariant: the handshake is over and agreed on TLS 1.3");
+            self.connection.refresh_traffic_keys()?;
             self.sealed = 0;
         }
         self.connection
             .writer()
             .write_all(content)
-            .expect("invariant: rustls buffers without a limit");
+            .map_err(|error| Library::General(error.to_string()))?;
         self.sealed += 1;
-        self.flush_control(out);
+        Ok(())
     }
 
     pub(super) fn open(&mut self, input: &[u8], plain: &mut [u8]) -> Result<Opened, TlsError> {

@@ -70,23 +70,28 @@ impl Own {
 
     /// Updates the key when it may seal only one more record, or when the peer waits for it.
     pub(super) fn before_record(&mut self, out: &mut Output) {
-        debug_assert!(
-            !self.close_sent,
-            "nothing is sealed after close_notify or an alert"
-        );
+        if self.close_sent {
+            return;
+        }
         if self.answer_due || self.sealer.sealed() + 1 >= self.records_max {
             self.send_key_update(out, KEY_UPDATE_MESSAGE);
         }
     }
 
     pub(super) fn seal(&mut self, out: &mut Output, content: &[u8]) {
-        self.before_record(out);
-        self.sealer.seal(out, APPLICATION_DATA, content);
+        if !self.close_sent {
+            self.before_record(out);
+            self.sealer.seal(out, APPLICATION_DATA, content);
+        }
     }
 
     /// The record was begun by `before_record`.
     pub(super) fn seal_in_place(&mut self, out: &mut Output, start: usize) {
-        self.sealer.seal_in_place(out, start);
+        if self.close_sent {
+            out.truncate(start);
+        } else {
+            self.sealer.seal_in_place(out, start);
+        }
     }
 
     pub(super) fn open(&mut self, input: &[u8], plain: &mut [u8]) -> Result<Opened, TlsError> {

@@ -493,7 +493,11 @@ fn nothing_is_read_behind_close_notify() {
         client.close_notify(&mut out);
         let close = out.len();
         client.close_notify(&mut out);
-        assert_eq!(out.len(), close, "once is enough");
+        client.seal(&mut out, b"too late");
+        let start = client.begin(&mut out);
+        out.append(b"too late");
+        client.finish(&mut out, start);
+        assert_eq!(out.len(), close, "once is enough, and nothing follows");
         assert_eq!(
             open(&mut server, out.filled()),
             Ok(Opened::Data {
@@ -589,6 +593,32 @@ fn buffered_mode_refuses_what_our_own_does() {
     }
 }
 
+/// Found by fuzzing: rustls does not update its key then.
+#[test]
+fn a_key_update_of_buffered_mode_behind_half_a_message_ends_the_session() {
+    let (mut client, mut server) = pair(RecordMode::Own, RecordMode::Buffered, 16);
+    let half = crafted(&mut client, HANDSHAKE, &[24, 0]);
+    open(&mut server, &half).expect("rustls waits for the other half");
+    let mut out = Output::default();
+    for _ in 0..20 {
+        server.seal(&mut out, b"x");
+    }
+    assert!(open(&mut server, &[]).is_err());
+}
+
+#[test]
+fn sealing_after_an_error_is_harmless() {
+    for mode in [RecordMode::Own, RecordMode::Buffered] {
+        let (_, mut server) = pair(mode, mode, 16);
+        let error = open(&mut server, b"GET / HTTP").expect_err("refused");
+        let mut out = Output::default();
+        for _ in 0..20 {
+            server.seal(&mut out, b"a last word");
+        }
+        assert_eq!(open(&mut server, &[]), Err(error));
+    }
+}
+
 #[test]
 fn sealing_nothing_leaves_no_record() {
     for mode in [RecordMode::Own, RecordMode::Buffered] {
@@ -624,7 +654,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn no_input_makes_open_panic(input in proptest::collection::vec(any::<u8>(), 0..600), room in 0usize..700) {
+    fn no_input_makes_open_panic(
+        input in proptest::collection::vec(any::<u8>(), 0..600),
+        room in 0usize..700,
+    ) {
         for mode in [RecordMode::Own, RecordMode::Buffered] {
             let (_, mut server) = pair(mode, mode, 64);
             let mut plain = vec![0; room];

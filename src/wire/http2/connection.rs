@@ -267,6 +267,12 @@ impl Connection {
         .encode()
     }
 
+    /// The header of the empty DATA frame that ends our direction; `None` when the stream is gone or ended, as
+    /// after a reset by the peer whose event has not been handled yet.
+    pub fn end_header(&mut self, stream: StreamId) -> Option<[u8; HEADER_BYTES]> {
+        self.may_send(stream).then(|| self.data_header(stream, 0, true))
+    }
+
     /// The application took `bytes` of this stream: they go back to the windows, in WINDOW_UPDATEs of at least
     /// half a window.
     pub fn consumed(&mut self, stream: StreamId, bytes: usize) {

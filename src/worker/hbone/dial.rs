@@ -13,7 +13,7 @@ use crate::sys::driver::{Driver, ReceiveMode, Received, SocketSpec};
 use crate::tls::handshake::{Established, Handshake, Progress};
 use crate::tls::output::Output;
 use crate::wire::hbone::{ConnectRequest, IncomingResponse};
-use crate::wire::http2::{Connection, ErrorCode, StreamId};
+use crate::wire::http2::{Connection, ErrorCode, Settings, StreamId};
 use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::outcome::Outcome;
@@ -90,7 +90,7 @@ pub async fn dial<D: Driver + 'static>(
     })?;
     let handshake = Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
     let established = shake(shell, &socket, handshake).await?;
-    let http2 = shell.with(|core| Connection::client(core.http2_settings(limits::HEADER_LIST_CLIENT_BYTES_MAX)));
+    let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
     Ok(start_session(shell, socket, established, http2, role, pod, key.destination, None))
 }

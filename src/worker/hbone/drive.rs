@@ -98,10 +98,8 @@ impl<D: Driver + 'static> Core<D> {
                     other => found.state = other,
                 }
             }
-            SessionEvent::Request { stream, request, end } => {
+            SessionEvent::Request { stream, user, request } => {
                 let Some(session) = self.sessions.get_mut(key) else { return };
-                let held = Held { end, ..Held::default() };
-                let user = session.add_user(stream, UserState::Preparing { held });
                 session.last_used = self.now;
                 self.requests.push(Request { session: key, stream, user, request });
             }

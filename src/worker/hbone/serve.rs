@@ -54,7 +54,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     if pod.gone.get() {
         return Err(Outcome::PodRemoved);
     }
-    let http2 = shell.with(|core| Connection::server(core.http2_settings(limits::HEADER_LIST_SERVER_BYTES_MAX)));
+    let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
     start_session(shell, socket, established, http2, Role::Server, &pod, peer, Some(share));
     Ok(())
 }
@@ -68,15 +68,13 @@ impl<D: Driver + 'static> Core<D> {
         self.mark_session(key);
     }
 
-    /// What this proxy offers its peers (contract: configuration.md section 2.4).
-    pub fn http2_settings(&self, header_list_bytes_max: u32) -> Settings {
+    /// What this proxy offers its peers, on top of the engine's defaults for its side.
+    pub fn http2_settings(&self, side: Settings) -> Settings {
         Settings {
             stream_window_bytes: self.settings.stream_window_bytes,
             connection_window_bytes: self.settings.connection_window_bytes,
             frame_bytes_max: self.settings.frame_bytes_max,
-            streams_max: limits::STREAMS_SESSION_MAX,
-            header_list_bytes_max,
-            unread_bytes_max: limits::UNREAD_SESSION_BYTES_MAX,
+            ..side
         }
     }
 }

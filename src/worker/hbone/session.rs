@@ -114,7 +114,7 @@ pub enum Answer {
 
 /// What a receive meant, in order.
 pub enum SessionEvent {
-    Request { stream: StreamId, request: Box<IncomingRequest>, end: bool },
+    Request { stream: StreamId, user: u32, request: Box<IncomingRequest> },
     Response { stream: StreamId, user: u32, response: Box<IncomingResponse>, end: bool },
     Data { stream: StreamId, user: u32, slice: Slice, end: bool },
     End { stream: StreamId, user: u32 },
@@ -298,7 +298,12 @@ impl Session {
                     let slice = chunk.slice(from + range.start..from + range.end);
                     SessionEvent::Data { stream, user: key, slice, end }
                 }
-                Event::Connect { stream, request, end } => SessionEvent::Request { stream, request, end },
+                Event::Connect { stream, request, end } => {
+                    // At once: what follows in the same receive must find the stream's user.
+                    let held = Held { end, ..Held::default() };
+                    let user = self.add_user(stream, UserState::Preparing { held });
+                    SessionEvent::Request { stream, user, request }
+                }
                 Event::Response { stream, key, response, end } => {
                     SessionEvent::Response { stream, user: key, response, end }
                 }
@@ -371,8 +376,9 @@ impl Session {
     /// Ends our direction of a stream.
     pub fn send_end(&mut self, stream: StreamId, buffers: &mut Buffers) {
         self.collect_control(buffers);
-        let header = self.http2.data_header(stream, 0, true);
-        self.collect(&[&header], buffers);
+        if let Some(header) = self.http2.end_header(stream) {
+            self.collect(&[&header], buffers);
+        }
     }
 
     /// Adds the engine's control frames: they must precede DATA of the streams that they open.

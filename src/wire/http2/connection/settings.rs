@@ -27,7 +27,7 @@ impl Connection {
             check_length(header, 0)?;
             return self.on_settings_ack();
         }
-        if header.bytes % 6 != 0 {
+        if !header.bytes.is_multiple_of(6) {
             return Err(Reason::FrameLength {
                 kind: header.kind,
                 bytes: header.bytes,
@@ -68,18 +68,14 @@ impl Connection {
     pub(super) fn setting(&mut self, id: u16, value: u32) -> Result<(), ConnectionError> {
         let invalid = || Err(Reason::SettingValue { id, value }.into());
         match id {
-            SETTING_HEADER_TABLE_SIZE => {
-                // RFC 7541 section 4.2: a table that gets smaller has to be confirmed by our encoder, although
-                // it does not use it.
-                if (value as usize) < limits::HTTP2_HEADER_TABLE_BYTES && !self.table_update_sent {
-                    self.table_update_due = true;
-                }
+            // RFC 7541 section 4.2: a table that gets smaller has to be confirmed by our encoder, although it
+            // does not use it.
+            SETTING_HEADER_TABLE_SIZE
+                if (value as usize) < limits::HTTP2_HEADER_TABLE_BYTES && !self.table_update_sent =>
+            {
+                self.table_update_due = true;
             }
-            SETTING_ENABLE_PUSH => {
-                if value > u32::from(self.role == Role::Server) {
-                    return invalid();
-                }
-            }
+            SETTING_ENABLE_PUSH if value > u32::from(self.role == Role::Server) => return invalid(),
             SETTING_MAX_CONCURRENT_STREAMS => {
                 self.peer.streams_max = value;
                 self.parser.settings.streams_max_seen = true;

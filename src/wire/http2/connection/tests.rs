@@ -3,6 +3,7 @@
 mod flow;
 mod guards;
 mod messages;
+mod random;
 mod states;
 mod syntax;
 

@@ -267,6 +267,7 @@ fn calls_on_streams_that_are_gone_do_nothing() {
     assert_eq!(bench.connection.send_capacity(stream), 0);
     assert_eq!(bench.connection.unread_bytes(stream), 0);
     assert!(!bench.connection.may_send(stream));
+    assert_eq!(bench.connection.end_header(stream), None);
     assert_eq!(bench.sent(), []);
 }
 
@@ -274,11 +275,10 @@ fn calls_on_streams_that_are_gone_do_nothing() {
 fn events_carry_the_key_of_their_stream() {
     let mut bench = Bench::server(Settings::server());
     let stream = bench.accept(1);
-    let key_of =
-        |bench: &mut Bench, bytes: &[u8]| match bench.connection.receive(bytes, &mut 0, bench.now) {
-            Ok(Some(Event::Data { key, .. } | Event::Reset { key, .. } | Event::End { key, .. })) => key,
-            other => panic!("{other:?}"),
-        };
+    let key_of = |bench: &mut Bench, bytes: &[u8]| match bench.connection.receive(bytes, &mut 0, bench.now) {
+        Ok(Some(Event::Data { key, .. } | Event::Reset { key, .. } | Event::End { key, .. })) => key,
+        other => panic!("{other:?}"),
+    };
     assert_eq!(key_of(&mut bench, &data(1, b"x")), KEY_NONE);
     bench.connection.set_key(stream, 77);
     assert_eq!(key_of(&mut bench, &data(1, b"x")), 77);

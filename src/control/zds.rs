@@ -104,7 +104,7 @@ impl<P: Pods> Client<P> {
             let mut buffer = [0; limits::ZDS_PACKET_BYTES_MAX];
             let retry_at = self.retry_at;
             effects = tokio::select! {
-                () = time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                () = time::sleep_until(retry_at.unwrap_or_else(now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.protocol.retry()
                 }
@@ -148,7 +148,7 @@ impl<P: Pods> Client<P> {
                     tracing::info!(uid = uid.as_str(), "pod removed");
                     self.pods.stop(&uid);
                 }
-                Effect::ArmRetry => self.retry_at = Some(Instant::now() + limits::ZDS_RETRY_DELAY),
+                Effect::ArmRetry => self.retry_at = Some(now() + limits::ZDS_RETRY_DELAY),
                 Effect::Reconnect(why) => return Err(Ended::Broken(why)),
             }
         }
@@ -170,6 +170,11 @@ enum Ended {
     Lost(String),
     /// The agent said something that makes no sense.
     Broken(String),
+}
+
+/// For tokio's timers.
+fn now() -> Instant {
+    Instant::from_std(clock::now())
 }
 
 async fn receive(

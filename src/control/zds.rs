@@ -68,7 +68,7 @@ impl<P: Pods> Client<P> {
                 // The agent was restarted: its successor waits for us.
                 Ended::Lost(why) if understood => tracing::info!("node agent's connection ended: {why}"),
                 Ended::Lost(why) | Ended::Broken(why) => {
-                    let delay = announce.next(clock::now(), fastrand::f64());
+                    let delay = announce.take(clock::now(), fastrand::f64());
                     tracing::warn!(?delay, "node agent's connection is made anew: {why}");
                     time::sleep(delay).await;
                 }
@@ -82,7 +82,7 @@ impl<P: Pods> Client<P> {
             match SeqPacket::connect(&self.path).and_then(reactor::register) {
                 Ok(connection) => return connection,
                 Err(error) => {
-                    let delay = delay.next();
+                    let delay = delay.take();
                     let path = self.path.display();
                     tracing::warn!(?delay, "cannot connect to the node agent at {path}: {error}");
                     time::sleep(delay).await;

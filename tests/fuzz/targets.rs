@@ -8,6 +8,8 @@ mod hbone_authority;
 mod hpack;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
+#[path = "targets/zds.rs"]
+mod zds;
 
 /// Name and body of each target; the name is that of its corpus and of its binary.
 pub const ALL: &[(&str, fn(&[u8]))] = &[
@@ -15,4 +17,5 @@ pub const ALL: &[(&str, fn(&[u8]))] = &[
     ("hbone_authority", hbone_authority::run),
     ("hpack", hpack::run),
     ("traceparent", traceparent::run),
+    ("zds", zds::run),
 ];

@@ -66,7 +66,9 @@ impl Config {
             },
             control: servers::control(env)?,
             logging: logging(env)?,
-            drain: Drain { deadline: drain_deadline(env)? },
+            drain: Drain {
+                deadline: drain_deadline(env)?,
+            },
             warnings,
         })
     }
@@ -108,7 +110,9 @@ fn sockets(env: &Environment) -> Result<Sockets, ConfigError> {
         interval: duration_or(env, "KEEPALIVE_INTERVAL", Duration::from_secs(180))?,
         retries: env.parse_or("KEEPALIVE_RETRIES", 9, values::number(0..=u32::MAX))?,
     };
-    let user_timeout = keepalive.idle.saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
+    let user_timeout = keepalive
+        .idle
+        .saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
     Ok(Sockets {
         packet_mark: match env.parse_or("PACKET_MARK", 1337, values::number(0..=u32::MAX))? {
             0 => None,
@@ -121,7 +125,9 @@ fn sockets(env: &Environment) -> Result<Sockets, ConfigError> {
         },
         ipv6: env.flag_or("IPV6_ENABLED", true)?,
         keepalive: env.flag_or("KEEPALIVE_ENABLED", true)?.then_some(keepalive),
-        user_timeout: env.flag_or("USER_TIMEOUT_ENABLED", false)?.then_some(user_timeout),
+        user_timeout: env
+            .flag_or("USER_TIMEOUT_ENABLED", false)?
+            .then_some(user_timeout),
         port_reuse: env.flag_or("INPOD_PORT_REUSE", true)?,
     })
 }
@@ -132,7 +138,11 @@ fn worker(env: &Environment, own: &OwnVariables, concurrency: Option<u16>) -> Re
     let stream_window = values::number(1..=WINDOW_BYTES_MAX);
     let connection_window = values::number(65_535..=WINDOW_BYTES_MAX);
     let frame = values::number(16_384..=16_777_215);
-    let streams = env.parse_or("POOL_MAX_STREAMS_PER_CONNECTION", 100, values::number(0..=u16::MAX))?;
+    let streams = env.parse_or(
+        "POOL_MAX_STREAMS_PER_CONNECTION",
+        100,
+        values::number(0..=u16::MAX),
+    )?;
     Ok(Worker {
         threads: threads::worker_threads(env, concurrency)?,
         io: own.io,
@@ -161,7 +171,10 @@ fn logging(env: &Environment) -> Result<Logging, ConfigError> {
         Some("json") => LogFormat::Json,
         Some(_) | None => LogFormat::Plain,
     };
-    Ok(Logging { filter: filter.to_owned(), format })
+    Ok(Logging {
+        filter: filter.to_owned(),
+        format,
+    })
 }
 
 /// Some seconds less than Kubernetes gives, so that connections are recorded before the process is killed.
@@ -172,7 +185,11 @@ fn drain_deadline(env: &Environment) -> Result<Duration, ConfigError> {
         Some(secs) => secs.saturating_sub(1).max(1),
         None => 5,
     };
-    duration_or(env, "CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(derived_secs))
+    duration_or(
+        env,
+        "CONNECTION_TERMINATION_DEADLINE",
+        Duration::from_secs(derived_secs),
+    )
 }
 
 fn duration_or(env: &Environment, name: &str, default: Duration) -> Result<Duration, ConfigError> {

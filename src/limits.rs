@@ -64,6 +64,31 @@ pub const ACCEPTS_TURN_MAX: usize = 64;
 
 const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
 const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
+
+// Section `tls`.
+
+/// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake
+/// message of the library ends at 64 KiB.
+pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
+
+/// Records sealed under one key, the closing KeyUpdate included: 2^24 (the AES-GCM bound of draft-irtf-cfrg-aead-limits
+/// for an advantage of 2^-60 with full records), less a margin. At 10 Gbit/s this is 220 s.
+pub const RECORDS_PER_KEY_MAX: u64 = (1 << 24) - 64;
+/// What `UZTUNNEL_TLS_RECORDS_MAX` may ask for at least.
+pub const RECORDS_PER_KEY_MIN: u64 = 16;
+
+/// KeyUpdate messages, tickets and warning alerts that a peer may send ahead of data. Each costs us key
+/// derivation but the peer 22 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
+pub const CONTROL_BURST_MAX: u32 = 32;
+pub const CONTROL_EARN_RECORDS: u32 = 8;
+
+/// Records without content in a row (openssl's bound is the same).
+pub const EMPTY_RECORDS_MAX: u32 = 32;
+
+const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
+// A peer that updates its key as often as our own smallest limit does earns more than it spends.
+const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
+
 // Header lists (wire::http2::hpack, wire::hbone).
 
 /// Largest integer of a header block: far above any block we accept, far below an overflow.
@@ -330,31 +355,9 @@ pub const LISTEN_BACKLOG: u32 = 1024;
 
 /// Pods whose listeners could not be made are tried again after this time.
 pub const ZDS_RETRY_DELAY: Duration = Duration::from_secs(5);
-// Section `tls`.
-
-/// Bytes of ciphertext that a whole handshake may take from the peer. A mesh chain is 1-3 KiB; one handshake
-/// message of the library ends at 64 KiB.
-pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
-
-/// Records sealed under one key, the closing KeyUpdate included: 2^24 (the AES-GCM bound of draft-irtf-cfrg-aead-limits
-/// for an advantage of 2^-60 with full records), less a margin. At 10 Gbit/s this is 220 s.
-pub const RECORDS_PER_KEY_MAX: u64 = (1 << 24) - 64;
-/// What `UZTUNNEL_TLS_RECORDS_MAX` may ask for at least.
-pub const RECORDS_PER_KEY_MIN: u64 = 16;
-
-/// KeyUpdate messages, tickets and warning alerts that a peer may send ahead of data. Each costs us key
-/// derivation but the peer 22 bytes; a record of data earns `1 / CONTROL_EARN_RECORDS` of one back.
-pub const CONTROL_BURST_MAX: u32 = 32;
-pub const CONTROL_EARN_RECORDS: u32 = 8;
-
-/// Records without content in a row (openssl's bound is the same).
-pub const EMPTY_RECORDS_MAX: u32 = 32;
-
-const _: () = assert!(RECORDS_PER_KEY_MAX <= 1 << 24);
-// A peer that updates its key as often as our own smallest limit does earns more than it spends.
-const _: () = assert!((CONTROL_EARN_RECORDS as u64) < RECORDS_PER_KEY_MIN - 1);
 
 /// How long control waits for the workers after the drain deadline, at which they cut what is left.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
 /// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
 pub const SEND_FRAMES_SPARE_MAX: usize = 1024;

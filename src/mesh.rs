@@ -31,9 +31,7 @@ pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use local::{LocalError, LocalState};
-pub use policy::{
-    Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
-};
+pub use policy::{Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 pub use route::{Plan, PlanProtocol, RouteError};
 pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
@@ -101,7 +99,10 @@ impl Snapshot {
     /// The workload of a pod on this node, by what the CNI agent says about it.
     pub fn own_workload(&self, name: &str, namespace: &str, service_account: &str) -> Option<&Arc<Workload>> {
         let named = self.index.own_workloads.get(namespace)?.get(name)?;
-        named.iter().rev().find(|workload| &*workload.service_account == service_account)
+        named
+            .iter()
+            .rev()
+            .find(|workload| &*workload.service_account == service_account)
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
@@ -110,13 +111,21 @@ impl Snapshot {
 
     /// The best of those that own the address: pods before others, HBONE before plain, the latest last.
     pub fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        let owners = self.index.workloads_by_address.get(network)?.get(&ip.to_canonical())?;
+        let owners = self
+            .index
+            .workloads_by_address
+            .get(network)?
+            .get(&ip.to_canonical())?;
         owners.iter().max_by_key(|workload| workload.address_rank())
     }
 
     /// Exactly this service; visibility does not matter here.
     pub fn service(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
-        self.index.services.get(hostname)?.iter().find(|service| &*service.namespace == namespace)
+        self.index
+            .services
+            .get(hostname)?
+            .iter()
+            .find(|service| &*service.namespace == namespace)
     }
 
     /// The service a client means by an address: an exact address goes before a range.
@@ -127,20 +136,31 @@ impl Snapshot {
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
         let ip = ip.to_canonical();
-        let exact = self.index.services_by_vip.get(network).and_then(|by_ip| by_ip.get(&ip));
+        let exact = self
+            .index
+            .services_by_vip
+            .get(network)
+            .and_then(|by_ip| by_ip.get(&ip));
         exact
             .and_then(|services| preferred(services, client_namespace))
             .or_else(|| self.service_by_range(network, ip, client_namespace))
     }
 
     /// The service a client means by a host name.
-    pub fn service_by_hostname(&self, hostname: &str, client_namespace: Option<&str>) -> Option<&Arc<Service>> {
+    pub fn service_by_hostname(
+        &self,
+        hostname: &str,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
         preferred(self.index.services.get(hostname)?, client_namespace)
     }
 
     /// The services a workload is an endpoint of, in its own order.
     pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Service>> {
-        workload.services.iter().filter_map(|(key, _)| self.service(&key.namespace, &key.hostname))
+        workload
+            .services
+            .iter()
+            .filter_map(|(key, _)| self.service(&key.namespace, &key.hostname))
     }
 
     /// True for the ports this process captures, to which it must never deliver.
@@ -176,32 +196,40 @@ impl Snapshot {
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
         let ranges = self.index.services_by_cidr.get(network)?;
-        let lengths = self.index.cidr_lengths.range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX));
-        // Longest first, so that the first best of equals is the one of the longest prefix.
-        let mut best: Option<((bool, u8, bool), &Arc<Service>)> = None;
-        for ((_, length), _) in lengths.rev() {
-            let range = IpNet::new(ip, *length).expect("invariant: lengths come from ranges of this family");
-            for service in ranges.get(&range.trunc()).into_iter().flatten() {
+        let lengths = self
+            .index
+            .cidr_lengths
+            .range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX));
+        let matching = lengths.flat_map(|(&(_, length), _)| {
+            let range = IpNet::new(ip, length).expect("invariant: lengths come from ranges of this family");
+            let services = ranges.get(&range.trunc()).into_iter().flatten();
+            services.map(move |service| {
                 let in_namespace = client_namespace == Some(&*service.namespace);
-                let rank = (in_namespace, *length, service.canonical);
-                let better = best.is_none_or(|(so_far, _)| rank > so_far);
-                if service.is_visible_to(client_namespace) && better {
-                    best = Some((rank, service));
-                }
-            }
-        }
-        best.map(|(_, service)| service)
+                ((in_namespace, length, service.canonical), service)
+            })
+        });
+        // The first of equals wins; equals are of one length, and so in one list.
+        matching
+            .filter(|(_, service)| service.is_visible_to(client_namespace))
+            .reduce(|best, next| if next.0 > best.0 { next } else { best })
+            .map(|(_, service)| service)
     }
 }
 
 /// In the client's namespace, else the last canonical one, else the first.
 fn preferred<'a>(services: &'a [Arc<Service>], client_namespace: Option<&str>) -> Option<&'a Arc<Service>> {
-    let visible = || services.iter().filter(|service| service.is_visible_to(client_namespace));
+    let visible = || {
+        services
+            .iter()
+            .filter(|service| service.is_visible_to(client_namespace))
+    };
     visible()
         .find(|service| client_namespace == Some(&*service.namespace))
         .or_else(|| visible().rfind(|service| service.canonical))
         .or_else(|| visible().next())
 }
 
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod tests;

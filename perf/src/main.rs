@@ -1,1 +1,115 @@
-fn main() {}
+//! `uztunnel-perf SCENARIO --variant NAME=BINARY[,VARIABLE=VALUE]... [--base NAME] [--rounds N] [--slice-ms N]
+//! [--workers N]`: measures the variants and the direct path side by side and prints Markdown.
+//!
+//! `cargo xtask perf` builds the binaries and calls it.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use uztunnel_perf::bench::{Variant, run_rounds};
+use uztunnel_perf::scenario::{Scenario, names};
+use uztunnel_perf::{machine, report};
+use uztunnel_rig::ProxyOptions;
+
+struct Arguments {
+    scenarios: Vec<Scenario>,
+    variants: Vec<(String, ProxyOptions)>,
+    base: Option<String>,
+    rounds: usize,
+    slice: Duration,
+}
+
+fn main() -> ExitCode {
+    let outcome = parse(std::env::args().skip(1)).and_then(|arguments| run(&arguments));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("uztunnel-perf: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let mut variants = vec![Variant::direct().map_err(|error| error.to_string())?];
+    for (name, options) in &arguments.variants {
+        let variant = Variant::proxied(name, options).map_err(|error| format!("variant {name}: {error}"))?;
+        variants.push(variant);
+    }
+    let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
+    let base = match &arguments.base {
+        Some(base) => Some(names.iter().position(|name| name == base).ok_or_else(|| {
+            format!(
+                "--base {base}: there is no such variant, expected one of {}",
+                names.join(", ")
+            )
+        })?),
+        None => None,
+    };
+    println!("{}\n", machine::describe());
+    for scenario in &arguments.scenarios {
+        let samples = run_rounds(&variants, scenario, arguments.rounds, arguments.slice);
+        let samples = samples.map_err(|error| format!("scenario {}: {error}", scenario.name))?;
+        println!("{}", report::table(scenario, &names, &samples, base));
+    }
+    Ok(())
+}
+
+fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut scenarios = Vec::new();
+    let mut variants = Vec::new();
+    let (mut base, mut rounds, mut slice_ms, mut workers) = (None, 5, 2_500, 2);
+    while let Some(argument) = given.next() {
+        let mut value = || given.next().ok_or_else(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--variant" => variants.push(parse_variant(&value()?)?),
+            "--base" => base = Some(value()?),
+            "--rounds" => rounds = parse_number(&argument, &value()?)?,
+            "--slice-ms" => slice_ms = parse_number(&argument, &value()?)?,
+            "--workers" => workers = parse_number(&argument, &value()?)?,
+            name => {
+                let named = Scenario::named(name);
+                scenarios
+                    .extend(named.ok_or_else(|| format!("unknown scenario {name}: expected {}", names()))?);
+            }
+        }
+    }
+    if scenarios.is_empty() {
+        return Err(format!("which scenario? One of {}", names()));
+    }
+    for (_, options) in &mut variants {
+        options.workers = workers;
+    }
+    Ok(Arguments {
+        scenarios,
+        variants,
+        base,
+        rounds,
+        slice: Duration::from_millis(slice_ms as u64),
+    })
+}
+
+/// `NAME=BINARY[,VARIABLE=VALUE]...`
+fn parse_variant(text: &str) -> Result<(String, ProxyOptions), String> {
+    let malformed = || format!("--variant {text}: expected NAME=BINARY[,VARIABLE=VALUE]...");
+    let (name, rest) = text.split_once('=').ok_or_else(malformed)?;
+    let mut parts = rest.split(',');
+    let binary = Path::new(parts.next().ok_or_else(malformed)?);
+    if !binary.is_file() {
+        return Err(format!("--variant {text}: there is no file {}", binary.display()));
+    }
+    let mut options = ProxyOptions::new(binary);
+    for setting in parts {
+        let (variable, value) = setting.split_once('=').ok_or_else(malformed)?;
+        options = options.variable(variable, value);
+    }
+    Ok((name.to_owned(), options))
+}
+
+fn parse_number(argument: &str, value: &str) -> Result<usize, String> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        Ok(_) | Err(_) => Err(format!("{argument} {value}: expected a whole number above 0")),
+    }
+}

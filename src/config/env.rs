@@ -49,7 +49,10 @@ impl Environment {
     }
 
     pub fn with_directory(self, directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), ..self }
+        Self {
+            directory: directory.into(),
+            ..self
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -66,12 +69,15 @@ impl Environment {
     }
 
     pub fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The variables of a prefix, by what follows it.
     pub fn prefixed<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.variables().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value)))
+        self.variables()
+            .filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value)))
     }
 
     /// The value, if the variable is set; `parse` says what would be right when it is not.
@@ -80,8 +86,12 @@ impl Environment {
         name: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        parse(value).map(Some).map_err(|reason| ConfigError::variable(name, value, reason))
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        parse(value)
+            .map(Some)
+            .map_err(|reason| ConfigError::variable(name, value, reason))
     }
 
     pub fn parse_or<T>(

@@ -3,7 +3,11 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     #[error("invalid env var {name}={value} ({reason})")]
-    Variable { name: String, value: String, reason: String },
+    Variable {
+        name: String,
+        value: String,
+        reason: String,
+    },
     #[error("invalid env var {name} (no such variable; {hint})")]
     UnknownVariable { name: String, hint: String },
     #[error("invalid configuration: {0}")]
@@ -20,10 +24,17 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(super) fn variable(name: &str, value: &str, reason: impl Into<String>) -> Self {
-        Self::Variable { name: name.to_owned(), value: value.to_owned(), reason: reason.into() }
+        Self::Variable {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     pub(super) fn unsupported(setting: impl Into<String>, instead: &str) -> Self {
-        Self::Unsupported { setting: setting.into(), instead: instead.to_owned() }
+        Self::Unsupported {
+            setting: setting.into(),
+            instead: instead.to_owned(),
+        }
     }
 }

@@ -39,7 +39,10 @@ impl ProxyConfig {
     pub fn load(env: &Environment) -> Result<Self, ConfigError> {
         let file = env.directory.join(MESH_FILE);
         let failed = |reason: String| {
-            ConfigError::ProxyConfig(format!("failed parsing mesh config file {}: {reason}", file.display()))
+            ConfigError::ProxyConfig(format!(
+                "failed parsing mesh config file {}: {reason}",
+                file.display()
+            ))
         };
         let base = match std::fs::read_to_string(&file) {
             Ok(text) if text.trim().is_empty() => Self::default(),
@@ -77,11 +80,17 @@ impl ProxyConfig {
     /// the environment's (without any).
     pub fn metadata(&self, env: &Environment) -> BTreeMap<String, String> {
         let document = self.proxy_metadata.iter().map(|(key, value)| {
-            (key.strip_prefix(METADATA_PREFIX).unwrap_or(key).to_owned(), value.0.clone())
+            (
+                key.strip_prefix(METADATA_PREFIX).unwrap_or(key).to_owned(),
+                value.0.clone(),
+            )
         });
-        let variables = env
-            .prefixed(METADATA_PREFIX)
-            .map(|(key, value)| (key.trim_start_matches(METADATA_PREFIX).to_owned(), value.to_owned()));
+        let variables = env.prefixed(METADATA_PREFIX).map(|(key, value)| {
+            (
+                key.trim_start_matches(METADATA_PREFIX).to_owned(),
+                value.to_owned(),
+            )
+        });
         document.chain(variables).collect()
     }
 }

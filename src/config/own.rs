@@ -29,7 +29,11 @@ pub(super) struct OwnVariables {
 impl OwnVariables {
     pub fn read(env: &Environment) -> Result<Self, ConfigError> {
         check_names(env)?;
-        let io = [("auto", IoChoice::Auto), ("uring", IoChoice::Uring), ("epoll", IoChoice::Epoll)];
+        let io = [
+            ("auto", IoChoice::Auto),
+            ("uring", IoChoice::Uring),
+            ("epoll", IoChoice::Epoll),
+        ];
         let ring_features = [
             ("auto", RingFeatures::Auto),
             ("5.15", RingFeatures::Kernel5_15),
@@ -48,16 +52,20 @@ impl OwnVariables {
 }
 
 fn check_names(env: &Environment) -> Result<(), ConfigError> {
-    let unknown = env.variables().map(|(name, _)| name).find(|name| {
-        name.starts_with(PREFIX) && !KNOWN.contains(name)
-    });
+    let unknown = env
+        .variables()
+        .map(|(name, _)| name)
+        .find(|name| name.starts_with(PREFIX) && !KNOWN.contains(name));
     let Some(name) = unknown else { return Ok(()) };
     let nearest = KNOWN
         .iter()
         .min_by_key(|known| edit_distance(name, known))
         .expect("invariant: there are known variables");
     let hint = format!("did you mean {nearest}? known are {}", KNOWN.join(", "));
-    Err(ConfigError::UnknownVariable { name: name.to_owned(), hint })
+    Err(ConfigError::UnknownVariable {
+        name: name.to_owned(),
+        hint,
+    })
 }
 
 /// How many bytes have to be inserted, removed or exchanged (Levenshtein).
@@ -86,7 +94,9 @@ mod tests {
             ("UZTUNNEL_TLS_RECORD_MAX", "UZTUNNEL_TLS_RECORDS_MAX"),
             ("UZTUNNEL_RINGFEATURES", "UZTUNNEL_RING_FEATURES"),
         ] {
-            let error = OwnVariables::read(&Environment::new([(name, "x")])).err().expect(name);
+            let error = OwnVariables::read(&Environment::new([(name, "x")]))
+                .err()
+                .expect(name);
             let text = error.to_string();
             let start = format!("invalid env var {name} (no such variable; did you mean {nearest}?");
             assert!(text.starts_with(&start), "{text}");
@@ -112,12 +122,25 @@ mod tests {
     fn bad_values_say_what_would_be_right() {
         for (name, value, reason) in [
             ("UZTUNNEL_IO", "iouring", "expected one of auto, uring, epoll"),
-            ("UZTUNNEL_RING_FEATURES", "4.19", "expected one of auto, 5.15, 5.19, 6.0, 6.1"),
+            (
+                "UZTUNNEL_RING_FEATURES",
+                "4.19",
+                "expected one of auto, 5.15, 5.19, 6.0, 6.1",
+            ),
             ("UZTUNNEL_TLS", "", "expected one of own, buffered"),
-            ("UZTUNNEL_TLS_RECORDS_MAX", "15", "expected a whole number from 16 to 16777216"),
+            (
+                "UZTUNNEL_TLS_RECORDS_MAX",
+                "15",
+                "expected a whole number from 16 to 16777216",
+            ),
         ] {
-            let error = OwnVariables::read(&Environment::new([(name, value)])).err().expect(name);
-            assert_eq!(error.to_string(), format!("invalid env var {name}={value} ({reason})"));
+            let error = OwnVariables::read(&Environment::new([(name, value)]))
+                .err()
+                .expect(name);
+            assert_eq!(
+                error.to_string(),
+                format!("invalid env var {name}={value} ({reason})")
+            );
         }
     }
 }

@@ -14,7 +14,11 @@ pub(super) fn control(env: &Environment) -> Result<Control, ConfigError> {
     Ok(Control {
         local_state: local_state(env)?,
         xds: server(env, "XDS", env.get("XDS_ADDRESS").unwrap_or_default())?,
-        ca: server(env, "CA", env.get("CA_ADDRESS").unwrap_or_else(|| default_address(env)))?,
+        ca: server(
+            env,
+            "CA",
+            env.get("CA_ADDRESS").unwrap_or_else(|| default_address(env)),
+        )?,
         auth_token: auth_token(env),
     })
 }
@@ -41,9 +45,16 @@ fn server(env: &Environment, kind: &str, address: &str) -> Result<Option<Server>
     let headers = headers(env, &format!("{kind}_HEADER_"))?;
     let other_hostname = env.parse(&format!("ALT_{kind}_HOSTNAME"), hostname)?;
     let invalid = |reason| ConfigError::variable(&format!("{kind}_ADDRESS"), address, reason);
-    let Some(uri) = values::server_uri(address).map_err(invalid)? else { return Ok(None) };
+    let Some(uri) = values::server_uri(address).map_err(invalid)? else {
+        return Ok(None);
+    };
     let roots = roots(env, &format!("{kind}_ROOT_CA"));
-    Ok(Some(Server { uri, roots, other_hostname, headers }))
+    Ok(Some(Server {
+        uri,
+        roots,
+        other_hostname,
+        headers,
+    }))
 }
 
 /// A path if it leads to something, the system's store by its name, else the certificates themselves.
@@ -53,7 +64,11 @@ fn roots(env: &Environment, name: &str) -> TrustRoots {
         Some("SYSTEM") => TrustRoots::System,
         Some(text) => {
             let path = env.directory.join(text);
-            if path.exists() { TrustRoots::File(path) } else { TrustRoots::Pem(text.to_owned()) }
+            if path.exists() {
+                TrustRoots::File(path)
+            } else {
+                TrustRoots::Pem(text.to_owned())
+            }
         }
     }
 }
@@ -71,7 +86,9 @@ fn auth_token(env: &Environment) -> Option<AuthToken> {
 fn hostname(text: &str) -> Result<String, String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     if text.len() <= 253 && text.split('.').all(label) {
         Ok(text.to_owned())
@@ -84,9 +101,10 @@ fn hostname(text: &str) -> Result<String, String> {
 fn headers(env: &Environment, prefix: &str) -> Result<Vec<(String, String)>, ConfigError> {
     let header = |(key, value): (&str, &str)| {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let name = format!("{prefix}{key}");
         let key = key.to_ascii_lowercase();
         if key.is_empty() || !key.bytes().all(legal) || key.ends_with("-bin") {
-            return Err(ConfigError::HeaderKey(format!("{prefix}{key}")));
+            return Err(ConfigError::HeaderKey(name));
         }
         if !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(ConfigError::HeaderValue(value.to_owned()));

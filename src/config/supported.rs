@@ -18,11 +18,12 @@ pub(super) fn check(
     let dns = check_dns(metadata, warnings)?;
     if !env.flag_or("ENABLE_PROXY", true)? {
         return Err(if dns {
-            ConfigError::unsupported("ENABLE_PROXY=false", "the DNS proxy does not exist yet, set it to true")
-        } else {
-            ConfigError::Invalid(
-                "ztunnel run without any servers enabled: set ENABLE_PROXY=true".to_owned(),
+            ConfigError::unsupported(
+                "ENABLE_PROXY=false",
+                "the DNS proxy does not exist yet, set it to true",
             )
+        } else {
+            ConfigError::Invalid("ztunnel run without any servers enabled: set ENABLE_PROXY=true".to_owned())
         });
     }
     check_control_plane(env, proxy, dns, warnings)?;
@@ -63,17 +64,21 @@ fn check_mode(env: &Environment) -> Result<(), ConfigError> {
             "PROXY_WORKLOAD_INFO must match the format 'namespace/name/service-account' (got {info})"
         )));
     }
-    Err(ConfigError::unsupported("PROXY_MODE=dedicated", "set PROXY_MODE=shared, or unset it"))
+    Err(ConfigError::unsupported(
+        "PROXY_MODE=dedicated",
+        "set PROXY_MODE=shared, or unset it",
+    ))
 }
 
 /// On unless the metadata says otherwise; so it is on in every stock installation.
-fn check_dns(
-    metadata: &BTreeMap<String, String>,
-    warnings: &mut Vec<String>,
-) -> Result<bool, ConfigError> {
-    let enabled = metadata.get("DNS_CAPTURE").is_none_or(|value| value.eq_ignore_ascii_case("true"));
+fn check_dns(metadata: &BTreeMap<String, String>, warnings: &mut Vec<String>) -> Result<bool, ConfigError> {
+    let enabled = metadata
+        .get("DNS_CAPTURE")
+        .is_none_or(|value| value.eq_ignore_ascii_case("true"));
     if let Some(address) = metadata.get("DNS_PROXY_ADDR") {
-        let numeric = address.strip_prefix("localhost:").map_or(address.clone(), |it| format!("127.0.0.1:{it}"));
+        let numeric = address
+            .strip_prefix("localhost:")
+            .map_or(address.clone(), |it| format!("127.0.0.1:{it}"));
         if numeric.parse::<std::net::SocketAddr>().is_err() {
             return Err(ConfigError::Invalid(format!(
                 "failed to parse DNS_PROXY_ADDR: {address} (expected localhost:PORT or IP:PORT)"
@@ -105,10 +110,17 @@ fn check_control_plane(
         });
     }
     if let Some(address) = env.get("XDS_ADDRESS") {
-        values::server_uri(address).map_err(|reason| ConfigError::variable("XDS_ADDRESS", address, reason))?;
+        values::server_uri(address)
+            .map_err(|reason| ConfigError::variable("XDS_ADDRESS", address, reason))?;
     }
-    let has_local = env.get_filled("LOCAL_XDS_PATH").or_else(|| env.get_filled("LOCAL_XDS")).is_some();
-    match (env.get("XDS_ADDRESS"), proxy.discovery_address.as_deref().filter(|it| !it.is_empty())) {
+    let has_local = env
+        .get_filled("LOCAL_XDS_PATH")
+        .or_else(|| env.get_filled("LOCAL_XDS"))
+        .is_some();
+    match (
+        env.get("XDS_ADDRESS"),
+        proxy.discovery_address.as_deref().filter(|it| !it.is_empty()),
+    ) {
         (Some(""), _) if has_local => {}
         (Some(""), _) => warnings.push(
             "XDS_ADDRESS is empty and neither LOCAL_XDS_PATH nor LOCAL_XDS is set: nothing is known about \
@@ -116,7 +128,10 @@ fn check_control_plane(
                 .to_owned(),
         ),
         (Some(address), _) => {
-            return Err(ConfigError::unsupported(format!("XDS_ADDRESS={address}"), INSTEAD));
+            return Err(ConfigError::unsupported(
+                format!("XDS_ADDRESS={address}"),
+                INSTEAD,
+            ));
         }
         (None, Some(address)) => {
             return Err(ConfigError::unsupported(
@@ -126,7 +141,10 @@ fn check_control_plane(
         }
         (None, None) if has_local => {}
         (None, None) => {
-            return Err(ConfigError::unsupported("mesh state from istiod (XDS_ADDRESS is unset)", INSTEAD));
+            return Err(ConfigError::unsupported(
+                "mesh state from istiod (XDS_ADDRESS is unset)",
+                INSTEAD,
+            ));
         }
     }
     Ok(())
@@ -144,7 +162,10 @@ fn check_security(env: &Environment) -> Result<(), ConfigError> {
         ));
     }
     if env.get("TLS12_ENABLED") == Some("true") {
-        return Err(ConfigError::unsupported("TLS12_ENABLED=true", "unset it; TLS 1.3 is always on"));
+        return Err(ConfigError::unsupported(
+            "TLS12_ENABLED=true",
+            "unset it; TLS 1.3 is always on",
+        ));
     }
     if env.get("COMPLIANCE_POLICY") == Some("pqc") {
         return Err(ConfigError::unsupported(

@@ -9,7 +9,9 @@ use crate::limits;
 /// quarter of the CPUs. Every variable is checked, also those that others overrule.
 pub(super) fn worker_threads(env: &Environment, concurrency: Option<u16>) -> Result<usize, ConfigError> {
     let limit = env.parse("ZTUNNEL_RESOURCE_CPU_LIMIT", values::cpu_quantity)?;
-    let request = env.parse("ZTUNNEL_RESOURCE_CPU_REQUEST", values::cpu_quantity)?.unwrap_or(0);
+    let request = env
+        .parse("ZTUNNEL_RESOURCE_CPU_REQUEST", values::cpu_quantity)?
+        .unwrap_or(0);
     let node_cpus = env.parse("ZTUNNEL_CPU_LIMIT", values::number(0..=CPUS_MAX))?;
     let cpus = limit.or(node_cpus).unwrap_or(env.cpus);
     let default = match (concurrency, limit) {
@@ -18,7 +20,9 @@ pub(super) fn worker_threads(env: &Environment, concurrency: Option<u16>) -> Res
         (None, Some(limit)) => limit.max(request),
         (None, None) => cpus.div_ceil(4).max(request).max(2),
     };
-    let threads = env.parse_or("ZTUNNEL_WORKER_THREADS", default, |text| worker_count(text, cpus))?.max(1);
+    let threads = env
+        .parse_or("ZTUNNEL_WORKER_THREADS", default, |text| worker_count(text, cpus))?
+        .max(1);
     if threads > limits::WORKERS_MAX {
         return Err(ConfigError::Invalid(format!(
             "{threads} worker threads are more than the {} this program supports: set \
@@ -45,7 +49,9 @@ fn worker_count(text: &str, cpus: usize) -> Result<usize, String> {
     match values::number(0..=CPUS_MAX)(text) {
         Ok(0) => Ok(cpus),
         Ok(count) => Ok(count),
-        Err(reason) => Err(format!("invalid number: {reason}, or a percentage of the CPUs such as 50%")),
+        Err(reason) => Err(format!(
+            "invalid number: {reason}, or a percentage of the CPUs such as 50%"
+        )),
     }
 }
 
@@ -61,13 +67,20 @@ mod tests {
     #[test]
     fn a_cpu_limit_of_the_pod_is_the_number_of_workers() {
         for (limit, count) in [("16", 16), ("1", 1), ("500m", 1), ("2500m", 3), ("1.5", 2)] {
-            assert_eq!(threads(64, None, &[("ZTUNNEL_RESOURCE_CPU_LIMIT", limit)]), count, "{limit}");
+            assert_eq!(
+                threads(64, None, &[("ZTUNNEL_RESOURCE_CPU_LIMIT", limit)]),
+                count,
+                "{limit}"
+            );
         }
     }
 
     #[test]
     fn a_request_above_the_limit_counts() {
-        let variables = [("ZTUNNEL_RESOURCE_CPU_LIMIT", "4"), ("ZTUNNEL_RESOURCE_CPU_REQUEST", "8")];
+        let variables = [
+            ("ZTUNNEL_RESOURCE_CPU_LIMIT", "4"),
+            ("ZTUNNEL_RESOURCE_CPU_REQUEST", "8"),
+        ];
         assert_eq!(threads(64, None, &variables), 8);
     }
 
@@ -83,9 +96,15 @@ mod tests {
     #[test]
     fn a_percentage_is_of_the_cpus_and_rounded_up() {
         for (percentage, cpus, count) in [("50%", 8, 4), ("30%", 16, 5), ("10%", 4, 1), ("100%", 3, 3)] {
-            assert_eq!(threads(cpus, None, &[("ZTUNNEL_WORKER_THREADS", percentage)]), count);
+            assert_eq!(
+                threads(cpus, None, &[("ZTUNNEL_WORKER_THREADS", percentage)]),
+                count
+            );
         }
-        let limited = [("ZTUNNEL_WORKER_THREADS", "50%"), ("ZTUNNEL_RESOURCE_CPU_LIMIT", "4")];
+        let limited = [
+            ("ZTUNNEL_WORKER_THREADS", "50%"),
+            ("ZTUNNEL_RESOURCE_CPU_LIMIT", "4"),
+        ];
         assert_eq!(threads(64, None, &limited), 2);
     }
 
@@ -100,20 +119,32 @@ mod tests {
     #[test]
     fn bad_values_are_named_even_when_another_variable_overrules_them() {
         for (variables, text) in [
-            (&[("ZTUNNEL_WORKER_THREADS", "0%")][..], "percentage must be between 0 and 100"),
-            (&[("ZTUNNEL_WORKER_THREADS", "101%")], "percentage must be between 0 and 100"),
+            (
+                &[("ZTUNNEL_WORKER_THREADS", "0%")][..],
+                "percentage must be between 0 and 100",
+            ),
+            (
+                &[("ZTUNNEL_WORKER_THREADS", "101%")],
+                "percentage must be between 0 and 100",
+            ),
             (&[("ZTUNNEL_WORKER_THREADS", "x%")], "invalid percentage: "),
             (&[("ZTUNNEL_WORKER_THREADS", "x")], "invalid number: "),
             (&[("ZTUNNEL_WORKER_THREADS", "")], "invalid number: "),
             (
-                &[("ZTUNNEL_WORKER_THREADS", "2"), ("ZTUNNEL_RESOURCE_CPU_LIMIT", "0")],
+                &[
+                    ("ZTUNNEL_WORKER_THREADS", "2"),
+                    ("ZTUNNEL_RESOURCE_CPU_LIMIT", "0"),
+                ],
                 "invalid env var ZTUNNEL_RESOURCE_CPU_LIMIT=0 (must be a positive CPU quantity",
             ),
             (
                 &[("ZTUNNEL_WORKER_THREADS", "2"), ("ZTUNNEL_CPU_LIMIT", "1.5")],
                 "invalid env var ZTUNNEL_CPU_LIMIT=1.5",
             ),
-            (&[("ZTUNNEL_WORKER_THREADS", "5000")], "5000 worker threads are more than"),
+            (
+                &[("ZTUNNEL_WORKER_THREADS", "5000")],
+                "5000 worker threads are more than",
+            ),
         ] {
             let env = Environment::new(variables.iter().copied()).with_cpus(8);
             let error = worker_threads(&env, None).expect_err(text).to_string();

@@ -20,7 +20,13 @@ where
     T: FromStr + PartialOrd + Display,
 {
     move |text| {
-        let expected = || format!("expected a whole number from {} to {}", range.start(), range.end());
+        let expected = || {
+            format!(
+                "expected a whole number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        };
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse() {
             Ok(value) if plain && range.contains(&value) => Ok(value),
@@ -32,7 +38,10 @@ where
 /// One of a few words.
 pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl FnOnce(&str) -> Result<T, String> {
     move |text| {
-        let found = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        let found = choices
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value);
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         found.ok_or_else(|| format!("expected one of {}", words.join(", ")))
     }
@@ -132,7 +141,11 @@ pub fn server_uri(text: &str) -> Result<Option<String>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let uri = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let uri = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("https://{text}")
+    };
     let invalid = || format!("invalid uri: {text:?}; expected https://HOST:PORT, or HOST:PORT");
     let (scheme, rest) = uri.split_once("://").ok_or_else(invalid)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -189,7 +202,18 @@ mod tests {
 
     #[test]
     fn texts_that_are_no_durations_are_refused() {
-        for text in ["", "s", "-5s", "1.5s", "5x", "5 5s", "+5s", "5s+", "5s**2", "99999999999999999999s"] {
+        for text in [
+            "",
+            "s",
+            "-5s",
+            "1.5s",
+            "5x",
+            "5 5s",
+            "+5s",
+            "5s+",
+            "5s**2",
+            "99999999999999999999s",
+        ] {
             assert!(duration(text).is_err(), "{text}");
         }
     }
@@ -217,12 +241,22 @@ mod tests {
 
     #[test]
     fn cpu_quantities_are_rounded_up() {
-        for (text, cpus) in [("2", 2), ("1.5", 2), ("500m", 1), ("2500m", 3), ("0.1", 1), ("16", 16)] {
+        for (text, cpus) in [
+            ("2", 2),
+            ("1.5", 2),
+            ("500m", 1),
+            ("2500m", 3),
+            ("0.1", 1),
+            ("16", 16),
+        ] {
             assert_eq!(cpu_quantity(text), Ok(cpus), "{text}");
         }
         for text in ["0", "-1", "0m", "NaN", "inf"] {
             let reason = cpu_quantity(text).expect_err(text);
-            assert!(reason.starts_with("must be a positive CPU quantity"), "{text}: {reason}");
+            assert!(
+                reason.starts_with("must be a positive CPU quantity"),
+                "{text}: {reason}"
+            );
         }
         for text in ["", "two", "2 cores", "m"] {
             assert!(cpu_quantity(text).is_err(), "{text}");
@@ -232,7 +266,10 @@ mod tests {
     #[test]
     fn a_server_without_a_scheme_is_https() {
         for (text, uri) in [
-            ("istiod.istio-system.svc:15012", "https://istiod.istio-system.svc:15012"),
+            (
+                "istiod.istio-system.svc:15012",
+                "https://istiod.istio-system.svc:15012",
+            ),
             ("https://istiod:15012", "https://istiod:15012"),
             ("http://[fd00::1]:15010/x", "http://[fd00::1]:15010/x"),
             ("[fd00::1]", "https://[fd00::1]"),
@@ -240,7 +277,15 @@ mod tests {
             assert_eq!(server_uri(text), Ok(Some(uri.to_owned())), "{text}");
         }
         assert_eq!(server_uri(""), Ok(None));
-        for text in ["https://", "ftp://a:1", "a:b", "a:70000", "a b:1", "fd00::1:15012", "[fd00]:1"] {
+        for text in [
+            "https://",
+            "ftp://a:1",
+            "a:b",
+            "a:70000",
+            "a b:1",
+            "fd00::1:15012",
+            "[fd00]:1",
+        ] {
             let reason = server_uri(text).expect_err(text);
             assert!(reason.starts_with("invalid uri: "), "{reason}");
         }

@@ -64,13 +64,19 @@ pub struct InvalidName {
 
 impl NetworkAddress {
     pub fn new(network: &str, ip: IpAddr) -> Self {
-        Self { network: network.into(), ip: ip.to_canonical() }
+        Self {
+            network: network.into(),
+            ip: ip.to_canonical(),
+        }
     }
 }
 
 impl NamespacedHostname {
     pub fn new(namespace: &str, hostname: &str) -> Self {
-        Self { namespace: namespace.into(), hostname: hostname.into() }
+        Self {
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+        }
     }
 }
 
@@ -82,7 +88,10 @@ impl CidrVip {
 
 impl PortMap {
     pub fn get(&self, service_port: u16) -> Option<u16> {
-        let at = self.0.binary_search_by_key(&service_port, |(from, _)| *from).ok()?;
+        let at = self
+            .0
+            .binary_search_by_key(&service_port, |(from, _)| *from)
+            .ok()?;
         Some(self.0[at].1)
     }
 
@@ -107,13 +116,13 @@ impl FromStr for NetworkAddress {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.split_once('/').and_then(|(network, ip)| Some(Self::new(network, ip.parse().ok()?))).ok_or_else(
-            || InvalidName {
+        text.split_once('/')
+            .and_then(|(network, ip)| Some(Self::new(network, ip.parse().ok()?)))
+            .ok_or_else(|| InvalidName {
                 kind: "network address",
                 text: text.to_owned(),
                 expected: "network/IP, with nothing before the slash for the unnamed network",
-            },
-        )
+            })
     }
 }
 
@@ -178,19 +187,25 @@ impl fmt::Display for GatewayAddress {
 
 impl<'de> Deserialize<'de> for NetworkAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for NamespacedHostname {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for GatewayTarget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -208,7 +223,10 @@ mod tests {
     #[test]
     fn a_mapped_ipv4_address_becomes_the_ipv4_address() {
         let address: NetworkAddress = "net1/::ffff:10.0.0.1".parse().expect("valid");
-        assert_eq!(address, NetworkAddress::new("net1", "10.0.0.1".parse().expect("ip")));
+        assert_eq!(
+            address,
+            NetworkAddress::new("net1", "10.0.0.1".parse().expect("ip"))
+        );
         assert_eq!(address.to_string(), "net1/10.0.0.1");
     }
 
@@ -222,7 +240,10 @@ mod tests {
     #[test]
     fn a_gateway_target_is_read_as_an_address_first() {
         assert!(matches!("shop/10.0.0.1".parse(), Ok(GatewayTarget::Address(_))));
-        assert!(matches!("shop/wp.shop.svc".parse(), Ok(GatewayTarget::Hostname(_))));
+        assert!(matches!(
+            "shop/wp.shop.svc".parse(),
+            Ok(GatewayTarget::Hostname(_))
+        ));
         let error = "nothing".parse::<GatewayTarget>().expect_err("no slash");
         assert_eq!(
             error.to_string(),

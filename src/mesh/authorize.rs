@@ -128,7 +128,9 @@ impl Snapshot {
         }
         if let Some(policy) = first_match(PolicyAction::Deny, false) {
             observe(PolicyEvent::Denied(&policy.key));
-            return Err(Denial::Explicit { policy: policy.key.clone() });
+            return Err(Denial::Explicit {
+                policy: policy.key.clone(),
+            });
         }
         let enforced = policies(PolicyAction::Allow, false).next().is_some();
         match first_match(PolicyAction::Allow, true) {
@@ -140,12 +142,16 @@ impl Snapshot {
         }
         if !enforced {
             observe(PolicyEvent::NoAllowPolicies);
-            return Ok(Permit { reason: PermitReason::NoAllowPolicies });
+            return Ok(Permit {
+                reason: PermitReason::NoAllowPolicies,
+            });
         }
         match first_match(PolicyAction::Allow, false) {
             Some(policy) => {
                 observe(PolicyEvent::Allowed(&policy.key));
-                Ok(Permit { reason: PermitReason::AllowedBy(policy.key.clone()) })
+                Ok(Permit {
+                    reason: PermitReason::AllowedBy(policy.key.clone()),
+                })
             }
             None => {
                 observe(PolicyEvent::NothingAllowed);
@@ -158,7 +164,10 @@ impl Snapshot {
     fn policies_for<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
         let by_namespace = &self.index.policies_by_namespace;
         let of = |namespace: &str| by_namespace.get(namespace).into_iter().flatten();
-        let named = workload.authorization_policies.iter().filter_map(|key| self.index.policies.get(key));
+        let named = workload
+            .authorization_policies
+            .iter()
+            .filter_map(|key| self.index.policies.get(key));
         of(&workload.namespace).chain(of("")).chain(named)
     }
 }
@@ -223,12 +232,24 @@ fn match_matches(it: &Match, facts: &Facts<'_>) -> bool {
     let destination_ip = facts.destination.ip();
     let destination_port = facts.destination.port();
     !it.is_empty()
-        && agrees(&it.destination_ips, &it.not_destination_ips, |range| range.contains(&destination_ip))
-        && agrees(&it.destination_ports, &it.not_destination_ports, |port| *port == destination_port)
-        && agrees(&it.source_ips, &it.not_source_ips, |range| range.contains(&facts.source))
-        && agrees(&it.principals, &it.not_principals, |pattern| facts.has_principal(pattern))
-        && agrees(&it.namespaces, &it.not_namespaces, |pattern| facts.has_namespace(pattern))
-        && agrees(&it.service_accounts, &it.not_service_accounts, |it| facts.has_service_account(it))
+        && agrees(&it.destination_ips, &it.not_destination_ips, |range| {
+            range.contains(&destination_ip)
+        })
+        && agrees(&it.destination_ports, &it.not_destination_ports, |port| {
+            *port == destination_port
+        })
+        && agrees(&it.source_ips, &it.not_source_ips, |range| {
+            range.contains(&facts.source)
+        })
+        && agrees(&it.principals, &it.not_principals, |pattern| {
+            facts.has_principal(pattern)
+        })
+        && agrees(&it.namespaces, &it.not_namespaces, |pattern| {
+            facts.has_namespace(pattern)
+        })
+        && agrees(&it.service_accounts, &it.not_service_accounts, |it| {
+            facts.has_service_account(it)
+        })
 }
 
 fn agrees<T>(positive: &[T], negative: &[T], mut hits: impl FnMut(&T) -> bool) -> bool {

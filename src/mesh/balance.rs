@@ -90,8 +90,11 @@ impl Balance {
         let candidates = candidates(service, workloads);
         let all: Vec<u32> = (0u32..).take(candidates.len()).collect();
         let of = |keep: &dyn Fn(&Candidate) -> bool| {
-            let chosen: Vec<u32> =
-                all.iter().copied().filter(|&at| keep(&candidates[at as usize])).collect();
+            let chosen: Vec<u32> = all
+                .iter()
+                .copied()
+                .filter(|&at| keep(&candidates[at as usize]))
+                .collect();
             PerNetwork::build(service, &candidates, &chosen)
         };
         let named_ports = service.ports.iter().filter(|(_, target)| *target == 0);
@@ -132,7 +135,11 @@ impl Balance {
             .get(port)
             .or(service_target.filter(|target| *target > 0))
             .or_else(tunnel_port)?;
-        Some(Pick { workload: &candidate.workload, port: target, accepted: &candidate.accepted })
+        Some(Pick {
+            workload: &candidate.workload,
+            port: target,
+            accepted: &candidate.accepted,
+        })
     }
 }
 
@@ -152,7 +159,10 @@ impl PerNetwork {
                 .collect();
             (network.clone(), Ranked::build(service, candidates, &seen))
         });
-        Self { inside: inside.collect(), elsewhere: Ranked::build(service, candidates, chosen) }
+        Self {
+            inside: inside.collect(),
+            elsewhere: Ranked::build(service, candidates, chosen),
+        }
     }
 
     fn seen_from(&self, network: &str) -> &Ranked {
@@ -177,7 +187,12 @@ impl Ranked {
             [Scope::Network, rest @ ..] if !strict => Some(Node::build(candidates, chosen, rest)),
             [..] => None,
         };
-        Self { root: Node::build(candidates, chosen, &preferences), remote, strict, preferences }
+        Self {
+            root: Node::build(candidates, chosen, &preferences),
+            remote,
+            strict,
+            preferences,
+        }
     }
 
     /// The candidates that match the longest run of leading preferences.
@@ -201,14 +216,20 @@ impl Node {
         if let Some((first, rest)) = preferences.split_first() {
             let mut groups: HashMap<&Arc<str>, Vec<u32>> = HashMap::new();
             for &at in chosen {
-                groups.entry(scope_value(&candidates[at as usize].workload, *first)).or_default().push(at);
+                groups
+                    .entry(scope_value(&candidates[at as usize].workload, *first))
+                    .or_default()
+                    .push(at);
             }
             children = groups
                 .into_iter()
                 .map(|(value, group)| (value.clone(), Self::build(candidates, &group, rest)))
                 .collect();
         }
-        Self { weighted: Weighted::build(candidates, chosen), children }
+        Self {
+            weighted: Weighted::build(candidates, chosen),
+            children,
+        }
     }
 
     fn descend(&self, source: &Workload, preferences: &[Scope]) -> (&Self, usize) {
@@ -227,7 +248,9 @@ impl Weighted {
     fn build(candidates: &[Candidate], chosen: &[u32]) -> Self {
         let weight = |at: &u32| candidates[*at as usize].workload.capacity;
         let entries: Box<[u32]> = chosen.iter().copied().filter(|at| weight(at) > 0).collect();
-        let equal = entries.windows(2).all(|pair| weight(&pair[0]) == weight(&pair[1]));
+        let equal = entries
+            .windows(2)
+            .all(|pair| weight(&pair[0]) == weight(&pair[1]));
         let mut sum = 0u64;
         let sums = if equal {
             Box::default()
@@ -263,8 +286,11 @@ impl Weighted {
 
 fn candidates(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Vec<Candidate> {
     // Invalid names are reported by the builder when the service arrives.
-    let names: Vec<Identity> =
-        service.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect();
+    let names: Vec<Identity> = service
+        .subject_alt_names
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect();
     let mut sets: HashMap<&Identity, Arc<[Identity]>> = HashMap::new();
     let mut candidates: Vec<Candidate> = service
         .endpoints
@@ -277,11 +303,20 @@ fn candidates(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workloa
             let accepted = if names.is_empty() {
                 workload.accepted.clone()
             } else {
-                let with_names =
-                    || names.iter().chain([&workload.identity]).cloned().collect::<Arc<[Identity]>>();
+                let with_names = || {
+                    names
+                        .iter()
+                        .chain([&workload.identity])
+                        .cloned()
+                        .collect::<Arc<[Identity]>>()
+                };
                 sets.entry(&workload.identity).or_insert_with(with_names).clone()
             };
-            Some(Candidate { workload: workload.clone(), ports: endpoint.ports.clone(), accepted })
+            Some(Candidate {
+                workload: workload.clone(),
+                ports: endpoint.ports.clone(),
+                accepted,
+            })
         })
         .collect();
     // The map's order is arbitrary; with a fixed one, equal draws give equal picks.

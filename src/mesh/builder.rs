@@ -45,7 +45,13 @@ struct Pending {
 
 impl Builder {
     pub fn new(locale: Locale) -> Self {
-        Self { index: Index { locale, ..Index::default() }, ..Self::default() }
+        Self {
+            index: Index {
+                locale,
+                ..Index::default()
+            },
+            ..Self::default()
+        }
     }
 
     /// Replaces everything by what a local file holds: workloads, then policies, then services.
@@ -72,22 +78,37 @@ impl Builder {
                 workload.uid
             ));
         }
+        for ip in &mut workload.addresses {
+            *ip = ip.to_canonical();
+        }
         self.intern(&mut workload);
         let workload = Arc::new(workload);
         let index = &mut self.index;
         if workload.network_mode == NetworkMode::Standard {
-            let by_ip = index.workloads_by_address.entry(workload.network.clone()).or_default();
+            let by_ip = index
+                .workloads_by_address
+                .entry(workload.network.clone())
+                .or_default();
             for ip in distinct_addresses(&workload) {
                 by_ip.entry(ip).or_default().push(workload.clone());
             }
         }
         if !workload.hostname.is_empty() {
-            let by_hostname = index.workloads_by_hostname.entry(workload.namespace.clone()).or_default();
-            by_hostname.entry(workload.hostname.clone()).or_default().push(workload.clone());
+            let by_hostname = index
+                .workloads_by_hostname
+                .entry(workload.namespace.clone())
+                .or_default();
+            by_hostname
+                .entry(workload.hostname.clone())
+                .or_default()
+                .push(workload.clone());
         }
         if index.is_local(&workload) {
             let by_name = index.own_workloads.entry(workload.namespace.clone()).or_default();
-            by_name.entry(workload.name.clone()).or_default().push(workload.clone());
+            by_name
+                .entry(workload.name.clone())
+                .or_default()
+                .push(workload.clone());
         }
         for (key, ports) in &workload.services {
             let endpoint = Endpoint {
@@ -108,12 +129,15 @@ impl Builder {
             return;
         }
         match name.split_once('/') {
-            None => self.warnings.push(format!("cannot remove {name:?}: no workload has this uid")),
+            None => self
+                .warnings
+                .push(format!("cannot remove {name:?}: no workload has this uid")),
             // Looks like the uid of a workload that was never there.
             Some((_, hostname)) if hostname.contains('/') => {}
             Some((namespace, hostname)) => {
                 if !self.remove_service(&NamespacedHostname::new(namespace, hostname)) {
-                    self.warnings.push(format!("cannot remove service {name:?}: it is not there"));
+                    self.warnings
+                        .push(format!("cannot remove service {name:?}: it is not there"));
                 }
             }
         }
@@ -125,16 +149,24 @@ impl Builder {
         let key = service.key();
         for name in &service.subject_alt_names {
             if let Err(error) = name.parse::<Identity>() {
-                self.warnings.push(format!("service {key}: skipping a subject alternative name: {error}"));
+                self.warnings.push(format!(
+                    "service {key}: skipping a subject alternative name: {error}"
+                ));
             }
         }
         // As control planes rely on: what the old health policy kept out does not come back by itself.
-        let before = self.index.service(&key).map(|old| old.endpoints.clone()).unwrap_or_default();
+        let before = self
+            .index
+            .service(&key)
+            .map(|old| old.endpoints.clone())
+            .unwrap_or_default();
         let staged = self.staged.remove(&key).unwrap_or_default();
         let given = std::mem::take(&mut service.endpoints);
         for endpoint in before.values().chain(staged.values()).chain(given.values()) {
             if service.includes(endpoint) {
-                service.endpoints.insert(endpoint.workload_uid.clone(), endpoint.clone());
+                service
+                    .endpoints
+                    .insert(endpoint.workload_uid.clone(), endpoint.clone());
             }
         }
         if let Some(old) = self.index.take_service(&key) {
@@ -151,7 +183,9 @@ impl Builder {
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
         self.staged.remove(key);
         self.stale.remove(key);
-        let Some(old) = self.index.take_service(key) else { return false };
+        let Some(old) = self.index.take_service(key) else {
+            return false;
+        };
         self.unrefer(key, old.endpoints.keys());
         true
     }
@@ -169,9 +203,13 @@ impl Builder {
 
     /// Removes a policy by `namespace/name`; false if it was not there.
     pub fn remove_policy(&mut self, key: &str) -> bool {
-        let Some(old) = self.index.policies.remove(key) else { return false };
+        let Some(old) = self.index.policies.remove(key) else {
+            return false;
+        };
         if let Some(namespace) = policy_namespace(&old) {
-            remove_where(&mut self.index.policies_by_namespace, &namespace, |policy| &*policy.key == key);
+            remove_where(&mut self.index.policies_by_namespace, &namespace, |policy| {
+                &*policy.key == key
+            });
         }
         true
     }
@@ -182,13 +220,17 @@ impl Builder {
             self.apply(key, pending);
         }
         for key in std::mem::take(&mut self.stale) {
-            let Some(service) = self.index.service(&key) else { continue };
+            let Some(service) = self.index.service(&key) else {
+                continue;
+            };
             let mut service = Service::clone(service);
             service.balance = Balance::build(&service, &self.index.workloads);
             self.rebuilds += 1;
             self.index.exchange_service(&Arc::new(service));
         }
-        Snapshot { index: self.index.clone() }
+        Snapshot {
+            index: self.index.clone(),
+        }
     }
 
     /// What was odd in the input since the last call, one sentence each.
@@ -232,7 +274,9 @@ impl Builder {
     }
 
     fn forget_workload(&mut self, uid: &str) -> bool {
-        let Some(old) = self.index.workloads.remove(uid) else { return false };
+        let Some(old) = self.index.workloads.remove(uid) else {
+            return false;
+        };
         let index = &mut self.index;
         let same = |workload: &Arc<Workload>| &*workload.uid == uid;
         if old.network_mode == NetworkMode::Standard {
@@ -241,7 +285,12 @@ impl Builder {
             }
         }
         if !old.hostname.is_empty() {
-            remove_nested(&mut index.workloads_by_hostname, &old.namespace, &old.hostname, same);
+            remove_nested(
+                &mut index.workloads_by_hostname,
+                &old.namespace,
+                &old.hostname,
+                same,
+            );
         }
         if index.is_local(&old) {
             remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
@@ -257,7 +306,8 @@ impl Builder {
     }
 
     fn mark_referring(&mut self, uid: &str) {
-        self.stale.extend(self.referring.get(uid).into_iter().flatten().cloned());
+        self.stale
+            .extend(self.referring.get(uid).into_iter().flatten().cloned());
     }
 
     fn unrefer<'a>(&mut self, key: &NamespacedHostname, uids: impl Iterator<Item = &'a Arc<str>>) {
@@ -273,7 +323,10 @@ impl Builder {
 
     fn intern(&mut self, workload: &mut Workload) {
         let fresh = || (Arc::new([workload.identity.clone()]) as Arc<[Identity]>, 0);
-        let (accepted, uses) = self.identities.entry(workload.identity.clone()).or_insert_with(fresh);
+        let (accepted, uses) = self
+            .identities
+            .entry(workload.identity.clone())
+            .or_insert_with(fresh);
         *uses += 1;
         workload.identity = accepted[0].clone();
         workload.accepted = accepted.clone();
@@ -291,16 +344,25 @@ impl Builder {
 
 impl Index {
     fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
-        self.services.get(&key.hostname)?.iter().find(|service| service.namespace == key.namespace)
+        self.services
+            .get(&key.hostname)?
+            .iter()
+            .find(|service| service.namespace == key.namespace)
     }
 
     fn is_local(&self, workload: &Workload) -> bool {
-        self.locale.node.as_ref().is_none_or(|node| *node == workload.node)
+        self.locale
+            .node
+            .as_ref()
+            .is_none_or(|node| *node == workload.node)
     }
 
     /// Adds a service to every view. By address there is one service per namespace: the latest.
     fn place_service(&mut self, service: &Arc<Service>) {
-        self.services.entry(service.hostname.clone()).or_default().push(service.clone());
+        self.services
+            .entry(service.hostname.clone())
+            .or_default()
+            .push(service.clone());
         for vip in &service.vips {
             let by_ip = self.services_by_vip.entry(vip.network.clone()).or_default();
             let list = by_ip.entry(vip.ip).or_default();
@@ -328,11 +390,19 @@ impl Index {
         };
         exchange(self.services.get_mut(&service.hostname));
         for vip in &service.vips {
-            exchange(self.services_by_vip.get_mut(&vip.network).and_then(|it| it.get_mut(&vip.ip)));
+            exchange(
+                self.services_by_vip
+                    .get_mut(&vip.network)
+                    .and_then(|it| it.get_mut(&vip.ip)),
+            );
         }
         for vip in &service.cidr_vips {
             let range = vip.cidr.trunc();
-            exchange(self.services_by_cidr.get_mut(&vip.network).and_then(|it| it.get_mut(&range)));
+            exchange(
+                self.services_by_cidr
+                    .get_mut(&vip.network)
+                    .and_then(|it| it.get_mut(&range)),
+            );
         }
     }
 

@@ -41,7 +41,12 @@ impl Snapshot {
             return Self::endpoint_of(service, source, port, purpose, random);
         }
         let workload = self.workload_by_address(&address.network, address.ip)?;
-        Some(Upstream { workload, service: None, port, accepted: &workload.accepted })
+        Some(Upstream {
+            workload,
+            service: None,
+            port,
+            accepted: &workload.accepted,
+        })
     }
 
     /// The waypoint (or gateway) that a reference names, with the address to dial.
@@ -55,15 +60,21 @@ impl Snapshot {
     ) -> Result<(Upstream<'_>, SocketAddr), RouteError> {
         let port = reference.hbone_mtls_port;
         let (found, family_basis) = match &reference.target {
-            GatewayTarget::Address(address) => {
-                (self.upstream_of_address(source, address, port, purpose, random), address.ip)
-            }
+            GatewayTarget::Address(address) => (
+                self.upstream_of_address(source, address, port, purpose, random),
+                address.ip,
+            ),
             GatewayTarget::Hostname(key) => {
                 let found = match self.service(&key.namespace, &key.hostname) {
                     Some(service) => Self::endpoint_of(service, source, port, purpose, random),
-                    None => self.workload_by_hostname(&key.namespace, &key.hostname).map(|workload| {
-                        Upstream { workload, service: None, port, accepted: &workload.accepted }
-                    }),
+                    None => self
+                        .workload_by_hostname(&key.namespace, &key.hostname)
+                        .map(|workload| Upstream {
+                            workload,
+                            service: None,
+                            port,
+                            accepted: &workload.accepted,
+                        }),
                 };
                 (found, original)
             }
@@ -74,7 +85,8 @@ impl Snapshot {
         Ok((upstream, next_hop))
     }
 
-    /// True when `uid` is what the reference names, or an endpoint of it.
+    /// True when the condition holds for the workload that a reference names, or for an endpoint of the service
+    /// that it names.
     pub(super) fn gateway_includes(
         &self,
         reference: &GatewayAddress,
@@ -91,16 +103,22 @@ impl Snapshot {
             ),
         };
         match (service, workload) {
-            (Some(service), _) => {
-                service.endpoints.keys().filter_map(|uid| self.workload(uid)).any(|it| condition(it))
-            }
+            (Some(service), _) => service
+                .endpoints
+                .keys()
+                .filter_map(|uid| self.workload(uid))
+                .any(|it| condition(it)),
             (None, Some(workload)) => condition(workload),
             (None, None) => false,
         }
     }
 
     fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
-        self.index.workloads_by_hostname.get(namespace)?.get(hostname)?.first()
+        self.index
+            .workloads_by_hostname
+            .get(namespace)?
+            .get(hostname)?
+            .first()
     }
 
     fn endpoint_of<'a>(
@@ -110,7 +128,9 @@ impl Snapshot {
         purpose: Purpose,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Upstream<'a>> {
-        let pick = service.balance.pick(&service.ports, source, port, purpose, random)?;
+        let pick = service
+            .balance
+            .pick(&service.ports, source, port, purpose, random)?;
         Some(Upstream {
             workload: pick.workload,
             service: Some(service),
@@ -128,7 +148,9 @@ impl Upstream<'_> {
         if addresses.contains(&original) {
             return Ok(original);
         }
-        let families = self.service.map_or(IpFamilies::Automatic, |service| service.ip_families);
+        let families = self
+            .service
+            .map_or(IpFamilies::Automatic, |service| service.ip_families);
         let allowed = |ip: &&IpAddr| match families {
             IpFamilies::Automatic | IpFamilies::Dual => true,
             IpFamilies::V4 => ip.is_ipv4(),
@@ -142,7 +164,10 @@ impl Upstream<'_> {
             if self.workload.hostname.is_empty() {
                 RouteError::NoDestination { workload }
             } else {
-                RouteError::NeedsResolution { workload, hostname: self.workload.hostname.clone() }
+                RouteError::NeedsResolution {
+                    workload,
+                    hostname: self.workload.hostname.clone(),
+                }
             }
         })
     }

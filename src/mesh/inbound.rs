@@ -83,13 +83,17 @@ impl Snapshot {
         }
         let tunnel = own.application_tunnel;
         let preamble = match tunnel.map(|tunnel| tunnel.protocol) {
-            Some(ApplicationProtocol::Proxy) => {
-                Some(Preamble { destination: self.tunnel_destination(target, service)? })
-            }
+            Some(ApplicationProtocol::Proxy) => Some(Preamble {
+                destination: self.tunnel_destination(target, service)?,
+            }),
             Some(ApplicationProtocol::None) | None => None,
         };
         let port = tunnel.and_then(|tunnel| tunnel.port).unwrap_or(port);
-        Ok(Delivery { address: SocketAddr::new(local, port), preamble, service: service.cloned() })
+        Ok(Delivery {
+            address: SocketAddr::new(local, port),
+            preamble,
+            service: service.cloned(),
+        })
     }
 
     /// The service that an inbound connection to `port` of `own` is most likely about: the one the client
@@ -145,7 +149,10 @@ impl Snapshot {
         let target = endpoint
             .and_then(|endpoint| endpoint.ports.get(port))
             .or_else(|| service.ports.get(port).filter(|target| *target > 0))
-            .ok_or_else(|| InboundError::UnknownPort { host: host.to_owned(), port })?;
+            .ok_or_else(|| InboundError::UnknownPort {
+                host: host.to_owned(),
+                port,
+            })?;
         Ok((service, target))
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_path_to_error::Segment;
 
 use super::address::{CidrVip, GatewayAddress, GatewayTarget, NamespacedHostname, NetworkAddress, PortMap};
 use super::policy::{Policy, PolicyAction, PolicyScope, Rule};
@@ -33,7 +34,11 @@ pub struct LocalState {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LocalError {
     #[error("invalid mesh state: {resource}{field}: {reason}")]
-    Resource { resource: String, field: String, reason: String },
+    Resource {
+        resource: String,
+        field: String,
+        reason: String,
+    },
     #[error("invalid mesh state: {0}")]
     Document(String),
     #[error("invalid mesh state: {0} is there twice")]
@@ -222,11 +227,30 @@ struct Outline {
 impl LocalState {
     /// Reads YAML (or JSON). String matches of policies may be tagged (`!Exact v`) or maps (`{Exact: v}`).
     pub fn parse(text: &str) -> Result<Self, LocalError> {
-        let document = if text.trim().is_empty() { Document::default() } else { read(text)? };
+        let document = if text.trim().is_empty() {
+            Document::default()
+        } else {
+            read(text)?
+        };
         let state = Self {
-            workloads: document.workloads.unwrap_or_default().into_iter().map(Workload::from).collect(),
-            policies: document.policies.unwrap_or_default().into_iter().map(Policy::from).collect(),
-            services: document.services.unwrap_or_default().into_iter().map(Service::from).collect(),
+            workloads: document
+                .workloads
+                .unwrap_or_default()
+                .into_iter()
+                .map(Workload::from)
+                .collect(),
+            policies: document
+                .policies
+                .unwrap_or_default()
+                .into_iter()
+                .map(Policy::from)
+                .collect(),
+            services: document
+                .services
+                .unwrap_or_default()
+                .into_iter()
+                .map(Service::from)
+                .collect(),
         };
         state.check()?;
         Ok(state)
@@ -260,34 +284,45 @@ impl LocalState {
     }
 }
 
+/// Without the library's budget for hostile documents: the file is the operator's own, and 10,000 workloads
+/// are beyond that budget.
 fn read(text: &str) -> Result<Document, LocalError> {
     let mut path = None;
-    let result = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+    let options = serde_saphyr::options! { budget: None };
+    let result = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
         serde_path_to_error::deserialize::<_, Document>(deserializer).map_err(|error| {
             path = Some(error.path().clone());
             error.into_inner()
         })
     });
     result.map_err(|error| {
+        // The library's advice is for programmers who call it.
         let reason = error.without_snippet().to_string();
+        let reason = reason.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
         let mut segments = path.iter().flat_map(|path| path.iter());
-        let (Some(list), Some(item)) = (segments.next(), segments.next()) else {
-            return LocalError::Document(reason);
-        };
-        let (list, serde_path_to_error::Segment::Seq { index }) = (list.to_string(), item) else {
+        let (Some(list), Some(Segment::Seq { index })) = (segments.next(), segments.next()) else {
             return LocalError::Document(reason);
         };
         let field = segments.map(|segment| match segment {
-            serde_path_to_error::Segment::Seq { index } => format!("[{index}]"),
-            other => format!(".{other}"),
+            Segment::Seq { index } => format!("[{index}]"),
+            Segment::Map { key } => format!(".{key}"),
+            Segment::Enum { variant } => format!(".{variant}"),
+            Segment::Unknown => String::new(),
         });
-        LocalError::Resource { resource: resource_name(text, &list, *index), field: field.collect(), reason }
+        let resource = resource_name(text, &list.to_string(), *index);
+        LocalError::Resource {
+            resource,
+            field: field.collect(),
+            reason,
+        }
     })
 }
 
 /// Reads the document once more, for names only.
 fn resource_name(text: &str, list: &str, index: usize) -> String {
-    let outline: Outline = serde_saphyr::from_str(text).unwrap_or_default();
+    let duplicate_keys = serde_saphyr::DuplicateKeyPolicy::FirstWins;
+    let lenient = serde_saphyr::options! { budget: None, duplicate_keys: duplicate_keys };
+    let outline: Outline = serde_saphyr::from_str_with_options(text, lenient).unwrap_or_default();
     let place = format!("{list}[{index}]");
     let (kind, named) = match list {
         "workloads" => ("workload", outline.workloads.get(index)),
@@ -305,7 +340,11 @@ fn resource_name(text: &str, list: &str, index: usize) -> String {
             String::new()
         }
     });
-    if name.is_empty() { place } else { format!("{kind} {name:?} ({place})") }
+    if name.is_empty() {
+        place
+    } else {
+        format!("{kind} {name:?} ({place})")
+    }
 }
 
 fn capacity_default() -> u32 {
@@ -356,7 +395,10 @@ impl From<WorkloadShape> for Workload {
 
 impl From<GatewayShape> for GatewayAddress {
     fn from(shape: GatewayShape) -> Self {
-        Self { target: shape.destination, hbone_mtls_port: shape.hbone_mtls_port }
+        Self {
+            target: shape.destination,
+            hbone_mtls_port: shape.hbone_mtls_port,
+        }
     }
 }
 
@@ -378,14 +420,24 @@ impl From<ServiceShape> for Service {
     fn from(shape: ServiceShape) -> Self {
         let endpoints = shape.endpoints.into_values().map(|it| {
             let uid = it.workload_uid;
-            (uid.clone(), Endpoint { workload_uid: uid, ports: it.port, status: it.status })
+            (
+                uid.clone(),
+                Endpoint {
+                    workload_uid: uid,
+                    ports: it.port,
+                    status: it.status,
+                },
+            )
         });
         Self {
             vips: shape.vips,
             cidr_vips: shape
                 .cidr_vips
                 .into_iter()
-                .map(|it| CidrVip { network: it.network, cidr: it.cidr })
+                .map(|it| CidrVip {
+                    network: it.network,
+                    cidr: it.cidr,
+                })
                 .collect(),
             ports: shape.ports,
             endpoints: endpoints.collect(),
@@ -394,7 +446,10 @@ impl From<ServiceShape> for Service {
             weighted_waypoints: shape
                 .weighted_waypoints
                 .into_iter()
-                .map(|it| WeightedWaypoint { destination: it.destination.into(), weight: it.weight })
+                .map(|it| WeightedWaypoint {
+                    destination: it.destination.into(),
+                    weight: it.weight,
+                })
                 .collect(),
             load_balancer: shape.load_balancer.map(|it| LoadBalancer {
                 routing_preferences: it.routing_preferences,

@@ -58,7 +58,11 @@ pub enum RouteError {
         "no valid routing destination for workload: {workload} (it is on network {network:?}, the source on \
          {source_network:?}, and this version does not reach other networks through gateways yet)"
     )]
-    OtherNetwork { workload: Arc<str>, network: Arc<str>, source_network: Arc<str> },
+    OtherNetwork {
+        workload: Arc<str>,
+        network: Arc<str>,
+        source_network: Arc<str>,
+    },
 }
 
 impl Snapshot {
@@ -82,7 +86,10 @@ impl Snapshot {
         {
             return self.through_waypoint(waypoint, source, target, Some(service), true, random);
         }
-        let address = NetworkAddress { network: source.network.clone(), ip: target.ip() };
+        let address = NetworkAddress {
+            network: source.network.clone(),
+            ip: target.ip(),
+        };
         let upstream = self.upstream_of_address(source, &address, target.port(), Purpose::Traffic, random);
         let Some(upstream) = upstream else {
             return match called {
@@ -163,9 +170,11 @@ impl Snapshot {
 fn direct(upstream: &Upstream<'_>, target: SocketAddr) -> Result<Plan, RouteError> {
     let final_target = SocketAddr::new(upstream.select_ip(target.ip())?, upstream.port);
     let (protocol, next_hop, authority) = match upstream.workload.protocol {
-        TunnelProtocol::Hbone => {
-            (PlanProtocol::Hbone, SocketAddr::new(final_target.ip(), HBONE_PORT), Some(final_target))
-        }
+        TunnelProtocol::Hbone => (
+            PlanProtocol::Hbone,
+            SocketAddr::new(final_target.ip(), HBONE_PORT),
+            Some(final_target),
+        ),
         TunnelProtocol::Tcp => (PlanProtocol::Tcp, final_target, None),
     };
     Ok(Plan {
@@ -180,7 +189,9 @@ fn direct(upstream: &Upstream<'_>, target: SocketAddr) -> Result<Plan, RouteErro
 
 fn other_network(workload: &Workload, source: &Workload) -> RouteError {
     if workload.network_gateway.is_none() {
-        return RouteError::NoDestination { workload: workload.uid.clone() };
+        return RouteError::NoDestination {
+            workload: workload.uid.clone(),
+        };
     }
     RouteError::OtherNetwork {
         workload: workload.uid.clone(),

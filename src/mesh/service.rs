@@ -125,15 +125,23 @@ impl Service {
     }
 
     pub fn key(&self) -> NamespacedHostname {
-        NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
+        NamespacedHostname {
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+        }
     }
 
     pub fn is_passthrough(&self) -> bool {
-        self.load_balancer.as_ref().is_some_and(|balancer| balancer.mode == BalanceMode::Passthrough)
+        self.load_balancer
+            .as_ref()
+            .is_some_and(|balancer| balancer.mode == BalanceMode::Passthrough)
     }
 
     pub(super) fn includes(&self, endpoint: &Endpoint) -> bool {
-        let policy = self.load_balancer.as_ref().map_or(HealthPolicy::default(), |it| it.health_policy);
+        let policy = self
+            .load_balancer
+            .as_ref()
+            .map_or(HealthPolicy::default(), |it| it.health_policy);
         match policy {
             HealthPolicy::AllowAll => true,
             HealthPolicy::OnlyHealthy => endpoint.status == Health::Healthy,
@@ -150,7 +158,11 @@ impl Service {
 
     /// The waypoint of one connection: by weight where weights are given, else the single one.
     pub(super) fn choose_waypoint(&self, random: &mut dyn FnMut() -> u64) -> Option<&GatewayAddress> {
-        let total: u64 = self.weighted_waypoints.iter().map(|it| u64::from(it.weight)).sum();
+        let total: u64 = self
+            .weighted_waypoints
+            .iter()
+            .map(|it| u64::from(it.weight))
+            .sum();
         if total == 0 {
             return self.waypoint.as_ref();
         }

@@ -386,3 +386,33 @@ fn hex(bytes: &[u8]) -> String {
     let shown: Vec<String> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     shown.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::tls::FakeCa;
+
+    #[test]
+    fn what_a_peer_may_send_before_it_is_known_is_bounded() {
+        let cart = Identity::new("cluster.local", "shop", "cart");
+        let identity = FakeCa::new().issue(&cart, clock::wall()).expect("issued");
+        for mode in [RecordMode::Own, RecordMode::Buffered] {
+            let mut client = Handshake::client(&identity, Arc::new([]), mode).expect("client");
+            let mut hello = Output::default();
+            client.advance(&[], &mut hello).expect("hello");
+            // As if the client had sent that much before.
+            let mut server = Handshake::server(&identity, mode).expect("server");
+            server.taken = limits::HANDSHAKE_BYTES_MAX - hello.len();
+            let mut out = Output::default();
+            assert_eq!(server.advance(hello.filled(), &mut out), Ok(Progress::More));
+            let mut server = Handshake::server(&identity, mode).expect("server");
+            server.taken = limits::HANDSHAKE_BYTES_MAX - hello.len() + 1;
+            let error = server.advance(hello.filled(), &mut out).expect_err("too much");
+            assert_eq!(
+                error.to_string(),
+                "tls handshake error: handshake needs more than 131072 bytes from the peer"
+            );
+        }
+    }
+}

@@ -223,10 +223,7 @@ impl<D: Driver> Storm<'_, D> {
         } else if connection.waiting.len() < WAITING_MAX {
             let payload = match self.random.u8(..3) {
                 0 => Payload::Slices(buffer.bytes().chunks(1_000).map(Slice::copied).collect()),
-                1 => Payload::Bytes {
-                    bytes: buffer.bytes().to_vec(),
-                    from: 0,
-                },
+                1 => Payload::whole(buffer.bytes().to_vec()),
                 _ => Payload::Received(buffer),
             };
             connection.waiting.push_back(payload);

@@ -11,8 +11,11 @@ mod traceparent;
 #[path = "targets/zds.rs"]
 mod zds;
 
+/// What a target does with one input. It panics when something is wrong.
+pub type Body = fn(&[u8]);
+
 /// Name and body of each target; the name is that of its corpus and of its binary.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Body)] = &[
     ("baggage", baggage::run),
     ("hbone_authority", hbone_authority::run),
     ("hpack", hpack::run),

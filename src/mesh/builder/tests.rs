@@ -1,0 +1,334 @@
+//! The state in all its orders of arrival.
+
+use super::*;
+use crate::mesh::fixture::*;
+use crate::mesh::{Health, HealthPolicy, LoadBalancer, PortMap};
+
+fn endpoints(snapshot: &Snapshot, service: &str) -> Vec<String> {
+    let service = snapshot.service("shop", &host(service)).expect("there");
+    let mut uids: Vec<String> = service.endpoints.keys().map(ToString::to_string).collect();
+    uids.sort();
+    uids
+}
+
+fn server() -> Workload {
+    behind(pod("server", "10.0.0.2"), "web", &[])
+}
+
+fn web() -> Service {
+    service("web", "10.96.0.1")
+}
+
+fn builder() -> Builder {
+    Builder::new(locale())
+}
+
+const SERVER: &str = "c1//Pod/shop/server";
+
+#[test]
+fn endpoints_and_service_may_come_in_any_order() {
+    let mut first = builder();
+    first.insert_workload(server());
+    first.build();
+    assert_eq!(first.staged_services(), 1);
+    first.insert_service(web());
+    assert_eq!(endpoints(&first.build(), "web"), [SERVER]);
+    assert_eq!(first.staged_services(), 0);
+
+    let mut second = builder();
+    second.insert_service(web());
+    second.build();
+    second.insert_workload(server());
+    assert_eq!(endpoints(&second.build(), "web"), [SERVER]);
+    assert_eq!(second.staged_services(), 0);
+}
+
+#[test]
+fn a_push_of_many_endpoints_rebuilds_the_service_once() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    for at in 0..100 {
+        builder.insert_workload(behind(pod(&format!("p{at}"), "10.0.0.2"), "web", &[]));
+    }
+    builder.build();
+    assert_eq!(builder.rebuilds(), 1);
+    builder.build();
+    assert_eq!(builder.rebuilds(), 1);
+}
+
+#[test]
+fn a_snapshot_does_not_change_with_its_builder() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    let before = builder.build();
+    builder.remove(SERVER);
+    let after = builder.build();
+    assert_eq!(endpoints(&before, "web"), [SERVER]);
+    assert!(before.workload_by_address("net1", ip("10.0.0.2")).is_some());
+    assert!(endpoints(&after, "web").is_empty());
+    assert!(after.workload_by_address("net1", ip("10.0.0.2")).is_none());
+    assert!(after.own_workload("server", "shop", "server").is_none());
+}
+
+#[test]
+fn removing_and_adding_a_workload_in_one_push_keeps_the_new_endpoint() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.build();
+    builder.remove(SERVER);
+    builder.insert_workload(behind(pod("server", "10.0.0.3"), "web", &[(80, 9090)]));
+    let snapshot = builder.build();
+    let service = snapshot.service("shop", "web.shop").expect("there");
+    assert_eq!(service.endpoints[SERVER].ports.get(80), Some(9090));
+    assert!(snapshot.workload_by_address("net1", ip("10.0.0.2")).is_none());
+}
+
+#[test]
+fn a_workload_that_leaves_a_service_is_no_endpoint_any_more() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.build();
+    builder.insert_workload(pod("server", "10.0.0.2"));
+    assert!(endpoints(&builder.build(), "web").is_empty());
+
+    builder.insert_workload(behind(pod("other", "10.0.0.3"), "missing", &[]));
+    builder.build();
+    assert_eq!(builder.staged_services(), 1);
+    builder.insert_workload(pod("other", "10.0.0.3"));
+    builder.build();
+    assert_eq!(builder.staged_services(), 0);
+    builder.insert_workload(behind(pod("other", "10.0.0.3"), "missing", &[]));
+    builder.build();
+    builder.remove("c1//Pod/shop/other");
+    builder.build();
+    assert_eq!(builder.staged_services(), 0);
+}
+
+#[test]
+fn a_workload_that_becomes_unhealthy_is_evicted() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.build();
+    builder.insert_workload(Workload {
+        status: Health::Unhealthy,
+        ..server()
+    });
+    assert!(endpoints(&builder.build(), "web").is_empty());
+    builder.insert_workload(server());
+    assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
+}
+
+#[test]
+fn what_a_health_policy_dropped_stays_away_until_it_is_sent_again() {
+    let with = |health_policy| {
+        let load_balancer = LoadBalancer {
+            routing_preferences: vec![],
+            mode: crate::mesh::BalanceMode::Standard,
+            health_policy,
+        };
+        Service {
+            load_balancer: Some(load_balancer),
+            ..web()
+        }
+    };
+    let sick = || Workload {
+        status: Health::Unhealthy,
+        ..server()
+    };
+    let mut builder = builder();
+    builder.insert_workload(sick());
+    builder.insert_service(with(HealthPolicy::AllowAll));
+    assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
+    builder.insert_service(with(HealthPolicy::OnlyHealthy));
+    assert!(endpoints(&builder.build(), "web").is_empty());
+    builder.insert_service(with(HealthPolicy::AllowAll));
+    assert!(endpoints(&builder.build(), "web").is_empty());
+    builder.insert_workload(sick());
+    assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
+}
+
+#[test]
+fn an_update_of_a_service_keeps_its_endpoints_and_moves_its_addresses() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.build();
+    builder.insert_service(service("web", "10.96.0.2"));
+    let snapshot = builder.build();
+    assert_eq!(endpoints(&snapshot, "web"), [SERVER]);
+    assert!(
+        snapshot
+            .service_by_address("net1", ip("10.96.0.1"), None)
+            .is_none()
+    );
+    assert!(
+        snapshot
+            .service_by_address("net1", ip("10.96.0.2"), None)
+            .is_some()
+    );
+}
+
+#[test]
+fn a_removed_service_loses_its_endpoints() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.build();
+    builder.remove("shop/web.shop");
+    assert!(
+        builder
+            .build()
+            .service_by_address("net1", ip("10.96.0.1"), None)
+            .is_none()
+    );
+    builder.insert_service(web());
+    assert!(endpoints(&builder.build(), "web").is_empty());
+}
+
+#[test]
+fn removals_of_unknown_names_warn_where_they_look_like_something() {
+    let mut builder = builder();
+    builder.remove("c1//Pod/shop/gone");
+    assert!(builder.take_warnings().is_empty());
+    builder.remove("shop/gone.shop");
+    builder.remove("gone");
+    assert_eq!(
+        builder.take_warnings(),
+        [
+            "cannot remove service \"shop/gone.shop\": it is not there",
+            "cannot remove \"gone\": no workload has this uid",
+        ]
+    );
+}
+
+#[test]
+fn an_endpoint_given_with_its_service_waits_for_its_workload() {
+    let endpoint = Endpoint {
+        workload_uid: SERVER.into(),
+        ports: PortMap::default(),
+        status: Health::Healthy,
+    };
+    let mut builder = builder();
+    builder.insert_service(Service {
+        endpoints: [(SERVER.into(), endpoint)].into_iter().collect(),
+        ..web()
+    });
+    builder.insert_workload(pod("client", "10.0.0.1"));
+    let route = |snapshot: &Snapshot| {
+        let source = snapshot.workload("c1//Pod/shop/client").expect("there");
+        snapshot
+            .route(source, ip("10.0.0.1"), socket("10.96.0.1:80"), &mut counting())
+            .is_ok()
+    };
+    assert!(!route(&builder.build()));
+    builder.insert_workload(pod("server", "10.0.0.2"));
+    assert!(route(&builder.build()));
+    builder.remove(SERVER);
+    assert!(!route(&builder.build()));
+}
+
+#[test]
+fn all_views_of_a_service_hold_one_object_after_any_sequence_of_updates() {
+    let mut builder = builder();
+    let mut next = 7u64;
+    let mut random = || {
+        next = next
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        next >> 33
+    };
+    for _ in 0..300 {
+        let at = random() % 6;
+        let name = format!("s{at}");
+        match random() % 5 {
+            0 => builder.insert_workload(behind(pod(&format!("p{at}"), "10.0.0.2"), &name, &[])),
+            1 => builder.remove(&format!("c1//Pod/shop/p{at}")),
+            2 => builder.remove(&format!("shop/s{at}.shop")),
+            _ => {
+                let cidr = format!("10.{}.0.0/16", 100 + at).parse().expect("a range");
+                let cidr_vips = vec![crate::mesh::CidrVip {
+                    network: "net1".into(),
+                    cidr,
+                }];
+                let vip = format!("10.96.{}.{at}", random() % 2);
+                builder.insert_service(Service {
+                    cidr_vips,
+                    ..service(&name, &vip)
+                });
+            }
+        }
+        let snapshot = builder.build();
+        let mut addresses = 0;
+        for service in snapshot.services() {
+            for vip in &service.vips {
+                addresses += 1;
+                let by_address = snapshot
+                    .service_by_address("net1", vip.ip, None)
+                    .expect("indexed");
+                assert!(Arc::ptr_eq(by_address, service));
+            }
+            for vip in &service.cidr_vips {
+                let by_range = snapshot
+                    .service_by_address("net1", vip.cidr.addr(), None)
+                    .expect("indexed");
+                assert!(Arc::ptr_eq(by_range, service));
+            }
+        }
+        let indexed: Vec<_> = snapshot
+            .index
+            .services_by_vip
+            .values()
+            .flat_map(|it| it.values())
+            .collect();
+        assert!(indexed.iter().all(|list| !list.is_empty()));
+        assert_eq!(indexed.len(), addresses);
+        let lengths: usize = snapshot.index.cidr_lengths.values().sum();
+        assert_eq!(lengths, snapshot.services().count());
+    }
+}
+
+#[test]
+fn identities_are_shared_and_forgotten() {
+    let mut builder = builder();
+    for at in 0..3 {
+        let workload = Workload {
+            uid: format!("u{at}").into(),
+            ..pod("server", "10.0.0.2")
+        };
+        builder.insert_workload(workload);
+    }
+    let snapshot = builder.build();
+    let sets: Vec<_> = snapshot.workloads().map(|it| it.accepted.clone()).collect();
+    assert!(sets.iter().all(|set| Arc::ptr_eq(set, &sets[0])));
+    assert_eq!(builder.identities.len(), 1);
+    for at in 0..3 {
+        builder.remove(&format!("u{at}"));
+    }
+    assert!(builder.identities.is_empty());
+    assert!(builder.referring.is_empty());
+}
+
+#[test]
+fn oddities_of_the_input_are_reported_once() {
+    let mut builder = builder();
+    let identity = Identity::new("", "shop", "server");
+    builder.insert_workload(Workload::new("u1", "server", identity));
+    builder.insert_service(Service {
+        subject_alt_names: vec!["nonsense".into()],
+        ..web()
+    });
+    let warnings = builder.take_warnings();
+    assert!(
+        warnings[0].starts_with("workload \"u1\" has no trust domain"),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings[1].starts_with("service shop/web.shop: skipping a subject"),
+        "{warnings:?}"
+    );
+    assert!(builder.take_warnings().is_empty());
+}

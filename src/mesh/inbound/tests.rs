@@ -1,0 +1,257 @@
+//! The inbound decision row by row.
+
+use super::*;
+use crate::mesh::fixture::*;
+use crate::mesh::{ApplicationTunnel, NetworkAddress, PortMap, Visibility};
+
+const LOCAL: &str = "10.0.0.2";
+
+fn server() -> Workload {
+    behind(pod("server", LOCAL), "web", &[])
+}
+
+fn check(snapshot: &Snapshot, target: &InboundTarget) -> Result<Delivery, InboundError> {
+    let own = snapshot.workload("c1//Pod/shop/server").expect("there").clone();
+    snapshot.validate_inbound(&own, ip(LOCAL), target)
+}
+
+fn address(text: &str) -> InboundTarget {
+    InboundTarget::Address(socket(text))
+}
+
+fn hostname(host: &str, port: u16) -> InboundTarget {
+    InboundTarget::Host {
+        host: host.to_owned(),
+        port,
+    }
+}
+
+fn refused(snapshot: &Snapshot, target: &InboundTarget) -> (u16, String) {
+    let error = check(snapshot, target).expect_err("refused");
+    (error.status(), error.to_string())
+}
+
+#[test]
+fn the_pods_own_address_is_delivered_to_the_port_asked_for() {
+    let snapshot = mesh(vec![server()], vec![], vec![]);
+    let delivery = check(&snapshot, &address("10.0.0.2:9000")).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:9000"));
+    assert!(delivery.preamble.is_none() && delivery.service.is_none());
+}
+
+#[test]
+fn another_address_is_a_mismatch() {
+    let snapshot = mesh(vec![server(), pod("other", "10.0.0.3")], vec![], vec![]);
+    for requested in ["10.0.0.3", "192.0.2.1"] {
+        let (status, text) = refused(&snapshot, &address(&format!("{requested}:80")));
+        assert_eq!(
+            (status, text),
+            (400, format!("ip mismatch: 10.0.0.2 != {requested}"))
+        );
+    }
+}
+
+#[test]
+fn a_waypoint_takes_what_is_meant_for_those_it_serves() {
+    let snapshot = |target: &str| {
+        let other = Workload {
+            waypoint: waypoint(target, 15008),
+            ..pod("other", "10.0.0.3")
+        };
+        let shop = Service {
+            waypoint: waypoint(target, 15008),
+            ..service("shop", "10.96.0.7")
+        };
+        mesh(
+            vec![server(), other],
+            vec![service("web", "10.96.0.1"), shop],
+            vec![],
+        )
+    };
+    for target in ["shop/web.shop", "net1/10.96.0.1", "net1/10.0.0.2"] {
+        let snapshot = snapshot(target);
+        for requested in ["10.0.0.3:80", "10.96.0.7:80"] {
+            let delivery = check(&snapshot, &address(requested)).expect(requested);
+            assert_eq!(delivery.address, socket("10.0.0.2:80"), "{target}");
+        }
+    }
+    let stranger = snapshot("net1/10.0.0.3");
+    assert_eq!(refused(&stranger, &address("10.96.0.7:80")).0, 400);
+}
+
+#[test]
+fn a_workload_with_an_application_tunnel_takes_any_address_at_its_tunnel_port() {
+    let tunnel = Some(ApplicationTunnel {
+        protocol: ApplicationProtocol::Proxy,
+        port: Some(15088),
+    });
+    let snapshot = mesh(
+        vec![Workload {
+            application_tunnel: tunnel,
+            ..server()
+        }],
+        vec![],
+        vec![],
+    );
+    let delivery = check(&snapshot, &address("192.0.2.1:80")).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:15088"));
+    assert_eq!(
+        delivery.preamble,
+        Some(Preamble {
+            destination: socket("192.0.2.1:80")
+        })
+    );
+}
+
+#[test]
+fn a_tunnel_without_a_protocol_only_changes_the_port() {
+    let tunnel = Some(ApplicationTunnel {
+        protocol: ApplicationProtocol::None,
+        port: Some(15088),
+    });
+    let snapshot = mesh(
+        vec![Workload {
+            application_tunnel: tunnel,
+            ..server()
+        }],
+        vec![],
+        vec![],
+    );
+    let delivery = check(&snapshot, &address("192.0.2.1:80")).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:15088"));
+    assert_eq!(delivery.preamble, None);
+}
+
+#[test]
+fn a_host_name_is_resolved_to_the_target_port_of_its_service() {
+    let snapshot = mesh(vec![server()], vec![service("web", "10.96.0.1")], vec![]);
+    let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:8080"));
+    assert_eq!(&*delivery.service.expect("known").name, "web");
+}
+
+#[test]
+fn the_pods_own_port_mapping_goes_before_the_services() {
+    let own = behind(pod("server", LOCAL), "web", &[(80, 9090)]);
+    let snapshot = mesh(vec![own], vec![service("web", "10.96.0.1")], vec![]);
+    let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:9090"));
+}
+
+#[test]
+fn host_names_and_ports_that_are_not_there_are_answered_with_503() {
+    let named = Service {
+        ports: ports(&[(80, 0)]),
+        ..service("named", "10.96.0.2")
+    };
+    let hidden = Service {
+        visibility: Visibility::Namespace,
+        ..Service::new("hidden", "other", "hidden.other")
+    };
+    let snapshot = mesh(
+        vec![server()],
+        vec![service("web", "10.96.0.1"), named, hidden],
+        vec![],
+    );
+    for (host, port, text) in [
+        (
+            "nobody.shop",
+            80,
+            "no service or workload for hostname: nobody.shop",
+        ),
+        (
+            "hidden.other",
+            80,
+            "no service or workload for hostname: hidden.other",
+        ),
+        (
+            "web.shop",
+            81,
+            "requested service web.shop:81 found, but cannot resolve port",
+        ),
+        (
+            "named.shop",
+            80,
+            "requested service named.shop:80 found, but cannot resolve port",
+        ),
+    ] {
+        assert_eq!(refused(&snapshot, &hostname(host, port)), (503, text.to_owned()));
+    }
+}
+
+#[test]
+fn the_preamble_for_a_host_name_prefers_our_network_and_there_ipv4() {
+    let tunnel = Some(ApplicationTunnel {
+        protocol: ApplicationProtocol::Proxy,
+        port: None,
+    });
+    let own = Workload {
+        application_tunnel: tunnel,
+        ..server()
+    };
+    let vip = |text: &str| text.parse::<NetworkAddress>().expect("a vip");
+    let web = Service {
+        vips: vec![vip("net2/10.1.1.1"), vip("net1/fd00::96"), vip("net1/10.96.0.1")],
+        ..service("web", "10.96.0.1")
+    };
+    let headless = Service {
+        vips: vec![],
+        ..service("headless", "10.96.0.2")
+    };
+    let snapshot = mesh(vec![own], vec![web, headless], vec![]);
+    let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
+    assert_eq!(
+        delivery.preamble,
+        Some(Preamble {
+            destination: socket("10.96.0.1:80")
+        })
+    );
+    assert_eq!(delivery.address, socket("10.0.0.2:8080"));
+    assert_eq!(
+        refused(&snapshot, &hostname("headless.shop", 80)),
+        (
+            503,
+            "requested service headless.shop found, but has no IP addresses".to_owned()
+        )
+    );
+}
+
+#[test]
+fn captured_ports_are_never_delivered_to() {
+    let to_capture = Service {
+        ports: ports(&[(80, 15001)]),
+        ..service("web", "10.96.0.1")
+    };
+    let snapshot = mesh(vec![server()], vec![to_capture], vec![]);
+    for target in [
+        address("10.0.0.2:15008"),
+        address("10.0.0.2:15006"),
+        hostname("web.shop", 80),
+    ] {
+        assert_eq!(
+            refused(&snapshot, &target),
+            (503, "attempted recursive call to ourselves".to_owned()),
+            "{target:?}"
+        );
+    }
+}
+
+#[test]
+fn the_service_of_a_connection_is_the_one_named_else_the_first_that_leads_to_the_port() {
+    let own = behind(behind(pod("server", LOCAL), "web", &[(81, 9090)]), "other", &[]);
+    let other = Service {
+        ports: PortMap::default(),
+        ..service("other", "10.96.0.2")
+    };
+    let snapshot = mesh(vec![own], vec![service("web", "10.96.0.1"), other], vec![]);
+    let own = snapshot.workload("c1//Pod/shop/server").expect("there");
+    let name = |port, forwarded| {
+        snapshot
+            .inbound_service(own, port, forwarded, None)
+            .map(|service| service.name.to_string())
+    };
+    assert_eq!(name(8080, Some("other.shop")).as_deref(), Some("other"));
+    assert_eq!(name(8080, None).as_deref(), Some("web"));
+    assert_eq!(name(9090, Some("nobody.shop")).as_deref(), Some("web"));
+    assert_eq!(name(1, None), None);
+}

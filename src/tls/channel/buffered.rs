@@ -106,11 +106,12 @@ impl Buffered {
     }
 
     fn open_record(&mut self, input: &[u8], plain: &mut [u8]) -> Result<Opened, TlsError> {
-        // The headers that our own layer refuses are the library's to refuse here, with its alert.
-        let consumed = match frame(input) {
+        // A header that must not come is shown to the library for the sake of its alert. That it reads on in
+        // case of a record a little too long (TLS 1.2 allowed 2 KiB more) does not save the record.
+        let (consumed, refused) = match frame(input) {
             Ok(Framed::Incomplete { need }) => return Ok(Opened::Incomplete { need }),
-            Ok(Framed::Whole { total }) => total,
-            Err(_) => input.len(),
+            Ok(Framed::Whole { total }) => (total, None),
+            Err(error) => (input.len(), Some(error)),
         };
         let mut record = &input[..consumed];
         let mut plaintext_bytes = 0;
@@ -124,6 +125,9 @@ impl Buffered {
                 self.reading = Reading::Closed;
                 return Ok(Opened::Closed { consumed });
             }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
         }
         if plaintext_bytes == 0 {
             return Ok(Opened::Control { consumed });

@@ -31,6 +31,15 @@ impl Backend {
     }
 }
 
+/// Where the proxy's output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Into `Proxy::logs`.
+    Collected,
+    /// To /dev/null: for measurements, where reading it would cost CPU time.
+    Discarded,
+}
+
 #[derive(Debug, Clone)]
 pub struct ProxyOptions {
     pub binary: PathBuf,
@@ -39,6 +48,7 @@ pub struct ProxyOptions {
     pub workers: usize,
     /// `RUST_LOG`.
     pub log_filter: String,
+    pub output: Output,
     /// Further variables; they replace those that the rig sets.
     pub environment: Vec<(String, String)>,
     /// Put before the binary, for tests that start it under another program (a seccomp filter, a profiler).
@@ -52,6 +62,7 @@ impl ProxyOptions {
             backend: None,
             workers: 2,
             log_filter: "info".to_owned(),
+            output: Output::Collected,
             environment: Vec::new(),
             wrapper: Vec::new(),
         }
@@ -111,9 +122,11 @@ impl Proxy {
             .env("ZTUNNEL_WORKER_THREADS", options.workers.to_string())
             .current_dir(around.scratch)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .process_group(0);
+        match options.output {
+            Output::Collected => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+            Output::Discarded => command.stdout(Stdio::null()).stderr(Stdio::null()),
+        };
         if let Some(backend) = options.backend {
             command.env("UZTUNNEL_IO", backend.name());
         }
@@ -124,9 +137,9 @@ impl Proxy {
             .run(|| command.spawn())
             .map_err(|error| RigError::new(format!("starting {}", options.binary.display()), error))?;
         let logs = Logs::default();
-        let stdout = child.stdout.take().expect("invariant: stdout was piped");
-        let stderr = child.stderr.take().expect("invariant: stderr was piped");
-        let readers = vec![logs.collect(stdout), logs.collect(stderr)];
+        let mut readers = Vec::new();
+        readers.extend(child.stdout.take().map(|stdout| logs.collect(stdout)));
+        readers.extend(child.stderr.take().map(|stderr| logs.collect(stderr)));
         Ok(Self { child, logs, readers })
     }
 

@@ -404,12 +404,23 @@ fn little_memory_stays_after_a_large_block_and_none_before_the_first() {
 }
 
 #[test]
-fn what_we_encode_is_static_or_a_literal_in_the_shorter_form() {
+fn what_we_encode_is_static_or_a_literal_without_state() {
     let mut out = Vec::new();
     encode_indexed(&mut out, 8);
     encode_literal(&mut out, b":authority", b"www.example.com");
-    encode_literal(&mut out, b"x", b"\\");
-    assert_eq!(out, bytes("88 018c f1e3 c2e5 f23a 6ba0 ab90 f4ff 000178 015c"));
-    let expected = fields(&[(":status", "200"), (":authority", "www.example.com"), ("x", "\\")]);
-    assert_eq!(decode_fresh(&out), Ok(expected));
+    encode_literal(&mut out, b"via", b"");
+    encode_literal(&mut out, b"x", b"y");
+    assert_eq!(
+        out,
+        bytes("88 010f 7777 772e 6578 616d 706c 652e 636f 6d 0f2d00 0001780179")
+    );
+    let expected = [
+        (":status", "200"),
+        (":authority", "www.example.com"),
+        ("via", ""),
+        ("x", "y"),
+    ];
+    let mut decoder = Decoder::new(4096);
+    assert_eq!(decode(&mut decoder, &out), Ok(fields(&expected)));
+    assert_eq!(decoder.table.len(), 0);
 }

@@ -274,7 +274,7 @@ fn calls_on_streams_that_are_gone_do_nothing() {
 fn events_carry_the_key_of_their_stream() {
     let mut bench = Bench::server(Settings::server());
     let stream = bench.accept(1);
-    let mut key_of =
+    let key_of =
         |bench: &mut Bench, bytes: &[u8]| match bench.connection.receive(bytes, &mut 0, bench.now) {
             Ok(Some(Event::Data { key, .. } | Event::Reset { key, .. } | Event::End { key, .. })) => key,
             other => panic!("{other:?}"),

@@ -1,0 +1,332 @@
+//! Against the `openssl` program, over loopback. It must be installed: a missing one fails the tests.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use rcgen::KeyPair;
+use rustls_pki_types::PrivateKeyDer;
+use tempfile::TempDir;
+
+use super::{MODES, Ours, Role, cart, till};
+use uztunnel::clock;
+use uztunnel::identity::Identity;
+use uztunnel::tls::{FakeCa, Output};
+
+/// Longer than anything here takes on a busy machine; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `openssl s_client` or `s_server`, with a certificate of ours; killed when it goes out of scope.
+struct Openssl {
+    child: Child,
+    stdin: ChildStdin,
+    /// Lines of its standard output.
+    lines: Receiver<Vec<u8>>,
+    _files: TempDir,
+}
+
+impl Openssl {
+    fn start(identity: &Identity, arguments: &[&str]) -> Self {
+        let ca = FakeCa::new();
+        let now = clock::wall();
+        let issued = ca.sign(
+            identity,
+            now - Duration::from_secs(3600),
+            now + Duration::from_secs(3600),
+        );
+        let issued = issued.expect("issued");
+        let PrivateKeyDer::Pkcs8(key) = &issued.key else {
+            panic!("the fake CA makes PKCS#8 keys");
+        };
+        let key = KeyPair::try_from(key.secret_pkcs8_der()).expect("its own key");
+        let files = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| {
+            files
+                .path()
+                .join(name)
+                .into_os_string()
+                .into_string()
+                .expect("UTF-8")
+        };
+        fs::write(path("key.pem"), key.serialize_pem()).expect("written");
+        fs::write(path("leaf.der"), &issued.chain[0]).expect("written");
+        fs::write(path("root.der"), ca.root()).expect("written");
+        // s_client reads its roots as PEM only.
+        for name in ["leaf", "root"] {
+            let (from, to) = (path(&format!("{name}.der")), path(&format!("{name}.pem")));
+            let arguments = ["x509", "-inform", "DER", "-in", &from, "-out", &to];
+            let converted = Command::new("openssl").args(arguments).status();
+            assert!(converted.expect("openssl is installed").success());
+        }
+        let mut child = Command::new("openssl")
+            .args(arguments)
+            .args([
+                "-cert",
+                &path("leaf.pem"),
+                "-key",
+                &path("key.pem"),
+                "-CAfile",
+                &path("root.pem"),
+            ])
+            .args(["-verify_return_error", "-alpn", "h2"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl is installed");
+        let stdin = child.stdin.take().expect("piped");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            let mut line = Vec::new();
+            while stdout.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+                if sender.send(std::mem::take(&mut line)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            child,
+            stdin,
+            lines,
+            _files: files,
+        }
+    }
+
+    /// A single write: openssl takes a letter for a command only at the front of what it reads at once.
+    fn type_in(&mut self, text: &[u8]) {
+        self.stdin.write_all(text).expect("openssl reads");
+    }
+
+    /// Its output up to the first line that starts with `start`.
+    fn line_starting_with(&self, start: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("openssl never printed {start:?}: {error}"));
+            if line.starts_with(start.as_bytes()) {
+                return String::from_utf8_lossy(&line).trim_end().to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Openssl {
+    fn drop(&mut self) {
+        // It may have ended already, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Our end, with a socket.
+struct Wired {
+    ours: Ours,
+    socket: TcpStream,
+}
+
+impl Wired {
+    fn flush(&mut self) {
+        self.socket
+            .write_all(&self.ours.take_outbox())
+            .expect("openssl reads");
+    }
+
+    /// Receives until `done`.
+    fn receive_until(&mut self, what: &str, done: impl Fn(&Ours) -> bool) {
+        let mut buffer = [0; 5000];
+        while !done(&self.ours) {
+            let read = self.socket.read(&mut buffer);
+            let read = read.unwrap_or_else(|error| panic!("waiting for {what}: {error}"));
+            assert!(read > 0, "openssl closed while we waited for {what}");
+            self.ours.receive(&buffer[..read]).expect(what);
+            self.flush();
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.ours.send(bytes, false);
+        self.flush();
+    }
+}
+
+/// We as a server and s_client, or we as a client and s_server.
+fn session(role: Role, mode: uztunnel::tls::RecordMode, extra: &[&str]) -> (Wired, Openssl) {
+    let mut ours = Ours::new(role, mode, 16);
+    let (socket, openssl) = match role {
+        Role::Server => {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("bound").to_string();
+            let arguments = [&["s_client", "-connect", &address][..], extra].concat();
+            let openssl = Openssl::start(&cart(), &arguments);
+            (listener.accept().expect("s_client connects").0, openssl)
+        }
+        Role::Client => {
+            let arguments = [
+                "s_server",
+                "-accept",
+                "127.0.0.1:0",
+                "-Verify",
+                "1",
+                "-naccept",
+                "1",
+            ];
+            let openssl = Openssl::start(&till(), &[&arguments[..], extra].concat());
+            let accepting = openssl.line_starting_with("ACCEPT ");
+            let address = accepting.trim_start_matches("ACCEPT ");
+            let socket = TcpStream::connect(address).expect("s_server listens");
+            ours.receive(&[]).expect("hello");
+            (socket, openssl)
+        }
+    };
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut wired = Wired { ours, socket };
+    wired.flush();
+    (wired, openssl)
+}
+
+#[test]
+fn openssl_updates_its_key_and_asks_for_ours() {
+    for role in [Role::Server, Role::Client] {
+        for mode in MODES {
+            let (mut wired, mut openssl) = session(role, mode, &["-tls1_3"]);
+            wired.receive_until("the handshake", Ours::is_open);
+            wired.flush();
+            openssl.type_in(b"0 before\n");
+            wired.receive_until("data", |ours| ours.received == b"0 before\n");
+
+            // s_server has sent tickets, too.
+            let before = wired.ours.controls;
+            openssl.type_in(b"k\n");
+            wired.receive_until("a key update", |ours| ours.controls > before);
+            openssl.type_in(b"1 update\n");
+            wired.receive_until("data under the new key", |ours| {
+                ours.received.ends_with(b"1 update\n")
+            });
+
+            let before = wired.ours.controls;
+            openssl.type_in(b"K\n");
+            wired.receive_until("a request to update", |ours| ours.controls > before);
+            wired.send(b"2 answered\n");
+            assert_eq!(openssl.line_starting_with("2 "), "2 answered");
+            openssl.type_in(b"3 asked\n");
+            wired.receive_until("data after the request", |ours| {
+                ours.received.ends_with(b"3 asked\n")
+            });
+
+            // s_server just closes its socket on the same command.
+            if role == Role::Server {
+                openssl.type_in(b"Q\n");
+                wired.receive_until("close_notify", |ours| ours.closed);
+            }
+        }
+    }
+}
+
+#[test]
+fn openssl_follows_a_key_update_before_every_16th_record() {
+    for role in [Role::Server, Role::Client] {
+        let (mut wired, openssl) = session(role, uztunnel::tls::RecordMode::Own, &["-tls1_3"]);
+        wired.receive_until("the handshake", Ours::is_open);
+        wired.flush();
+        for line in 0..400 {
+            wired.send(format!("{line:04}-{}-\n", "x".repeat(line)).as_bytes());
+        }
+        for line in 0..400 {
+            let expected = format!("{line:04}-{}-", "x".repeat(line));
+            assert_eq!(openssl.line_starting_with(&expected[..5]), expected);
+        }
+    }
+}
+
+#[test]
+fn padded_records_of_openssl_are_understood_in_bulk() {
+    for role in [Role::Server, Role::Client] {
+        for mode in MODES {
+            let (mut wired, mut openssl) = session(role, mode, &["-tls1_3", "-record_padding", "700"]);
+            wired.receive_until("the handshake", Ours::is_open);
+            wired.flush();
+            // Digits and line ends only: no letter may look like a command.
+            let bulk: Vec<u8> = (0..30_000)
+                .flat_map(|line| format!("{line:07}\n").into_bytes())
+                .collect();
+            let sent = bulk.clone();
+            let writer = thread::spawn(move || {
+                openssl.type_in(&sent);
+                openssl
+            });
+            wired.receive_until("bulk", |ours| ours.received.len() >= bulk.len());
+            assert!(wired.ours.received == bulk);
+            drop(writer.join().expect("written"));
+        }
+    }
+}
+
+#[test]
+fn both_suites_are_spoken_with_openssl() {
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"] {
+        for role in [Role::Server, Role::Client] {
+            let extra = ["-tls1_3", "-ciphersuites", suite];
+            let (mut wired, mut openssl) = session(role, uztunnel::tls::RecordMode::Own, &extra);
+            wired.receive_until("the handshake", Ours::is_open);
+            wired.flush();
+            openssl.type_in(b"0 hello\n");
+            wired.receive_until("data", |ours| ours.received == b"0 hello\n");
+            wired.send(b"1 hello\n");
+            assert_eq!(openssl.line_starting_with("1 "), "1 hello");
+        }
+    }
+}
+
+#[test]
+fn tls_1_2_is_refused_in_both_roles() {
+    for mode in MODES {
+        let (mut wired, _openssl) = session(Role::Server, mode, &["-tls1_2"]);
+        assert_eq!(
+            error_of(&mut wired),
+            "tls handshake error: peer does not offer TLS 1.3, the only version accepted"
+        );
+        assert_eq!(
+            wired.ours.take_outbox(),
+            [21, 3, 3, 0, 2, 2, 70],
+            "protocol_version"
+        );
+
+        let (mut wired, _openssl) = session(Role::Client, mode, &["-tls1_2"]);
+        assert_eq!(
+            error_of(&mut wired),
+            "tls handshake error: peer refused the handshake with the alert ProtocolVersion (70): \
+             it does not speak TLS 1.3"
+        );
+    }
+}
+
+/// Receives until our side refuses.
+fn error_of(wired: &mut Wired) -> String {
+    let mut buffer = [0; 5000];
+    loop {
+        let read = wired.socket.read(&mut buffer).expect("openssl answers");
+        assert!(read > 0, "openssl closed before we refused");
+        if let Err(error) = wired.ours.receive(&buffer[..read]) {
+            return error.to_string();
+        }
+        wired.flush();
+    }
+}
+
+#[test]
+fn close_notify_from_us_ends_s_client() {
+    let (mut wired, mut openssl) = session(Role::Server, uztunnel::tls::RecordMode::Own, &["-tls1_3"]);
+    wired.receive_until("the handshake", Ours::is_open);
+    let mut out = Output::default();
+    wired.ours.channel().close_notify(&mut out);
+    wired.flush();
+    wired.socket.write_all(out.filled()).expect("s_client reads");
+    assert!(
+        openssl.child.wait().expect("it ends").success(),
+        "a clean end for s_client"
+    );
+}

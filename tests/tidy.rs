@@ -16,7 +16,7 @@ use source::Tree;
 /// process > worker, control > bridge > tls, runtime > sys, wire, mesh, config > limits, identity, clock; `worker`
 /// and `control` never see each other, nor do `sys`, `wire` and `mesh`.
 pub const LAYERS: &[(&str, &[&str])] = &[
-    ("main", &["process"]),
+    ("main", &["process", "config"]),
     (
         "process",
         &[

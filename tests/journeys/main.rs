@@ -1,14 +1,25 @@
 //! Journeys: the real binary in network namespaces, seen from outside only.
 //!
-//! Each test builds its own world (`uztunnel-rig`), so they run side by side. `UZTUNNEL_BIN` names the binary
-//! (default: the one that cargo built), `JOURNEYS_IO` the drivers of the two nodes: `uring`, `epoll`,
-//! `uring-epoll`, `epoll-uring`; unset leaves the choice to the binary. They need root and fail without it.
+//! Each test builds its own world (`uztunnel-rig`), so they run side by side. They need root and fail without it.
+//!
+//! | variable | what |
+//! |---|---|
+//! | `UZTUNNEL_BIN` | the binary under test (default: the one that cargo built) |
+//! | `JOURNEYS_IO` | drivers of node 0 and node 1: `uring`, `epoll`, `uring-epoll`, `epoll-uring`; `denied`: its own choice with io_uring forbidden by seccomp; unset: its own choice |
+//! | `JOURNEYS_VARIABLES` | `NAME=VALUE ...` for every proxy |
+//! | `JOURNEYS_STORM_SECONDS` | length of the reset storm (default 5) |
 
 mod addressing;
 mod announcements;
+mod frames;
+mod hostile;
 mod load;
+mod openssl;
 mod plaintext;
+mod refusals;
 mod setup;
+mod start;
+mod storm;
 mod streams;
 mod transfers;
 mod wire;

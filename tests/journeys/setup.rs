@@ -20,15 +20,20 @@ pub fn options() -> [ProxyOptions; 2] {
     })
 }
 
+fn io_choice() -> String {
+    std::env::var("JOURNEYS_IO").unwrap_or_default()
+}
+
 fn backends() -> [Option<Backend>; 2] {
-    let choice = std::env::var("JOURNEYS_IO").unwrap_or_default();
-    match choice.as_str() {
-        "" => [None, None],
+    match io_choice().as_str() {
+        "" | "denied" => [None, None],
         "uring" => [Some(Backend::Uring); 2],
         "epoll" => [Some(Backend::Epoll); 2],
         "uring-epoll" => [Some(Backend::Uring), Some(Backend::Epoll)],
         "epoll-uring" => [Some(Backend::Epoll), Some(Backend::Uring)],
-        other => panic!("JOURNEYS_IO={other}: expected uring, epoll, uring-epoll, epoll-uring or nothing"),
+        other => {
+            panic!("JOURNEYS_IO={other}: expected uring, epoll, uring-epoll, epoll-uring, denied or nothing")
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use uztunnel_rig::pattern::Pattern;
-use uztunnel_rig::{Family, World};
+use uztunnel_rig::{Blueprint, Family, World};
 
-use crate::setup::two_nodes;
+use crate::setup::{options, two_nodes};
 
 const PORT: u16 = 4100;
 const GIB: u64 = 1 << 30;
@@ -59,4 +59,11 @@ fn a_quarter_gibibyte_each_way_arrives_over_ipv6_and_through_both_kinds_of_passt
     assert_transfer(&world, "client", "server", Family::V6, GIB / 4);
     assert_transfer(&world, "client", "stranger", Family::V4, GIB / 4);
     assert_transfer(&world, "stranger", "server", Family::V6, GIB / 4);
+}
+
+#[test]
+fn a_gibibyte_each_way_survives_a_key_update_every_16_records() {
+    let options = options().map(|options| options.variable("UZTUNNEL_TLS_RECORDS_MAX", "16"));
+    let world = World::start(Blueprint::two_nodes(), &options).expect("ready proxies");
+    assert_transfer(&world, "client", "server", Family::V4, GIB);
 }

@@ -1,1 +1,65 @@
-fn main() {}
+//! `cargo xtask`: everything that is done with this repository.
+//!
+//! | command | what |
+//! |---|---|
+//! | `demo [--iptables] [--keep] [--io uring,epoll,mixed]` | two nodes, four pods, real traffic, shown to a person |
+//! | `test` | the whole test run, as CI does it |
+//! | `tidy` | the style rules only |
+//! | `journeys [FILTER] [--io ...]` | the tests in network namespaces |
+//! | `perf SCENARIO [--against BINARY] ...` | measurements side by side |
+//! | `fuzz TARGET [SECONDS]` | libFuzzer on one target |
+
+mod checks;
+mod demo;
+mod fuzz;
+mod journeys;
+mod packages;
+mod perf;
+mod process;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  demo [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
+        two nodes, four pods and real traffic; --keep leaves it running until Ctrl-C
+  test
+        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, journeys
+  tidy
+        the style rules only
+  journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--binary PATH]
+        tests in network namespaces
+  perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]
+        rr1, rr64, connect, bulk1, bulk4 or all: both drivers, the direct path and PATH side by side
+  fuzz TARGET [SECONDS]
+        libFuzzer on one target of tests/fuzz
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((command, rest)) = arguments.split_first() else {
+        eprint!("{USAGE}");
+        return ExitCode::FAILURE;
+    };
+    let outcome = match command.as_str() {
+        "demo" => demo::run(rest),
+        "test" => checks::run_all(rest),
+        "tidy" => checks::run_tidy(rest),
+        "journeys" => journeys::run(rest),
+        "perf" => perf::run(rest),
+        "fuzz" => fuzz::run(rest),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => Err(format!("unknown command {other}\n\n{USAGE}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,7 +122,7 @@ fn lock(log: &Mutex<ServerLog>) -> std::sync::MutexGuard<'_, ServerLog> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running server; stops accepting when dropped.
+/// A running server; its port is free again when dropped.
 pub struct Server {
     log: Arc<Mutex<ServerLog>>,
     task: JoinHandle<()>,
@@ -151,6 +151,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
+        // The listener is closed by the pod's thread, within a turn of its loop.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while !self.task.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_micros(200));
+        }
     }
 }
 

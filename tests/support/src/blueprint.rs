@@ -12,6 +12,8 @@ pub enum Membership {
     Outside,
     /// No rules; the mesh file knows the workload, with protocol TCP.
     KnownPlain,
+    /// The mesh file promises HBONE, but nothing is redirected or announced: the test itself answers on 15008.
+    Unredirected,
 }
 
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::A
     let mut yaml = String::from("workloads:\n");
     for (index, pod) in blueprint.pods.iter().enumerate() {
         let protocol = match pod.membership {
-            Membership::Inside => "HBONE",
+            Membership::Inside | Membership::Unredirected => "HBONE",
             Membership::KnownPlain => "TCP",
             Membership::Outside => continue,
         };

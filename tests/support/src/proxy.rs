@@ -51,8 +51,10 @@ pub struct ProxyOptions {
     pub output: Output,
     /// Further variables; they replace those that the rig sets.
     pub environment: Vec<(String, String)>,
-    /// Put before the binary, for tests that start it under another program (a seccomp filter, a profiler).
+    /// Put before the binary, to start it under another program (a profiler).
     pub wrapper: Vec<String>,
+    /// The three io_uring calls fail with EPERM, as under the seccomp profile of most container runtimes.
+    pub deny_io_uring: bool,
 }
 
 impl ProxyOptions {
@@ -65,6 +67,7 @@ impl ProxyOptions {
             output: Output::Collected,
             environment: Vec::new(),
             wrapper: Vec::new(),
+            deny_io_uring: false,
         }
     }
 
@@ -132,6 +135,9 @@ impl Proxy {
         }
         command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         sys::unblock_interrupts_in_child(&mut command);
+        if options.deny_io_uring {
+            sys::deny_io_uring_in_child(&mut command);
+        }
         let mut child = around
             .namespace
             .run(|| command.spawn())

@@ -1,0 +1,73 @@
+//! HTTP/2 frames by hand (RFC 9113), right or wrong as a test likes.
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+
+pub const END_STREAM: u8 = 0x1;
+pub const END_HEADERS: u8 = 0x4;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// What a client says first: preface and empty SETTINGS.
+pub fn opening() -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
+}
+
+/// Header block of a CONNECT: two literals whose names have an index in the static table (RFC 7541 appendix A).
+pub fn connect_block(authority: &str) -> Vec<u8> {
+    let mut block = vec![0x02, 7];
+    block.extend_from_slice(b"CONNECT");
+    block.extend([0x01, authority.len() as u8]);
+    block.extend_from_slice(authority.as_bytes());
+    block
+}
+
+/// A whole CONNECT request.
+pub fn connect(stream: u32, authority: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, &connect_block(authority))
+}
+
+/// The first byte of the header block that answers `stream`, once it is there: an index into the static table
+/// for the common statuses.
+pub fn answer(received: &[u8], stream: u32) -> Option<u8> {
+    let mut rest = received;
+    while rest.len() >= 9 {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        let of = u32::from_be_bytes([rest[5], rest[6], rest[7], rest[8]]);
+        let payload = rest.get(9..9 + length)?;
+        if rest[3] == HEADERS && of == stream {
+            return payload.first().copied();
+        }
+        rest = &rest[9 + length..];
+    }
+    None
+}
+
+/// `:status: 200` and `:status: 400` as indices of the static table.
+pub const STATUS_200: u8 = 0x88;
+pub const STATUS_400: u8 = 0x8c;
+
+#[test]
+fn an_answer_is_found_behind_other_frames() {
+    let mut bytes = frame(SETTINGS, 0, 0, &[0; 6]);
+    bytes.extend(frame(HEADERS, END_HEADERS, 1, &[STATUS_200]));
+    bytes.extend(frame(HEADERS, END_HEADERS, 3, &[STATUS_400]));
+    assert_eq!(
+        (answer(&bytes, 1), answer(&bytes, 3)),
+        (Some(STATUS_200), Some(STATUS_400))
+    );
+    assert_eq!(answer(&bytes[..20], 1), None);
+}

@@ -1,0 +1,111 @@
+//! How the program starts, falls back and refuses to start.
+
+use uztunnel_rig::{Backend, Blueprint, Family, ProxyOptions, World, http};
+
+use crate::setup::{BODY_BYTES, HTTP_PORT, binary, options, serve_http};
+
+/// Starts node 0's proxy with these options and gives its exit code and what it printed.
+fn run_to_its_end(options: &ProxyOptions) -> (Option<i32>, String) {
+    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let mut proxy = world.launch_proxy(0, options).expect("started");
+    let status = proxy.wait_for_exit().expect("it ends by itself");
+    (status.code(), proxy.logs.lines().join("\n"))
+}
+
+fn assert_refused(variable: &str, value: &str, expected: &[&str]) {
+    let (code, said) = run_to_its_end(&ProxyOptions::new(&binary()).variable(variable, value));
+    assert!(
+        code.is_some_and(|code| code != 0),
+        "{variable}={value}: code {code:?}"
+    );
+    for words in expected {
+        assert!(
+            said.contains(words),
+            "{variable}={value} should say {words:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_setting_stops_the_start_and_says_what_would_be_right() {
+    assert_refused(
+        "ZTUNNEL_WORKER_THREADS",
+        "many",
+        &["ZTUNNEL_WORKER_THREADS", "many"],
+    );
+    assert_refused(
+        "UZTUNNEL_IO",
+        "kqueue",
+        &["UZTUNNEL_IO", "kqueue", "auto", "uring", "epoll"],
+    );
+    assert_refused("UZTUNNEL_OI", "epoll", &["UZTUNNEL_OI", "UZTUNNEL_IO"]);
+    assert_refused(
+        "LOCAL_XDS_PATH",
+        "/nonexistent/mesh.yaml",
+        &["/nonexistent/mesh.yaml"],
+    );
+    assert_refused("PROXY_MODE", "dedicated", &["PROXY_MODE", "dedicated"]);
+}
+
+#[test]
+fn without_io_uring_it_starts_on_epoll_and_says_why_in_one_line() {
+    let denied = options().map(|options| ProxyOptions {
+        backend: None,
+        deny_io_uring: true,
+        ..options
+    });
+    let world = World::start(Blueprint::two_nodes(), &denied).expect("ready proxies");
+    let logs = &world.nodes[0].proxy().logs;
+    let reasons: Vec<String> = logs
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains("epoll") && line.contains("os error 1)") && line.contains("seccomp"))
+        .collect();
+    assert_eq!(reasons.len(), 1, "{:#?}", logs.lines());
+    let _server = serve_http(world.pod("server"));
+    let target = world.pod("server").address(Family::V4, HTTP_PORT);
+    let response = world
+        .pod("client")
+        .run(async move { http::get(target, "/").await });
+    assert_eq!(response.expect("a response").body.len(), BODY_BYTES);
+}
+
+#[test]
+fn uring_that_is_asked_for_and_denied_stops_the_start_with_the_same_reason() {
+    let options = ProxyOptions {
+        deny_io_uring: true,
+        ..ProxyOptions::new(&binary()).backend(Backend::Uring)
+    };
+    let (code, said) = run_to_its_end(&options);
+    assert!(code.is_some_and(|code| code != 0), "code {code:?}");
+    assert!(said.contains("os error 1)") && said.contains("seccomp"), "{said}");
+}
+
+#[test]
+fn readiness_is_withdrawn_until_the_snapshot_of_pods_was_taken() {
+    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    // An agent's socket that nobody listens on.
+    let orphan = world.scratch().join("orphan.sock");
+    let options = ProxyOptions::new(&binary()).variable("INPOD_UDS", &orphan.display().to_string());
+    let proxy = world.launch_proxy(0, &options).expect("started");
+    let node = &world.nodes[0].namespace;
+    let (status, body) = uztunnel_rig::wait_until("readiness to answer", || {
+        node.run(|| uztunnel_rig::proxy::probe("/healthz/ready")).ok()
+    });
+    assert_eq!(status, 500, "{body}");
+    assert!(body.contains("workload proxy manager"), "{body}");
+    let (status, _) = node
+        .run(|| uztunnel_rig::proxy::probe("/elsewhere"))
+        .expect("an answer");
+    assert_eq!(status, 404);
+    drop(proxy);
+}
+
+#[test]
+fn sigterm_ends_it_with_code_0() {
+    let mut world = World::start(Blueprint::two_nodes(), &options()).expect("ready proxies");
+    let mut proxy = world.nodes[0].proxy.take().expect("started");
+    proxy.terminate().expect("sent");
+    let status = proxy.wait_for_exit().expect("it ends");
+    assert_eq!(status.code(), Some(0), "{}", proxy.logs.tail());
+}

@@ -28,7 +28,10 @@ impl Environment {
         };
         Self {
             variables: std::env::vars_os().filter_map(text).collect(),
-            arguments: std::env::args_os().skip(1).map(|it| it.to_string_lossy().into_owned()).collect(),
+            arguments: std::env::args_os()
+                .skip(1)
+                .map(|it| it.to_string_lossy().into_owned())
+                .collect(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             directory: PathBuf::from("."),
         }

@@ -1,4 +1,7 @@
-//! Layer `control`.
+//! Layer `control`: the conversation with the rest of the node, off the data path.
+//!
+//! All of it runs on the control thread (tokio, one thread), except `access_log::run`, which is the log thread.
+//! Workers are reached through `bridge` only.
 
 pub mod access_log;
 pub mod certificates;

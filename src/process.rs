@@ -3,6 +3,7 @@
 //! Main thread. The only layer that knows all others, and the only one that ends the process.
 
 pub mod boot;
+pub mod command;
 pub mod logging;
 pub mod preflight;
 pub mod signals;

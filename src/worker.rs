@@ -79,10 +79,14 @@ pub fn start(setups: Vec<Setup>) -> io::Result<Workers> {
         let (hello, hellos) = mpsc::channel();
         let (introduce, peers) = mpsc::channel();
         let name = format!("uztunnel-{}", setup.index);
-        let thread = std::thread::Builder::new().name(name).spawn(move || begin(setup, &hello, &peers))?;
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || begin(setup, &hello, &peers))?;
         threads.push(thread);
         introductions.push(introduce);
-        let handle = hellos.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+        let handle = hellos
+            .recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
         handles.push(handle);
     }
     for introduce in introductions {

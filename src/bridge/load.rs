@@ -33,7 +33,10 @@ struct WorkerLoad {
 
 impl LoadTable {
     pub fn new(workers: usize) -> Self {
-        let load = || WorkerLoad { connections: AtomicU32::new(0), busy_per_mille: AtomicU32::new(0) };
+        let load = || WorkerLoad {
+            connections: AtomicU32::new(0),
+            busy_per_mille: AtomicU32::new(0),
+        };
         Self((0..workers).map(|_| load()).collect())
     }
 
@@ -49,7 +52,10 @@ impl LoadTable {
 
     /// A share that was counted already, by the worker that handed the connection over.
     pub fn adopt_share(&self, worker: usize) -> LoadShare {
-        LoadShare { table: self.clone(), worker }
+        LoadShare {
+            table: self.clone(),
+            worker,
+        }
     }
 
     fn add_connection(&self, worker: usize) {

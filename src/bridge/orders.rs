@@ -49,7 +49,11 @@ pub struct PodInfo {
 
 impl From<zds::Info> for PodInfo {
     fn from(info: zds::Info) -> Self {
-        Self { name: info.name, namespace: info.namespace, service_account: info.service_account }
+        Self {
+            name: info.name,
+            namespace: info.namespace,
+            service_account: info.service_account,
+        }
     }
 }
 
@@ -91,13 +95,25 @@ pub struct CertificateError(pub Arc<str>);
 #[derive(Debug)]
 pub enum Order {
     /// Every worker learns of every pod; its home worker also gets the listeners.
-    AddPod { pod: Arc<Pod>, listeners: Option<PodListeners> },
+    AddPod {
+        pod: Arc<Pod>,
+        listeners: Option<PodListeners>,
+    },
     /// Closes the pod's listeners and connections at once.
     RemovePod { uid: PodUid },
     /// The answer to a demand, or a renewed certificate.
-    Certificate { identity: Identity, result: Result<Arc<CertifiedIdentity>, CertificateError> },
+    Certificate {
+        identity: Identity,
+        result: Result<Arc<CertifiedIdentity>, CertificateError>,
+    },
     /// A captured connection that another worker accepted.
-    HandOver { pod: PodUid, capture: Capture, fd: OwnedFd, peer: SocketAddr, share: LoadShare },
+    HandOver {
+        pod: PodUid,
+        capture: Capture,
+        fd: OwnedFd,
+        peer: SocketAddr,
+        share: LoadShare,
+    },
     /// Another snapshot was published: tasks that wait for a workload look again.
     Snapshot,
     /// Stop accepting, let connections finish until the deadline, then end.

@@ -12,6 +12,8 @@ use super::values;
 #[derive(Debug, Clone)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
+    /// What follows the program's name.
+    pub arguments: Vec<String>,
     /// Logical CPUs this process may run on.
     pub cpus: usize,
     /// What relative paths of the configuration are relative to.
@@ -26,6 +28,10 @@ impl Environment {
         };
         Self {
             variables: std::env::vars_os().filter_map(text).collect(),
+            arguments: std::env::args_os()
+                .skip(1)
+                .map(|it| it.to_string_lossy().into_owned())
+                .collect(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             directory: PathBuf::from("."),
         }
@@ -35,6 +41,7 @@ impl Environment {
         let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         Self {
             variables: variables.into_iter().map(owned).collect(),
+            arguments: Vec::new(),
             cpus: 1,
             directory: PathBuf::from("/nonexistent"),
         }

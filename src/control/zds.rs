@@ -68,7 +68,7 @@ impl<P: Pods> Client<P> {
                 // The agent was restarted: its successor waits for us.
                 Ended::Lost(why) if understood => tracing::info!("node agent's connection ended: {why}"),
                 Ended::Lost(why) | Ended::Broken(why) => {
-                    let delay = announce.next(clock::now(), fastrand::f64());
+                    let delay = announce.take(clock::now(), fastrand::f64());
                     tracing::warn!(?delay, "node agent's connection is made anew: {why}");
                     time::sleep(delay).await;
                 }
@@ -82,7 +82,7 @@ impl<P: Pods> Client<P> {
             match SeqPacket::connect(&self.path).and_then(reactor::register) {
                 Ok(connection) => return connection,
                 Err(error) => {
-                    let delay = delay.next();
+                    let delay = delay.take();
                     let path = self.path.display();
                     tracing::warn!(?delay, "cannot connect to the node agent at {path}: {error}");
                     time::sleep(delay).await;
@@ -104,7 +104,7 @@ impl<P: Pods> Client<P> {
             let mut buffer = [0; limits::ZDS_PACKET_BYTES_MAX];
             let retry_at = self.retry_at;
             effects = tokio::select! {
-                () = time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                () = time::sleep_until(retry_at.unwrap_or_else(now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.protocol.retry()
                 }
@@ -148,7 +148,7 @@ impl<P: Pods> Client<P> {
                     tracing::info!(uid = uid.as_str(), "pod removed");
                     self.pods.stop(&uid);
                 }
-                Effect::ArmRetry => self.retry_at = Some(Instant::now() + limits::ZDS_RETRY_DELAY),
+                Effect::ArmRetry => self.retry_at = Some(now() + limits::ZDS_RETRY_DELAY),
                 Effect::Reconnect(why) => return Err(Ended::Broken(why)),
             }
         }
@@ -170,6 +170,11 @@ enum Ended {
     Lost(String),
     /// The agent said something that makes no sense.
     Broken(String),
+}
+
+/// For tokio's timers.
+fn now() -> Instant {
+    Instant::from_std(clock::now())
 }
 
 async fn receive(

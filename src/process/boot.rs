@@ -7,7 +7,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::task::LocalSet;
@@ -25,7 +24,7 @@ use crate::limits;
 use crate::mesh::{Builder, LocalError, LocalState, Locale, Snapshot};
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::signals::Signals;
-use crate::process::{preflight, version};
+use crate::process::version;
 use crate::sys::driver::SocketSpec;
 use crate::sys::netns::Namespace;
 use crate::sys::select::{self, Choice, IoMode, Refusal};
@@ -62,37 +61,8 @@ pub enum BootError {
     Worker(#[from] WorkerFailed),
 }
 
-/// `uztunnel proxy`.
-pub fn proxy(environment: &Environment) -> ExitCode {
-    match serve(environment) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// `uztunnel preflight`: 0 when the proxy would start here and could serve pods.
-pub fn preflight(environment: &Environment) -> ExitCode {
-    let config = Config::from_env(environment);
-    let (wanted, mask) = match &config {
-        Ok(config) => wanted_backend(&config.worker),
-        Err(_) => (IoMode::Auto, None),
-    };
-    let report = preflight::report(wanted, mask);
-    print!("{report}");
-    if let Err(error) = &config {
-        println!("configuration: {error}");
-    }
-    if config.is_ok() && report.is_ready() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn serve(environment: &Environment) -> Result<(), BootError> {
+/// Runs the proxy until it is told to end.
+pub fn serve(environment: &Environment) -> Result<(), BootError> {
     let config = Config::from_env(environment)?;
     let format = match config.logging.format {
         LogFormat::Plain => Format::Plain,
@@ -204,7 +174,8 @@ fn choose_backend(config: &Config) -> Result<Choice, BootError> {
     select::choose(wanted, mask).map_err(BootError::Backend)
 }
 
-fn wanted_backend(worker: &config::Worker) -> (IoMode, Option<FeatureSet>) {
+/// What the configuration says about io_uring, in the words of `sys`.
+pub fn wanted_backend(worker: &config::Worker) -> (IoMode, Option<FeatureSet>) {
     let wanted = match worker.io {
         IoChoice::Auto => IoMode::Auto,
         IoChoice::Uring => IoMode::Uring,

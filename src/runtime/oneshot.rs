@@ -19,8 +19,12 @@ pub struct Sender<T>(Rc<RefCell<Shared<T>>>);
 pub struct Receiver<T>(Rc<RefCell<Shared<T>>>);
 
 pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    let shared =
-        Rc::new(RefCell::new(Shared { value: None, waker: None, sender_alive: true, receiver_alive: true }));
+    let shared = Rc::new(RefCell::new(Shared {
+        value: None,
+        waker: None,
+        sender_alive: true,
+        receiver_alive: true,
+    }));
     (Sender(shared.clone()), Receiver(shared))
 }
 

@@ -27,7 +27,11 @@ impl<T> Key<T> {
 
     /// The inverse of `to_bits`; bits above 60 are ignored.
     pub fn from_bits(bits: u64) -> Self {
-        Self { index: bits as u32, generation: (bits >> 32) as u32 & GENERATION_MASK, of: PhantomData }
+        Self {
+            index: bits as u32,
+            generation: (bits >> 32) as u32 & GENERATION_MASK,
+            of: PhantomData,
+        }
     }
 }
 
@@ -72,7 +76,11 @@ enum Content<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: None, len: 0 }
+        Self {
+            slots: Vec::new(),
+            free: None,
+            len: 0,
+        }
     }
 }
 
@@ -98,13 +106,25 @@ impl<T> Slab<T> {
                 unreachable!("invariant: the free list holds free slots only")
             };
             self.free = next;
-            let key = Key { index, generation: slot.generation, of: PhantomData };
+            let key = Key {
+                index,
+                generation: slot.generation,
+                of: PhantomData,
+            };
             slot.content = Content::Used(make(key));
             return key;
         }
-        let index = u32::try_from(self.slots.len()).expect("invariant: limits keep slabs far below 2^32 slots");
-        let key = Key { index, generation: 0, of: PhantomData };
-        self.slots.push(Slot { generation: 0, content: Content::Used(make(key)) });
+        let index =
+            u32::try_from(self.slots.len()).expect("invariant: limits keep slabs far below 2^32 slots");
+        let key = Key {
+            index,
+            generation: 0,
+            of: PhantomData,
+        };
+        self.slots.push(Slot {
+            generation: 0,
+            content: Content::Used(make(key)),
+        });
         key
     }
 
@@ -148,16 +168,28 @@ impl<T> Slab<T> {
     /// As `by_index_mut`, and frees the slot.
     pub fn remove_index(&mut self, index: u32) -> Option<T> {
         let generation = self.slots.get(index as usize)?.generation;
-        self.remove(Key { index, generation, of: PhantomData })
+        self.remove(Key {
+            index,
+            generation,
+            of: PhantomData,
+        })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| match &slot.content {
-            Content::Used(value) => {
-                Some((Key { index: index as u32, generation: slot.generation, of: PhantomData }, value))
-            }
-            Content::Free { .. } => None,
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(index, slot)| match &slot.content {
+                Content::Used(value) => Some((
+                    Key {
+                        index: index as u32,
+                        generation: slot.generation,
+                        of: PhantomData,
+                    },
+                    value,
+                )),
+                Content::Free { .. } => None,
+            })
     }
 
     pub fn keys(&self) -> Vec<Key<T>> {

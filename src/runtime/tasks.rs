@@ -23,7 +23,10 @@ pub struct Spawner {
 impl Default for Executor {
     fn default() -> Self {
         let (queue, woken) = mpsc::channel();
-        Self { woken, spawner: Spawner { queue } }
+        Self {
+            woken,
+            spawner: Spawner { queue },
+        }
     }
 }
 

@@ -68,12 +68,18 @@ impl<T> Wheel<T> {
     }
 
     pub fn start(&mut self, deadline: Instant, what: T) -> TimerId {
-        let ticks = deadline.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000) as u64;
+        let ticks = deadline
+            .saturating_duration_since(self.start)
+            .as_nanos()
+            .div_ceil(1_000_000) as u64;
         let deadline = ticks.max(self.tick + 1);
         let index = self.allocate(deadline, what);
         self.link(index);
         self.len += 1;
-        TimerId { index, generation: self.entries[index as usize].generation }
+        TimerId {
+            index,
+            generation: self.entries[index as usize].generation,
+        }
     }
 
     /// Stops a timer. `None` when it fired or was cancelled already.
@@ -147,7 +153,10 @@ impl<T> Wheel<T> {
         let deadline = deadline.min(self.tick + TICKS_MAX - 1);
         let distance = deadline - self.tick;
         let level = ((63 - distance.max(1).leading_zeros()) / SLOT_BITS).min(LEVELS as u32 - 1);
-        Place { level: level as u8, slot: ((deadline >> (SLOT_BITS * level)) & (SLOTS as u64 - 1)) as u8 }
+        Place {
+            level: level as u8,
+            slot: ((deadline >> (SLOT_BITS * level)) & (SLOTS as u64 - 1)) as u8,
+        }
     }
 
     fn link(&mut self, index: u32) {
@@ -166,7 +175,12 @@ impl<T> Wheel<T> {
     }
 
     fn unlink(&mut self, index: u32) {
-        let Entry { place, previous, next, .. } = self.entries[index as usize];
+        let Entry {
+            place,
+            previous,
+            next,
+            ..
+        } = self.entries[index as usize];
         let (level, slot) = (usize::from(place.level), usize::from(place.slot));
         if next != NONE {
             self.entries[next as usize].previous = previous;
@@ -192,7 +206,14 @@ impl<T> Wheel<T> {
             return index;
         }
         let index = u32::try_from(self.entries.len()).expect("invariant: limits keep timers far below 2^32");
-        self.entries.push(Entry { generation: 0, deadline, place, previous: NONE, next: NONE, what: Some(what) });
+        self.entries.push(Entry {
+            generation: 0,
+            deadline,
+            place,
+            previous: NONE,
+            next: NONE,
+            what: Some(what),
+        });
         index
     }
 
@@ -202,7 +223,10 @@ impl<T> Wheel<T> {
         entry.next = self.free;
         self.free = index;
         self.len -= 1;
-        entry.what.take().expect("invariant: a linked timer holds its value")
+        entry
+            .what
+            .take()
+            .expect("invariant: a linked timer holds its value")
     }
 }
 
@@ -243,7 +267,10 @@ mod tests {
         let fired = run(&mut wheel, start, u64::MAX);
         assert!(fired.iter().all(|(at, deadline)| at == deadline));
         expected.sort_unstable();
-        assert_eq!(fired.iter().map(|(_, deadline)| *deadline).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            fired.iter().map(|(_, deadline)| *deadline).collect::<Vec<_>>(),
+            expected
+        );
         assert!(wheel.is_empty());
     }
 

@@ -18,8 +18,8 @@ pub struct Buffers {
     outputs: Vec<Output>,
 }
 
-impl Buffers {
-    pub fn new() -> Self {
+impl Default for Buffers {
+    fn default() -> Self {
         Self {
             chunk: Chunk::new(limits::CHUNK_BYTES),
             retired: VecDeque::new(),
@@ -27,13 +27,18 @@ impl Buffers {
             outputs: Vec::new(),
         }
     }
+}
 
+impl Buffers {
     /// The current chunk, with at least `room` bytes to open into.
     pub fn chunk(&mut self, room: usize) -> &mut Chunk {
         debug_assert!(room <= limits::CHUNK_BYTES);
         if self.chunk.capacity() - self.chunk.filled() < room && !self.chunk.reset() {
             self.reclaim();
-            let next = self.spare.pop().unwrap_or_else(|| Chunk::new(limits::CHUNK_BYTES));
+            let next = self
+                .spare
+                .pop()
+                .unwrap_or_else(|| Chunk::new(limits::CHUNK_BYTES));
             let full = std::mem::replace(&mut self.chunk, next);
             self.retired.push_back(full);
         }
@@ -52,11 +57,15 @@ impl Buffers {
 
     /// An empty send buffer.
     pub fn output(&mut self) -> Output {
-        self.outputs.pop().unwrap_or_else(|| Output::with_capacity(limits::OUTPUT_BYTES))
+        self.outputs
+            .pop()
+            .unwrap_or_else(|| Output::with_capacity(limits::OUTPUT_BYTES))
     }
 
     pub fn recycle_output(&mut self, mut output: Output) {
-        if self.outputs.len() < limits::OUTPUTS_SPARE_MAX && output.capacity() <= limits::OUTPUT_BYTES_KEPT_MAX {
+        if self.outputs.len() < limits::OUTPUTS_SPARE_MAX
+            && output.capacity() <= limits::OUTPUT_BYTES_KEPT_MAX
+        {
             output.clear();
             self.outputs.push(output);
         }
@@ -73,7 +82,9 @@ impl Buffers {
     /// Takes back retired chunks, oldest first; sends complete roughly in order, so few are looked at in vain.
     fn reclaim(&mut self) {
         for _ in 0..self.retired.len().min(limits::CHUNKS_RECLAIM_SCAN_MAX) {
-            let Some(mut chunk) = self.retired.pop_front() else { return };
+            let Some(mut chunk) = self.retired.pop_front() else {
+                return;
+            };
             if !chunk.reset() {
                 self.retired.push_back(chunk);
             } else if self.spare.len() < limits::CHUNKS_SPARE_MAX {
@@ -96,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_chunk_is_used_again_only_when_its_last_slice_is_gone() {
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::default();
         let first = fill(&mut buffers, limits::CHUNK_BYTES);
         let second = fill(&mut buffers, limits::CHUNK_BYTES);
         assert_eq!(buffers.chunks_pinned(), 2);
@@ -111,7 +122,7 @@ mod tests {
 
     #[test]
     fn small_messages_of_a_turn_share_the_chunk_and_leave_nothing_behind() {
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::default();
         for _ in 0..1_000 {
             drop(fill(&mut buffers, 1_024));
             buffers.end_turn();

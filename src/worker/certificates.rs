@@ -46,8 +46,13 @@ impl<D: Driver + 'static> Core<D> {
             Some(Entry::Known(certificate)) => return Step::Known(certificate.clone()),
             Some(Entry::Asked(waiting)) => waiting.push(sender),
             None => {
-                self.certificates.entries.insert(identity.clone(), Entry::Asked(vec![sender]));
-                self.demands.send(Demand::Certificate { worker: self.index, identity: identity.clone() });
+                self.certificates
+                    .entries
+                    .insert(identity.clone(), Entry::Asked(vec![sender]));
+                self.demands.send(Demand::Certificate {
+                    worker: self.index,
+                    identity: identity.clone(),
+                });
             }
         }
         Step::Wait(receiver)
@@ -57,7 +62,10 @@ impl<D: Driver + 'static> Core<D> {
     pub fn take_certificate(&mut self, identity: Identity, result: Answer) {
         // An error comes only when there is no certificate that is still valid.
         let previous = match &result {
-            Ok(certificate) => self.certificates.entries.insert(identity, Entry::Known(certificate.clone())),
+            Ok(certificate) => self
+                .certificates
+                .entries
+                .insert(identity, Entry::Known(certificate.clone())),
             Err(_) => self.certificates.entries.remove(&identity),
         };
         if let Some(Entry::Asked(waiting)) = previous {

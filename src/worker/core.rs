@@ -15,9 +15,9 @@ use super::Setup;
 use super::buffers::Buffers;
 use super::certificates::CertificateCache;
 use super::hbone::pool::Pool;
+use super::hbone::serve::Request;
 use super::hbone::session::{Session, SessionEvent};
 use super::listen::{Captured, Listener};
-use super::hbone::serve::Request;
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
@@ -126,7 +126,7 @@ impl<D: Driver + 'static> Core<D> {
             index: setup.index,
             driver,
             now,
-            buffers: Buffers::new(),
+            buffers: Buffers::default(),
             telemetry: Telemetry::new(setup.log),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
@@ -162,7 +162,11 @@ impl<D: Driver + 'static> Core<D> {
     /// Waits for events and dispatches them. `has_tasks`: woken tasks wait, so the driver must not.
     /// Returns whether another thread woke the worker.
     pub fn poll(&mut self, has_tasks: bool) -> io::Result<bool> {
-        let timeout = if has_tasks { Some(Duration::ZERO) } else { self.timers.next_in(self.now) };
+        let timeout = if has_tasks {
+            Some(Duration::ZERO)
+        } else {
+            self.timers.next_in(self.now)
+        };
         let mut events = std::mem::take(&mut self.scratch.events);
         self.driver.poll(timeout, &mut events)?;
         self.now = clock::now();
@@ -194,7 +198,8 @@ impl<D: Driver + 'static> Core<D> {
             self.measuring = true;
             self.busy = Duration::ZERO;
             self.measured_at = self.now;
-            self.timers.start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
+            self.timers
+                .start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
         }
         self.busy += clock::now().saturating_duration_since(self.now);
     }
@@ -222,7 +227,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn task_event(&mut self, key: Key<Wait>, event: Event) {
-        let Some(wait) = self.waits.get_mut(key) else { return };
+        let Some(wait) = self.waits.get_mut(key) else {
+            return;
+        };
         match event {
             Event::Connected { result, .. } => wait.connected = Some(result),
             Event::Received { data, .. } => wait.received = Some(data),
@@ -258,7 +265,11 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Publishes how busy the worker was, for placement.
     fn measure(&mut self) {
-        let elapsed = self.now.saturating_duration_since(self.measured_at).as_micros().max(1);
+        let elapsed = self
+            .now
+            .saturating_duration_since(self.measured_at)
+            .as_micros()
+            .max(1);
         let busy = (self.busy.as_micros() * 1000 / elapsed).min(1000) as u32;
         let smoothed = (self.load.busy_per_mille(self.index) + busy) / 2;
         self.load.set_busy(self.index, smoothed);
@@ -267,7 +278,8 @@ impl<D: Driver + 'static> Core<D> {
         // An idle worker is left asleep: the first turn after a pause starts measuring again.
         self.measuring = smoothed > 0;
         if self.measuring {
-            self.timers.start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
+            self.timers
+                .start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
         }
     }
 
@@ -300,11 +312,15 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Where the application wanted to go before it was redirected here.
     pub fn original_destination(&self, id: SocketId) -> Option<SocketAddr> {
-        self.driver.descriptor(id).and_then(|fd| socket::original_destination(fd).ok())
+        self.driver
+            .descriptor(id)
+            .and_then(|fd| socket::original_destination(fd).ok())
     }
 
     pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        self.driver.descriptor(id).and_then(|fd| socket::local_address(fd).ok())
+        self.driver
+            .descriptor(id)
+            .and_then(|fd| socket::local_address(fd).ok())
     }
 
     /// Connections that this worker serves now.

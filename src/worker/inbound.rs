@@ -35,7 +35,12 @@ struct Origin {
 
 /// Serves one CONNECT up to its relay, or up to the answer that refuses it.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
-    let Request { session, stream, user, request } = request;
+    let Request {
+        session,
+        stream,
+        user,
+        request,
+    } = request;
     let stream = OpenStream::new(&shell, session, stream, user);
     let Some((origin, now)) = shell.with(|core| core.origin(&stream).map(|origin| (origin, core.now))) else {
         return;
@@ -55,7 +60,14 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     shell.with(|core| {
         let told = core.settings.response_baggage.then(|| baggage(&own).encode());
         let told = told.as_deref().filter(|text| !text.is_empty());
-        core.answer(stream.session, stream.stream, &ConnectResponse { status: 200, baggage: told });
+        core.answer(
+            stream.session,
+            stream.stream,
+            &ConnectResponse {
+                status: 200,
+                baggage: told,
+            },
+        );
         let share = core.load.share(core.index);
         let parts = TunnelParts {
             app,
@@ -85,7 +97,10 @@ fn refuse<D: Driver + 'static>(
     refusal: Refusal,
 ) {
     shell.with(|core| {
-        let response = ConnectResponse { status: outcome.connect_status(), baggage: None };
+        let response = ConnectResponse {
+            status: outcome.connect_status(),
+            baggage: None,
+        };
         core.answer(stream.session, stream.stream, &response);
         match refusal {
             Refusal::BeforeConnection => core.telemetry.refuse(account, outcome),
@@ -103,12 +118,18 @@ async fn identify<D: Driver + 'static>(
     account: &mut Account,
 ) -> Result<(Arc<Workload>, Delivery), Outcome> {
     if let Method::Other(method) = &request.method {
-        return Err(Outcome::Malformed(format!("expected method CONNECT, got {method}")));
+        return Err(Outcome::Malformed(format!(
+            "expected method CONNECT, got {method}"
+        )));
     }
     let target = match request.authority.parse::<Authority>() {
         Ok(Authority::Ip(address)) => InboundTarget::Address(address),
         Ok(Authority::Host { host, port }) => InboundTarget::Host { host, port },
-        Err(error) => return Err(Outcome::Malformed(format!("no valid authority pseudo header: {error}"))),
+        Err(error) => {
+            return Err(Outcome::Malformed(format!(
+                "no valid authority pseudo header: {error}"
+            )));
+        }
     };
     if let InboundTarget::Address(address) = &target {
         account.hbone_address = Some(*address);
@@ -144,18 +165,26 @@ pub async fn connect_application<D: Driver + 'static>(
     _permit: &Permit,
 ) -> Result<Socket<D>, Outcome> {
     let limit = limits::SETUPS_POD_MAX;
-    let _budget =
-        Counted::setup(pod).ok_or(Outcome::Overloaded { what: "connections of one pod being set up", limit })?;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
     let options = shell.with(|core| core.settings.socket_options);
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
-    let bind_transparent = (pod.pod.preserve_source
-        && source != application.ip()
-        && source.is_ipv4() == application.is_ipv4())
-    .then_some(source);
-    let spec = SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent };
+    let bind_transparent =
+        (pod.pod.preserve_source && source != application.ip() && source.is_ipv4() == application.is_ipv4())
+            .then_some(source);
+    let spec = SocketSpec {
+        namespace: Some(pod.pod.namespace.clone()),
+        options,
+        bind_transparent,
+    };
     let server = Socket::open(shell, &spec, application.ip()).map_err(Outcome::ConnectFailed)?;
-    server.connect(application, limits::CONNECT_TIMEOUT).await.map_err(Outcome::ConnectFailed)?;
+    server
+        .connect(application, limits::CONNECT_TIMEOUT)
+        .await
+        .map_err(Outcome::ConnectFailed)?;
     Ok(server)
 }
 
@@ -164,7 +193,9 @@ impl<D: Driver + 'static> Core<D> {
     fn origin(&mut self, stream: &OpenStream<D>) -> Option<Origin> {
         let session = self.sessions.get_mut(stream.session)?;
         match &session.user_mut(stream.user, stream.stream)?.state {
-            UserState::Preparing { held: Held { reset: None, .. } } => {}
+            UserState::Preparing {
+                held: Held { reset: None, .. },
+            } => {}
             UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
         }
         session.served += 1;
@@ -196,10 +227,14 @@ impl<D: Driver + 'static> Core<D> {
         }
         account.destination = Some(own.clone());
         account.destination_identity = Some(own.identity.clone());
-        let named = request.forwarded.as_deref().and_then(crate::wire::hbone::forwarded_host);
+        let named = request
+            .forwarded
+            .as_deref()
+            .and_then(crate::wire::hbone::forwarded_host);
         let requested = delivery.service.as_ref();
-        account.service =
-            snapshot.inbound_service(own, delivery.address.port(), named.as_deref(), requested).cloned();
+        account.service = snapshot
+            .inbound_service(own, delivery.address.port(), named.as_deref(), requested)
+            .cloned();
         Ok(delivery)
     }
 
@@ -210,9 +245,15 @@ impl<D: Driver + 'static> Core<D> {
         application: SocketAddr,
         identity: Option<&Identity>,
     ) -> Result<Permit, Denial> {
-        let facts = ConnectionFacts { source: peer, destination: application, identity };
-        self.snapshot.load().authorize_observed(own, &facts, &mut |event| {
-            tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
-        })
+        let facts = ConnectionFacts {
+            source: peer,
+            destination: application,
+            identity,
+        };
+        self.snapshot
+            .load()
+            .authorize_observed(own, &facts, &mut |event| {
+                tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
+            })
     }
 }

@@ -37,7 +37,8 @@ impl<D: Driver + 'static> Core<D> {
             Event::Accepted { fd, peer, .. } => self.accepted(key, fd, peer),
             Event::AcceptFailed { error, .. } => {
                 tracing::warn!(target: "worker", %error, "accepting pauses for 100 ms");
-                self.timers.start(self.now + ACCEPT_PAUSE, TimerEvent::Listen(key));
+                self.timers
+                    .start(self.now + ACCEPT_PAUSE, TimerEvent::Listen(key));
             }
             Event::Connected { .. } | Event::Received { .. } | Event::Sent { .. } | Event::Woken => {}
         }
@@ -50,17 +51,33 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn accepted(&mut self, key: Key<Listener>, fd: OwnedFd, peer: SocketAddr) {
-        let Some(listener) = self.listeners.get(key) else { return };
+        let Some(listener) = self.listeners.get(key) else {
+            return;
+        };
         let (pod, capture) = (listener.pod.clone(), listener.capture);
         let random = &mut self.random;
-        let worker = placement::place(capture, self.index, &self.load, |workers| random.usize(0..workers));
+        let worker = placement::place(capture, self.index, &self.load, |workers| {
+            random.usize(0..workers)
+        });
         let share = self.load.share(worker);
         if worker == self.index {
-            self.captured.push(Captured { pod, capture, fd, peer, share });
+            self.captured.push(Captured {
+                pod,
+                capture,
+                fd,
+                peer,
+                share,
+            });
         } else {
             let uid = pod.pod.uid.clone();
             // A worker that has ended drops the order, and the share with it.
-            self.peers[worker].send(Order::HandOver { pod: uid, capture, fd, peer, share });
+            self.peers[worker].send(Order::HandOver {
+                pod: uid,
+                capture,
+                fd,
+                peer,
+                share,
+            });
         }
     }
 }

@@ -28,10 +28,16 @@ use crate::wire::traceparent::TraceContext;
 
 /// Serves one captured connection up to its relay.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
-    let Captured { pod, fd, peer, share, .. } = captured;
+    let Captured {
+        pod, fd, peer, share, ..
+    } = captured;
     let now = shell.with(|core| core.now);
-    let Ok(client) = Socket::adopt(&shell, fd) else { return };
-    let Some(target) = shell.with(|core| core.original_destination(client.id())) else { return };
+    let Ok(client) = Socket::adopt(&shell, fd) else {
+        return;
+    };
+    let Some(target) = shell.with(|core| core.original_destination(client.id())) else {
+        return;
+    };
     let mut account = Account::new(Direction::Outbound, now, peer, target);
 
     let (source, plan) = match decide(&shell, &pod, peer, target).await {
@@ -86,8 +92,10 @@ async fn tunnel<D: Driver + 'static>(
     plan: &Plan,
 ) -> Result<OpenStream<D>, Rc<Outcome>> {
     let limit = limits::SETUPS_POD_MAX;
-    let _budget =
-        Counted::setup(pod).ok_or(Outcome::Overloaded { what: "connections of one pod being set up", limit })?;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
     let key = Rc::new(PoolKey {
         pod: pod.pod.uid.clone(),
         identity: source.identity.clone(),
@@ -99,7 +107,9 @@ async fn tunnel<D: Driver + 'static>(
     let authority = plan.authority.unwrap_or(plan.next_hop).to_string();
     let baggage = baggage(source).encode();
     let forwarded = forwarded_value(peer, plan.service.as_ref().map(|service| &*service.hostname));
-    let trace = shell.with(|core| TraceContext::new(core.random.u128(..), core.random.u64(1..))).to_string();
+    let trace = shell
+        .with(|core| TraceContext::new(core.random.u128(..), core.random.u64(1..)))
+        .to_string();
     let request = ConnectRequest {
         authority: &authority,
         baggage: Some(&baggage).filter(|text| !text.is_empty()).map(String::as_str),
@@ -117,10 +127,17 @@ async fn pass_through<D: Driver + 'static>(
     plan: &Plan,
 ) -> Result<Socket<D>, Rc<Outcome>> {
     let options = shell.with(|core| core.settings.socket_options);
-    let spec = SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent: None };
+    let spec = SocketSpec {
+        namespace: Some(pod.pod.namespace.clone()),
+        options,
+        bind_transparent: None,
+    };
     let failed = |error| Rc::new(Outcome::ConnectFailed(error));
     let server = Socket::open(shell, &spec, plan.next_hop.ip()).map_err(failed)?;
-    server.connect(plan.next_hop, limits::CONNECT_TIMEOUT).await.map_err(failed)?;
+    server
+        .connect(plan.next_hop, limits::CONNECT_TIMEOUT)
+        .await
+        .map_err(failed)?;
     Ok(server)
 }
 
@@ -137,7 +154,14 @@ fn relay<D: Driver + 'static>(
             let app = client.release();
             shell.with(|core| {
                 let (session, user) = (stream.session, stream.user);
-                let parts = TunnelParts { app, session, stream: stream.stream, user, account, share };
+                let parts = TunnelParts {
+                    app,
+                    session,
+                    stream: stream.stream,
+                    user,
+                    account,
+                    share,
+                };
                 core.attach_tunnel(parts);
             });
             stream.attached();
@@ -165,8 +189,16 @@ pub fn baggage(workload: &Workload) -> Baggage {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    fn route(&mut self, source: &Arc<Workload>, peer: SocketAddr, target: SocketAddr) -> Result<Plan, Outcome> {
+    fn route(
+        &mut self,
+        source: &Arc<Workload>,
+        peer: SocketAddr,
+        target: SocketAddr,
+    ) -> Result<Plan, Outcome> {
         let random = &mut self.random;
-        Ok(self.snapshot.load().route(source, peer.ip(), target, &mut || random.u64(..))?)
+        Ok(self
+            .snapshot
+            .load()
+            .route(source, peer.ip(), target, &mut || random.u64(..))?)
     }
 }

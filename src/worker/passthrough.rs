@@ -20,10 +20,16 @@ use crate::sys::driver::Driver;
 
 /// Serves one captured connection up to its relay.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
-    let Captured { pod, fd, peer, share, .. } = captured;
+    let Captured {
+        pod, fd, peer, share, ..
+    } = captured;
     let now = shell.with(|core| core.now);
-    let Ok(client) = Socket::adopt(&shell, fd) else { return };
-    let Some(target) = shell.with(|core| core.original_destination(client.id())) else { return };
+    let Ok(client) = Socket::adopt(&shell, fd) else {
+        return;
+    };
+    let Some(target) = shell.with(|core| core.original_destination(client.id())) else {
+        return;
+    };
     let mut account = Account::new(Direction::Inbound, now, peer, target);
 
     let own = match identify(&shell, &pod, &mut account).await {
@@ -52,7 +58,11 @@ async fn identify<D: Driver + 'static>(
     account: &mut Account,
 ) -> Result<Arc<Workload>, Outcome> {
     // What was aimed at our own ports would come back to us for ever.
-    if shell.with(|core| core.snapshot.load().is_captured_port(account.destination_address.port())) {
+    if shell.with(|core| {
+        core.snapshot
+            .load()
+            .is_captured_port(account.destination_address.port())
+    }) {
         return Err(Outcome::RecursiveCall);
     }
     let own = own_workload(shell, pod).await?;
@@ -64,7 +74,9 @@ impl<D: Driver + 'static> Core<D> {
     fn describe_plaintext(&mut self, own: &Arc<Workload>, account: &mut Account) {
         let snapshot = self.snapshot.load();
         let network = &snapshot.locale().network;
-        account.source = snapshot.workload_by_address(network, account.source_address.ip()).cloned();
+        account.source = snapshot
+            .workload_by_address(network, account.source_address.ip())
+            .cloned();
         account.destination = Some(own.clone());
         let port = account.destination_address.port();
         account.service = snapshot.inbound_service(own, port, None, None).cloned();

@@ -41,7 +41,11 @@ enum Flow {
 
 impl End {
     fn new(socket: SocketId) -> Self {
-        Self { socket, flow: Flow::Receiving, read_bytes: limits::READ_BYTES_MIN }
+        Self {
+            socket,
+            flow: Flow::Receiving,
+            read_bytes: limits::READ_BYTES_MIN,
+        }
     }
 }
 
@@ -63,10 +67,18 @@ impl<D: Driver + 'static> Core<D> {
         account: Box<Account>,
         share: LoadShare,
     ) {
-        let pipe = Pipe { client: End::new(client), server: End::new(server), pod, account, _share: share };
+        let pipe = Pipe {
+            client: End::new(client),
+            server: End::new(server),
+            pod,
+            account,
+            _share: share,
+        };
         let key = self.pipes.insert(pipe);
-        self.driver.set_owner(client, Owned::Pipe(key, Side::Client).to_owner());
-        self.driver.set_owner(server, Owned::Pipe(key, Side::Server).to_owner());
+        self.driver
+            .set_owner(client, Owned::Pipe(key, Side::Client).to_owner());
+        self.driver
+            .set_owner(server, Owned::Pipe(key, Side::Server).to_owner());
         self.read_pipe(key, Side::Client);
         self.read_pipe(key, Side::Server);
     }
@@ -76,18 +88,22 @@ impl<D: Driver + 'static> Core<D> {
             Event::Received { data, .. } => self.pipe_received(key, side, data),
             // The send on this side carried what was read from the other.
             Event::Sent { taken, error, .. } => self.pipe_sent(key, side.other(), taken, error),
-            Event::Accepted { .. }
-            | Event::AcceptFailed { .. }
-            | Event::Connected { .. }
-            | Event::Woken => {}
+            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::Connected { .. } | Event::Woken => {}
         }
     }
 
     fn read_pipe(&mut self, key: Key<Pipe>, from: Side) {
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let Some(pipe) = self.pipes.get_mut(key) else {
+            return;
+        };
         let end = pipe.end(from);
         end.flow = Flow::Receiving;
-        self.driver.receive(end.socket, ReceiveMode::Once { bytes_max: end.read_bytes });
+        self.driver.receive(
+            end.socket,
+            ReceiveMode::Once {
+                bytes_max: end.read_bytes,
+            },
+        );
     }
 
     fn pipe_received(&mut self, key: Key<Pipe>, from: Side, data: Received) {
@@ -100,7 +116,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn pipe_data(&mut self, key: Key<Pipe>, from: Side, buffer: RecvBuffer) {
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let Some(pipe) = self.pipes.get_mut(key) else {
+            return;
+        };
         let end = pipe.end(from);
         end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
         end.flow = Flow::Sending;
@@ -117,7 +135,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn pipe_sent(&mut self, key: Key<Pipe>, from: Side, taken: usize, error: Option<io::Error>) {
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let Some(pipe) = self.pipes.get_mut(key) else {
+            return;
+        };
         match from {
             Side::Client => pipe.account.from_client(taken),
             Side::Server => pipe.account.to_client(taken),
@@ -131,7 +151,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// One side ended: the other side's sending half is shut down, the other direction goes on.
     fn pipe_end(&mut self, key: Key<Pipe>, from: Side) {
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
+        let Some(pipe) = self.pipes.get_mut(key) else {
+            return;
+        };
         pipe.end(from).flow = Flow::Ended;
         let other = pipe.end(from.other());
         let done = other.flow == Flow::Ended;
@@ -148,7 +170,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn remove_pipe(&mut self, key: Key<Pipe>, how: Close, outcome: Outcome) {
-        let Some(pipe) = self.pipes.remove(key) else { return };
+        let Some(pipe) = self.pipes.remove(key) else {
+            return;
+        };
         self.driver.close(pipe.client.socket, how);
         self.driver.close(pipe.server.socket, how);
         self.telemetry.record(*pipe.account, self.now, &outcome);

@@ -37,7 +37,11 @@ pub fn place(
                 .into_iter()
                 .min_by_key(|worker| load.busy_per_mille(*worker))
                 .unwrap_or(home);
-            if load.busy_per_mille(other) + BUSY_MARGIN_PER_MILLE < busy { other } else { home }
+            if load.busy_per_mille(other) + BUSY_MARGIN_PER_MILLE < busy {
+                other
+            } else {
+                home
+            }
         }
     }
 }
@@ -54,7 +58,10 @@ mod tests {
             .map(|_| load.share(place(Capture::InboundHbone, 0, &load, |n| random.usize(0..n))))
             .collect();
         let most = (0..4).map(|worker| load.connections(worker)).max();
-        assert!(most <= Some(6), "16 sessions over 4 workers, the fullest has {most:?}");
+        assert!(
+            most <= Some(6),
+            "16 sessions over 4 workers, the fullest has {most:?}"
+        );
     }
 
     #[test]

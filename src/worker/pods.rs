@@ -50,7 +50,10 @@ impl Pods {
     }
 
     pub fn listeners(&self) -> Vec<Key<Listener>> {
-        self.by_uid.values().flat_map(|entry| entry.listeners.iter().copied()).collect()
+        self.by_uid
+            .values()
+            .flat_map(|entry| entry.listeners.iter().copied())
+            .collect()
     }
 }
 
@@ -68,7 +71,10 @@ impl Counted {
             return None;
         }
         cell.set(cell.get() + 1);
-        Some(Self { pod: pod.clone(), count })
+        Some(Self {
+            pod: pod.clone(),
+            count,
+        })
     }
 
     pub fn handshake(pod: &Rc<PodState>) -> Option<Self> {
@@ -93,10 +99,19 @@ impl<D: Driver + 'static> Core<D> {
             self.remove_pod(&pod.uid.clone());
         }
         let uid = pod.uid.clone();
-        let state =
-            Rc::new(PodState { pod, gone: Cell::new(false), handshakes: Cell::new(0), setups: Cell::new(0) });
+        let state = Rc::new(PodState {
+            pod,
+            gone: Cell::new(false),
+            handshakes: Cell::new(0),
+            setups: Cell::new(0),
+        });
         let mut keys = Vec::new();
-        if let Some(PodListeners { outbound, inbound_plaintext, inbound_hbone }) = listeners {
+        if let Some(PodListeners {
+            outbound,
+            inbound_plaintext,
+            inbound_hbone,
+        }) = listeners
+        {
             for (capture, fd) in [
                 (Capture::InboundHbone, inbound_hbone),
                 (Capture::InboundPlaintext, inbound_plaintext),
@@ -105,12 +120,20 @@ impl<D: Driver + 'static> Core<D> {
                 keys.extend(self.add_listener(&state, capture, fd));
             }
         }
-        self.pods.by_uid.insert(uid, Entry { state, listeners: keys });
+        self.pods.by_uid.insert(
+            uid,
+            Entry {
+                state,
+                listeners: keys,
+            },
+        );
     }
 
     /// Closes everything of a pod at once.
     pub fn remove_pod(&mut self, uid: &PodUid) {
-        let Some(entry) = self.pods.by_uid.remove(uid) else { return };
+        let Some(entry) = self.pods.by_uid.remove(uid) else {
+            return;
+        };
         entry.state.gone.set(true);
         for key in entry.listeners {
             self.remove_listener(key);
@@ -125,7 +148,10 @@ impl<D: Driver + 'static> Core<D> {
             self.close_session(key, "the pod was removed");
         }
         for key in self.pipes.keys() {
-            let of_pod = self.pipes.get(key).is_some_and(|pipe| Rc::ptr_eq(&pipe.pod, &entry.state));
+            let of_pod = self
+                .pipes
+                .get(key)
+                .is_some_and(|pipe| Rc::ptr_eq(&pipe.pod, &entry.state));
             if of_pod {
                 self.cut_pipe(key, Outcome::PodRemoved);
             }
@@ -138,7 +164,11 @@ impl<D: Driver + 'static> Core<D> {
         capture: Capture,
         fd: std::os::fd::OwnedFd,
     ) -> Option<Key<Listener>> {
-        let key = self.listeners.insert(Listener { socket: None, pod: pod.clone(), capture });
+        let key = self.listeners.insert(Listener {
+            socket: None,
+            pod: pod.clone(),
+            capture,
+        });
         match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {
             Ok(socket) => {
                 if let Some(listener) = self.listeners.get_mut(key) {
@@ -156,7 +186,10 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     pub fn remove_listener(&mut self, key: Key<Listener>) {
-        if let Some(Listener { socket: Some(socket), .. }) = self.listeners.remove(key) {
+        if let Some(Listener {
+            socket: Some(socket), ..
+        }) = self.listeners.remove(key)
+        {
             self.driver.close(socket, Close::Orderly);
         }
     }

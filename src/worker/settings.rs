@@ -29,10 +29,15 @@ impl Settings {
             interval_s: whole_seconds(keepalive.interval),
             retries: keepalive.retries,
         });
-        let user_timeout_ms =
-            sockets.user_timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        let user_timeout_ms = sockets
+            .user_timeout
+            .map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
         Self {
-            socket_options: Options { mark: sockets.packet_mark, keepalive, user_timeout_ms },
+            socket_options: Options {
+                mark: sockets.packet_mark,
+                keepalive,
+                user_timeout_ms,
+            },
             tls_mode: match tls.records {
                 config::RecordLayer::Own => RecordMode::Own,
                 config::RecordLayer::Buffered => RecordMode::Buffered,

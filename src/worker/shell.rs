@@ -28,7 +28,10 @@ pub struct Shell<D: Driver> {
 
 impl<D: Driver> Clone for Shell<D> {
     fn clone(&self) -> Self {
-        Self { core: self.core.clone(), spawner: self.spawner.clone() }
+        Self {
+            core: self.core.clone(),
+            spawner: self.spawner.clone(),
+        }
     }
 }
 
@@ -38,7 +41,10 @@ pub struct Elapsed;
 
 impl<D: Driver + 'static> Shell<D> {
     pub fn new(core: Core<D>, spawner: Spawner) -> Self {
-        Self { core: Rc::new(RefCell::new(core)), spawner }
+        Self {
+            core: Rc::new(RefCell::new(core)),
+            spawner,
+        }
     }
 
     /// Looks at or changes the worker's data. Must not be nested.
@@ -79,13 +85,19 @@ struct Waiting<D: Driver + 'static> {
 impl<D: Driver + 'static> Waiting<D> {
     fn new(shell: &Shell<D>) -> Self {
         let key = shell.with(|core| core.waits.insert(Wait::default()));
-        Self { shell: shell.clone(), key }
+        Self {
+            shell: shell.clone(),
+            key,
+        }
     }
 
     /// Ready as soon as `take` finds what it waits for in the slot.
     fn poll<R>(&self, context: &mut Context<'_>, take: impl FnOnce(&mut Wait) -> Option<R>) -> Poll<R> {
         self.shell.with(|core| {
-            let wait = core.waits.get_mut(self.key).expect("invariant: a wait slot lives as long as its owner");
+            let wait = core
+                .waits
+                .get_mut(self.key)
+                .expect("invariant: a wait slot lives as long as its owner");
             match take(wait) {
                 Some(result) => Poll::Ready(result),
                 None => {
@@ -126,11 +138,15 @@ impl<D: Driver + 'static> Socket<D> {
         let waiting = Waiting::new(shell);
         let owner = Owned::Task(waiting.key).to_owner();
         let id = shell.with(|core| open(core, owner))?;
-        Ok(Self { id: Some(id), waiting })
+        Ok(Self {
+            id: Some(id),
+            waiting,
+        })
     }
 
     pub fn id(&self) -> SocketId {
-        self.id.expect("invariant: a socket keeps its handle until it is released or dropped")
+        self.id
+            .expect("invariant: a socket keeps its handle until it is released or dropped")
     }
 
     /// `Err` of kind `TimedOut` when `limit` passes first.
@@ -146,7 +162,9 @@ impl<D: Driver + 'static> Socket<D> {
 
     /// The next bytes, the end, or an error.
     pub async fn receive(&self, bytes_max: usize) -> Received {
-        self.waiting.shell.with(|core| core.driver.receive(self.id(), ReceiveMode::Once { bytes_max }));
+        self.waiting
+            .shell
+            .with(|core| core.driver.receive(self.id(), ReceiveMode::Once { bytes_max }));
         poll_fn(|context| self.waiting.poll(context, |wait| wait.received.take())).await
     }
 
@@ -156,7 +174,11 @@ impl<D: Driver + 'static> Socket<D> {
             return Ok(());
         }
         let payload = Payload::Bytes { bytes, from: 0, end };
-        match self.waiting.shell.with(|core| core.driver.send(self.id(), payload)) {
+        match self
+            .waiting
+            .shell
+            .with(|core| core.driver.send(self.id(), payload))
+        {
             SendStatus::Done(_) => Ok(()),
             SendStatus::Failed { error, .. } => Err(error),
             SendStatus::Queued => {
@@ -167,14 +189,18 @@ impl<D: Driver + 'static> Socket<D> {
 
     /// Gives the socket away, to a slot of the worker that becomes its owner.
     pub fn release(mut self) -> SocketId {
-        self.id.take().expect("invariant: a socket keeps its handle until it is released or dropped")
+        self.id
+            .take()
+            .expect("invariant: a socket keeps its handle until it is released or dropped")
     }
 }
 
 impl<D: Driver + 'static> Drop for Socket<D> {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
-            self.waiting.shell.with(|core| core.driver.close(id, Close::Orderly));
+            self.waiting
+                .shell
+                .with(|core| core.driver.close(id, Close::Orderly));
         }
     }
 }

@@ -115,7 +115,10 @@ fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Iden
 
 impl Telemetry {
     pub fn new(log: LogSink) -> Self {
-        Self { log, batch: Vec::new() }
+        Self {
+            log,
+            batch: Vec::new(),
+        }
     }
 
     /// A connection ended.
@@ -126,13 +129,18 @@ impl Telemetry {
             Direction::Inbound => (account.server_to_client_bytes, account.client_to_server_bytes),
         };
         let duration = now.saturating_duration_since(account.started);
-        let event = AccessEvent::Complete { bytes_sent, bytes_received, duration };
+        let event = AccessEvent::Complete {
+            bytes_sent,
+            bytes_received,
+            duration,
+        };
         self.batch.push(account.into_record(event, outcome.error()));
     }
 
     /// A connection was refused before it became one.
     pub fn refuse(&mut self, account: Account, outcome: &Outcome) {
-        self.batch.push(account.into_record(AccessEvent::Failed, outcome.error()));
+        self.batch
+            .push(account.into_record(AccessEvent::Failed, outcome.error()));
     }
 
     pub fn flush(&mut self) {

@@ -42,9 +42,13 @@ pub struct Tunnel {
 /// Application to stream.
 enum Reading {
     /// A receive of this many bytes is armed.
-    Armed { bytes: usize },
+    Armed {
+        bytes: usize,
+    },
     /// Waits for window or for room in the session's send buffer; `rest` was received but not sent yet.
-    Blocked { rest: Option<RecvBuffer> },
+    Blocked {
+        rest: Option<RecvBuffer>,
+    },
     Ended,
 }
 
@@ -69,7 +73,14 @@ impl<D: Driver + 'static> Core<D> {
     /// Starts relaying. What was held for the stream meanwhile goes first. When the stream is gone already, the
     /// application's socket is closed and the connection recorded.
     pub fn attach_tunnel(&mut self, parts: TunnelParts) {
-        let TunnelParts { app, session: session_key, stream, user, account, share } = parts;
+        let TunnelParts {
+            app,
+            session: session_key,
+            stream,
+            user,
+            account,
+            share,
+        } = parts;
         let key = self.tunnels.insert(Tunnel {
             app,
             session: session_key,
@@ -79,7 +90,10 @@ impl<D: Driver + 'static> Core<D> {
             read_bytes: limits::READ_BYTES_MIN,
             queue: Vec::new(),
             queued_bytes: 0,
-            writing: Writing::Open { sending: false, end: false },
+            writing: Writing::Open {
+                sending: false,
+                end: false,
+            },
             account,
             _share: share,
             dirty: false,
@@ -116,35 +130,48 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Arms the next receive, or joins those that wait.
     fn read_app(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
-        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else {
+            return;
+        };
         let capacity = session.http2.send_capacity(tunnel.stream);
         if capacity == 0 || !session.has_room() {
             tunnel.reading = Reading::Blocked { rest: None };
             self.list_blocked(key);
             return;
         }
-        let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes).max(limits::READ_BYTES_MIN);
+        let fair = limits::ARMED_BYTES_MAX
+            .saturating_sub(session.armed_bytes)
+            .max(limits::READ_BYTES_MIN);
         let bytes = tunnel.read_bytes.min(fair).min(capacity);
         session.armed_bytes += bytes;
         tunnel.reading = Reading::Armed { bytes };
-        self.driver.receive(tunnel.app, ReceiveMode::Once { bytes_max: bytes });
+        self.driver
+            .receive(tunnel.app, ReceiveMode::Once { bytes_max: bytes });
     }
 
     pub fn tunnel_event(&mut self, key: Key<Tunnel>, event: Event) {
         match event {
             Event::Received { data, .. } => self.app_received(key, data),
-            Event::Sent { taken, error, payload, .. } => self.app_sent(key, taken, error, payload),
-            Event::Accepted { .. }
-            | Event::AcceptFailed { .. }
-            | Event::Connected { .. }
-            | Event::Woken => {}
+            Event::Sent {
+                taken,
+                error,
+                payload,
+                ..
+            } => self.app_sent(key, taken, error, payload),
+            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::Connected { .. } | Event::Woken => {}
         }
     }
 
     fn app_received(&mut self, key: Key<Tunnel>, data: Received) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
-        let Reading::Armed { bytes } = tunnel.reading else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
+        let Reading::Armed { bytes } = tunnel.reading else {
+            return;
+        };
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             session.armed_bytes -= bytes;
         }
@@ -161,8 +188,12 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Seals received bytes into the session; what the window does not allow waits.
     fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
-        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else {
+            return;
+        };
         let taken = session.send_data(tunnel.stream, &mut buffer, &mut self.buffers);
         tunnel.account.from_application(taken);
         let session_key = tunnel.session;
@@ -185,8 +216,12 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Puts a blocked tunnel where it will be found when what it lacks is there.
     fn list_blocked(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
-        let Some(session) = self.sessions.get_mut(tunnel.session) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(tunnel.session) else {
+            return;
+        };
         if session.http2.send_capacity(tunnel.stream) == 0 {
             if !tunnel.listed_window {
                 tunnel.listed_window = true;
@@ -212,7 +247,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The application ended its direction: so does the stream. The other direction goes on.
     fn end_app_reading(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.reading = Reading::Ended;
         let session_key = tunnel.session;
         if let Some(session) = self.sessions.get_mut(session_key) {
@@ -224,8 +261,12 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Goes on with a tunnel that waited for window or room.
     pub fn unblock_tunnel(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
-        let Reading::Blocked { rest } = &mut tunnel.reading else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
+        let Reading::Blocked { rest } = &mut tunnel.reading else {
+            return;
+        };
         match rest.take() {
             Some(buffer) => self.send_app_bytes(key, buffer),
             None => self.read_app(key),
@@ -236,7 +277,9 @@ impl<D: Driver + 'static> Core<D> {
 
     pub fn tunnel_data(&mut self, key: Key<Tunnel>, slice: Slice, end: bool) {
         let is_short = self.buffers.is_short();
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.push(slice, is_short);
         if end {
             tunnel.end_writing();
@@ -245,20 +288,28 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     pub fn tunnel_end(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.end_writing();
         self.mark_tunnel(key);
     }
 
     /// The peer reset the stream: so is the application's connection, unless everything had been said.
     pub fn tunnel_reset(&mut self, key: Key<Tunnel>, code: ErrorCode) {
-        let Some(tunnel) = self.tunnels.get(key) else { return };
+        let Some(tunnel) = self.tunnels.get(key) else {
+            return;
+        };
         let said_all = match tunnel.writing {
             Writing::Ended => true,
             Writing::Open { end, .. } => end && tunnel.queue.is_empty(),
         };
         // RFC 9113 section 8.1: NO_ERROR after a complete answer only asks to stop sending.
-        let how = if said_all && code == ErrorCode::NoError { Close::Orderly } else { Close::Reset };
+        let how = if said_all && code == ErrorCode::NoError {
+            Close::Orderly
+        } else {
+            Close::Reset
+        };
         let outcome = match code {
             ErrorCode::NoError | ErrorCode::Cancel | ErrorCode::StreamClosed => Outcome::Complete,
             _ => Outcome::StreamReset(code),
@@ -268,9 +319,13 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Sends what is queued for the application. One vectored send for everything of a turn.
     pub fn flush_tunnel(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.dirty = false;
-        let Writing::Open { sending: false, end } = tunnel.writing else { return };
+        let Writing::Open { sending: false, end } = tunnel.writing else {
+            return;
+        };
         if tunnel.queue.is_empty() {
             if end {
                 self.end_app_writing(key);
@@ -290,7 +345,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn app_sent(&mut self, key: Key<Tunnel>, taken: usize, error: Option<io::Error>, payload: Payload) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         if let Writing::Open { end, .. } = tunnel.writing {
             tunnel.writing = Writing::Open { sending: false, end };
         }
@@ -302,7 +359,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The application's socket took bytes: window goes back to the peer.
     fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.account.to_application(taken);
         tunnel.recycle(payload);
         let session_key = tunnel.session;
@@ -317,13 +376,19 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {
-        let outcome = if ends_a_copy(&error) { Outcome::Complete } else { Outcome::Send(error) };
+        let outcome = if ends_a_copy(&error) {
+            Outcome::Complete
+        } else {
+            Outcome::Send(error)
+        };
         self.reset_stream(key, outcome);
     }
 
     /// Everything that the peer sent was delivered: the application sees the end of the stream.
     fn end_app_writing(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get_mut(key) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return;
+        };
         tunnel.writing = Writing::Ended;
         // Fails only when the application has gone; the reading direction notices that by itself.
         let _ = self.driver.shutdown_send(tunnel.app);
@@ -333,7 +398,9 @@ impl<D: Driver + 'static> Core<D> {
     // ---- ending ----------------------------------------------------------------------------------------
 
     fn finish_tunnel_if_done(&mut self, key: Key<Tunnel>) {
-        let Some(tunnel) = self.tunnels.get(key) else { return };
+        let Some(tunnel) = self.tunnels.get(key) else {
+            return;
+        };
         if matches!(tunnel.reading, Reading::Ended) && tunnel.writing == Writing::Ended {
             self.remove_tunnel(key, Close::Orderly, Outcome::Complete);
         }
@@ -341,7 +408,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The application's side broke: the peer sees a reset.
     fn reset_stream(&mut self, key: Key<Tunnel>, outcome: Outcome) {
-        let Some(tunnel) = self.tunnels.get(key) else { return };
+        let Some(tunnel) = self.tunnels.get(key) else {
+            return;
+        };
         let (session_key, stream) = (tunnel.session, tunnel.stream);
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.http2.reset(stream, ErrorCode::Cancel);
@@ -361,7 +430,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn remove_tunnel(&mut self, key: Key<Tunnel>, how: Close, outcome: Outcome) {
-        let Some(tunnel) = self.tunnels.remove(key) else { return };
+        let Some(tunnel) = self.tunnels.remove(key) else {
+            return;
+        };
         self.driver.close(tunnel.app, how);
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             if let Reading::Armed { bytes } = tunnel.reading {
@@ -401,7 +472,11 @@ impl Tunnel {
         let blocked = matches!(self.writing, Writing::Open { sending: true, .. });
         let wasteful =
             slice.len() < limits::SLICE_COPY_BYTES || (is_short && slice.len() < slice.pinned_bytes() / 8);
-        let slice = if blocked && wasteful { Slice::copied(slice.bytes()) } else { slice };
+        let slice = if blocked && wasteful {
+            Slice::copied(slice.bytes())
+        } else {
+            slice
+        };
         if let Some(last) = self.queue.last_mut()
             && last.try_extend(&slice)
         {

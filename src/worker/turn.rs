@@ -39,7 +39,11 @@ pub fn run<D: Driver + 'static>(core: Core<D>, executor: &Executor, inbox: &Inbo
 /// Starts a task for everything that arrived in this turn.
 fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
     let (captured, requests, has_room) = shell.with(|core| {
-        (std::mem::take(&mut core.captured), std::mem::take(&mut core.requests), core.has_room())
+        (
+            std::mem::take(&mut core.captured),
+            std::mem::take(&mut core.requests),
+            core.has_room(),
+        )
     });
     for captured in captured {
         if !has_room {
@@ -65,10 +69,22 @@ impl<D: Driver + 'static> Core<D> {
                 Order::AddPod { pod, listeners } => self.add_pod(pod, listeners),
                 Order::RemovePod { uid } => self.remove_pod(&uid),
                 Order::Certificate { identity, result } => self.take_certificate(identity, result),
-                Order::HandOver { pod, capture, fd, peer, share } => {
+                Order::HandOver {
+                    pod,
+                    capture,
+                    fd,
+                    peer,
+                    share,
+                } => {
                     // The pod may have gone meanwhile: the connection is closed then.
                     if let Some(pod) = self.pods.get(&pod) {
-                        self.captured.push(Captured { pod, capture, fd, peer, share });
+                        self.captured.push(Captured {
+                            pod,
+                            capture,
+                            fd,
+                            peer,
+                            share,
+                        });
                     }
                 }
                 Order::Snapshot => self.snapshot_waiters.clear(),

@@ -33,14 +33,20 @@ pub async fn own_workload<D: Driver + 'static>(
     };
     shell.within(limits::OWN_WORKLOAD_WAIT, wait).await.map_err(|_| {
         let info = &pod.pod.info;
-        Outcome::WorkloadUnknown(format!("{}.{} ({})", info.service_account, info.namespace, info.name))
+        Outcome::WorkloadUnknown(format!(
+            "{}.{} ({})",
+            info.service_account, info.namespace, info.name
+        ))
     })
 }
 
 impl<D: Driver + 'static> Core<D> {
     fn find_own_workload(&self, pod: &PodState) -> Option<Arc<Workload>> {
         let info = &pod.pod.info;
-        self.snapshot.load().own_workload(&info.name, &info.namespace, &info.service_account).cloned()
+        self.snapshot
+            .load()
+            .own_workload(&info.name, &info.namespace, &info.service_account)
+            .cloned()
     }
 
     fn wait_for_snapshot(&mut self) -> oneshot::Receiver<()> {

@@ -13,12 +13,24 @@ pub fn a_small_payload_comes_back_when_sent<D: Driver>(make: &mut dyn FnMut() ->
     let (socket, mut peer) = rig.pair();
     for n in 0..50u8 {
         let bytes = vec![n; 100];
-        let payload = match rig.driver.send(socket, Payload::Bytes { bytes, from: 30, end: 100 }) {
+        let payload = match rig.driver.send(
+            socket,
+            Payload::Bytes {
+                bytes,
+                from: 30,
+                end: 100,
+            },
+        ) {
             SendStatus::Done(payload) => payload,
             SendStatus::Queued => rig.next_sent(socket).2,
             status => panic!("{status:?}"),
         };
-        let Payload::Bytes { bytes, from: 30, end: 100 } = payload else {
+        let Payload::Bytes {
+            bytes,
+            from: 30,
+            end: 100,
+        } = payload
+        else {
             panic!("another payload came back");
         };
         assert_eq!(bytes, [n; 100]);
@@ -73,10 +85,14 @@ fn reach_slow_reader<D: Driver>(make: &mut dyn FnMut() -> D, payload: Payload, e
 pub fn plain_bytes_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
     let bytes = pattern(300_000);
     let expected = bytes[9..].to_vec();
-    reach_slow_reader(make, {
-        let end = bytes.len();
-        Payload::Bytes { bytes, from: 9, end }
-    }, &expected);
+    reach_slow_reader(
+        make,
+        {
+            let end = bytes.len();
+            Payload::Bytes { bytes, from: 9, end }
+        },
+        &expected,
+    );
 }
 
 pub fn slices_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {

@@ -12,6 +12,8 @@ mod http2;
 mod tls_record;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
+#[path = "targets/zds.rs"]
+mod zds;
 
 /// What a target does with one input. It panics when something is wrong.
 pub type Body = fn(&[u8]);
@@ -24,4 +26,5 @@ pub const ALL: &[(&str, Body)] = &[
     ("http2", http2::run),
     ("tls_record", tls_record::run),
     ("traceparent", traceparent::run),
+    ("zds", zds::run),
 ];

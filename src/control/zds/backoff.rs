@@ -24,10 +24,16 @@ impl ConnectDelay {
         Self(CONNECT_DELAY_MIN)
     }
 
-    pub fn next(&mut self) -> Duration {
+    pub fn take(&mut self) -> Duration {
         let delay = self.0;
         self.0 = (delay * 2).min(DELAY_MAX);
         delay
+    }
+}
+
+impl Default for ConnectDelay {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -55,7 +61,7 @@ impl AnnounceDelay {
     }
 
     /// `random` is uniform in 0..1; it moves the delay by up to 20 % either way.
-    pub fn next(&mut self, now: Instant, random: f64) -> Duration {
+    pub fn take(&mut self, now: Instant, random: f64) -> Duration {
         if now.saturating_duration_since(self.since) >= PATIENCE {
             return DELAY_MAX;
         }
@@ -72,7 +78,7 @@ mod tests {
     #[test]
     fn connecting_is_tried_at_doubling_delays_up_to_fifteen_seconds() {
         let mut delay = ConnectDelay::new();
-        let delays: Vec<u128> = (0..12).map(|_| delay.next().as_millis()).collect();
+        let delays: Vec<u128> = (0..12).map(|_| delay.take().as_millis()).collect();
         assert_eq!(
             delays,
             [20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000]
@@ -83,19 +89,19 @@ mod tests {
     fn announcing_starts_slowly_before_the_first_success_and_fast_after_it() {
         let start = crate::clock::now();
         let mut delay = AnnounceDelay::new(start);
-        assert_eq!(delay.next(start, 0.5), Duration::from_millis(500));
-        assert_eq!(delay.next(start, 0.5), Duration::from_millis(1000));
+        assert_eq!(delay.take(start, 0.5), Duration::from_millis(500));
+        assert_eq!(delay.take(start, 0.5), Duration::from_millis(1000));
         delay.ready(start);
-        assert_eq!(delay.next(start, 0.5), Duration::from_millis(5));
-        assert_eq!(delay.next(start, 0.0), Duration::from_millis(8));
-        assert_eq!(delay.next(start, 1.0), Duration::from_millis(24));
+        assert_eq!(delay.take(start, 0.5), Duration::from_millis(5));
+        assert_eq!(delay.take(start, 0.0), Duration::from_millis(8));
+        assert_eq!(delay.take(start, 1.0), Duration::from_millis(24));
     }
 
     #[test]
     fn after_fifteen_minutes_without_success_the_delay_is_flat() {
         let start = crate::clock::now();
         let mut delay = AnnounceDelay::new(start);
-        assert_eq!(delay.next(start + PATIENCE, 0.0), DELAY_MAX);
-        assert_eq!(delay.next(start + PATIENCE, 1.0), DELAY_MAX);
+        assert_eq!(delay.take(start + PATIENCE, 0.0), DELAY_MAX);
+        assert_eq!(delay.take(start + PATIENCE, 1.0), DELAY_MAX);
     }
 }

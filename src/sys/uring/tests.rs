@@ -255,7 +255,7 @@ fn no_operation_is_handed_to_a_kernel_thread() {
         let bytes = vec![1; 8 << 20];
         let len = bytes.len();
         assert!(matches!(
-            driver.send(client, Payload::Bytes { bytes, from: 0 }),
+            driver.send(client, Payload::whole(bytes)),
             SendStatus::Queued
         ));
         let mut got = 0;

@@ -32,7 +32,13 @@ pub struct OpenStream<D: Driver + 'static> {
 
 impl<D: Driver + 'static> OpenStream<D> {
     pub fn new(shell: &Shell<D>, session: Key<Session>, stream: StreamId, user: u32) -> Self {
-        Self { shell: shell.clone(), session, stream, user, attached: false }
+        Self {
+            shell: shell.clone(),
+            session,
+            stream,
+            user,
+            attached: false,
+        }
     }
 
     /// The stream belongs to a tunnel from now on.
@@ -76,23 +82,44 @@ pub async fn dial<D: Driver + 'static>(
     key: &Rc<PoolKey>,
 ) -> Result<Key<Session>, Outcome> {
     let certificate = certificate(shell, &key.identity).await?;
-    let (options, mode, records_max) =
-        shell.with(|core| (core.settings.socket_options, core.settings.tls_mode, core.settings.tls_records_max));
-    let spec =
-        SocketSpec { namespace: Some(pod.pod.namespace.clone()), options, bind_transparent: None };
+    let (options, mode, records_max) = shell.with(|core| {
+        (
+            core.settings.socket_options,
+            core.settings.tls_mode,
+            core.settings.tls_records_max,
+        )
+    });
+    let spec = SocketSpec {
+        namespace: Some(pod.pod.namespace.clone()),
+        options,
+        bind_transparent: None,
+    };
     let socket = Socket::open(shell, &spec, key.destination.ip()).map_err(Outcome::ConnectFailed)?;
-    socket.connect(key.destination, limits::CONNECT_TIMEOUT).await.map_err(|error| {
-        if error.kind() == std::io::ErrorKind::TimedOut {
-            Outcome::HboneConnectTimeout(error)
-        } else {
-            Outcome::ConnectFailed(error)
-        }
-    })?;
-    let handshake = Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
+    socket
+        .connect(key.destination, limits::CONNECT_TIMEOUT)
+        .await
+        .map_err(|error| {
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                Outcome::HboneConnectTimeout(error)
+            } else {
+                Outcome::ConnectFailed(error)
+            }
+        })?;
+    let handshake =
+        Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
     let established = shake(shell, &socket, handshake).await?;
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
-    Ok(start_session(shell, socket, established, http2, role, pod, key.destination, None))
+    Ok(start_session(
+        shell,
+        socket,
+        established,
+        http2,
+        role,
+        pod,
+        key.destination,
+        None,
+    ))
 }
 
 /// Runs a handshake to its end. The peer gets our alert when we refuse it.
@@ -124,12 +151,18 @@ pub async fn shake<D: Driver + 'static>(
     };
     match shell.within(limits::HANDSHAKE_TIMEOUT, work).await {
         Ok(result) => result,
-        Err(Elapsed) => Err(Outcome::Deadline { what: "the TLS handshake", seconds }),
+        Err(Elapsed) => Err(Outcome::Deadline {
+            what: "the TLS handshake",
+            seconds,
+        }),
     }
 }
 
 /// Puts an established connection into the worker's table; from here on it is moved by completions.
-#[expect(clippy::too_many_arguments, reason = "each is one part of the session; a struct would only rename them")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one part of the session; a struct would only rename them"
+)]
 pub fn start_session<D: Driver + 'static>(
     shell: &Shell<D>,
     socket: Socket<D>,
@@ -178,23 +211,33 @@ pub async fn connect<D: Driver + 'static>(
     let mut refused = 0;
     loop {
         let session = pool::session(shell, pod, key).await?;
-        let Some((stream, answer)) = shell.with(|core| core.ask(session, request)).map(|(stream, user, answer)| {
-            (OpenStream::new(shell, session, stream, user), answer)
-        }) else {
+        let Some((stream, answer)) = shell
+            .with(|core| core.ask(session, request))
+            .map(|(stream, user, answer)| (OpenStream::new(shell, session, stream, user), answer))
+        else {
             continue;
         };
         let seconds = limits::CONNECT_ANSWER_TIMEOUT.as_secs();
         let answer = shell
             .within(limits::CONNECT_ANSWER_TIMEOUT, answer)
             .await
-            .map_err(|Elapsed| Rc::new(Outcome::Deadline { what: "the answer to CONNECT", seconds }))?;
+            .map_err(|Elapsed| {
+                Rc::new(Outcome::Deadline {
+                    what: "the answer to CONNECT",
+                    seconds,
+                })
+            })?;
         match answer {
             Some(Answer::Response(response)) if response.status == 200 => return Ok((stream, response)),
             Some(Answer::Response(response)) => {
-                return Err(Rc::new(Outcome::Status(crate::worker::outcome::HttpStatus(response.status))));
+                return Err(Rc::new(Outcome::Status(crate::worker::outcome::HttpStatus(
+                    response.status,
+                ))));
             }
             // RFC 9113 section 8.7: a refused stream was not processed, trying again is safe.
-            Some(Answer::Reset(ErrorCode::RefusedStream)) if refused < limits::REFUSED_RETRIES_MAX => refused += 1,
+            Some(Answer::Reset(ErrorCode::RefusedStream)) if refused < limits::REFUSED_RETRIES_MAX => {
+                refused += 1
+            }
             Some(Answer::Reset(code)) => return Err(Rc::new(Outcome::StreamReset(code))),
             Some(Answer::SessionClosed(why)) => return Err(Rc::new(Outcome::SessionClosed(why))),
             None => return Err(Rc::new(Outcome::Drained)),
@@ -215,7 +258,13 @@ impl<D: Driver + 'static> Core<D> {
         }
         let stream = session.http2.open(0, request).ok()?;
         let (sender, answer) = oneshot::channel();
-        let user = session.add_user(stream, UserState::Asked { answer: sender, held: Held::default() });
+        let user = session.add_user(
+            stream,
+            UserState::Asked {
+                answer: sender,
+                held: Held::default(),
+            },
+        );
         session.last_used = self.now;
         self.mark_session(key);
         Some((stream, user, answer))

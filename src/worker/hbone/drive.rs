@@ -24,10 +24,7 @@ impl<D: Driver + 'static> Core<D> {
                 Received::Failed(error) => self.close_session(key, &format!("receive: {error}")),
             },
             Event::Sent { error, payload, .. } => self.session_sent(key, error, payload),
-            Event::Accepted { .. }
-            | Event::AcceptFailed { .. }
-            | Event::Connected { .. }
-            | Event::Woken => {}
+            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::Connected { .. } | Event::Woken => {}
         }
     }
 
@@ -52,8 +49,15 @@ impl<D: Driver + 'static> Core<D> {
 
     fn session_meant(&mut self, key: Key<Session>, event: SessionEvent) {
         match event {
-            SessionEvent::Data { stream, user, slice, end } => {
-                let Some(found) = self.user(key, user, stream) else { return };
+            SessionEvent::Data {
+                stream,
+                user,
+                slice,
+                end,
+            } => {
+                let Some(found) = self.user(key, user, stream) else {
+                    return;
+                };
                 match &mut found.state {
                     UserState::Relaying(tunnel) => {
                         let tunnel = *tunnel;
@@ -66,7 +70,9 @@ impl<D: Driver + 'static> Core<D> {
                 }
             }
             SessionEvent::End { stream, user } => {
-                let Some(found) = self.user(key, user, stream) else { return };
+                let Some(found) = self.user(key, user, stream) else {
+                    return;
+                };
                 match &mut found.state {
                     UserState::Relaying(tunnel) => {
                         let tunnel = *tunnel;
@@ -77,17 +83,28 @@ impl<D: Driver + 'static> Core<D> {
             }
             SessionEvent::Reset { stream, user, code } => self.stream_reset(key, user, stream, code),
             SessionEvent::Writable { stream, user } => {
-                if let Some(StreamUser { state: UserState::Relaying(tunnel), .. }) =
-                    self.user(key, user, stream)
+                if let Some(StreamUser {
+                    state: UserState::Relaying(tunnel),
+                    ..
+                }) = self.user(key, user, stream)
                 {
                     let tunnel = *tunnel;
                     self.unblock_tunnel(tunnel);
                 }
             }
             SessionEvent::AllWritable => self.unblock_window(key),
-            SessionEvent::Response { stream, user, response, end } => {
-                let Some(found) = self.user(key, user, stream) else { return };
-                let waiting = UserState::Preparing { held: Held::default() };
+            SessionEvent::Response {
+                stream,
+                user,
+                response,
+                end,
+            } => {
+                let Some(found) = self.user(key, user, stream) else {
+                    return;
+                };
+                let waiting = UserState::Preparing {
+                    held: Held::default(),
+                };
                 match std::mem::replace(&mut found.state, waiting) {
                     UserState::Asked { answer, mut held } => {
                         held.end |= end;
@@ -98,10 +115,21 @@ impl<D: Driver + 'static> Core<D> {
                     other => found.state = other,
                 }
             }
-            SessionEvent::Request { stream, user, request } => {
-                let Some(session) = self.sessions.get_mut(key) else { return };
+            SessionEvent::Request {
+                stream,
+                user,
+                request,
+            } => {
+                let Some(session) = self.sessions.get_mut(key) else {
+                    return;
+                };
                 session.last_used = self.now;
-                self.requests.push(Request { session: key, stream, user, request });
+                self.requests.push(Request {
+                    session: key,
+                    stream,
+                    user,
+                    request,
+                });
             }
             SessionEvent::GoAway { code } => {
                 self.retire_session(key);
@@ -119,7 +147,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn stream_reset(&mut self, key: Key<Session>, user: u32, stream: StreamId, code: ErrorCode) {
-        let Some(found) = self.user(key, user, stream) else { return };
+        let Some(found) = self.user(key, user, stream) else {
+            return;
+        };
         match &mut found.state {
             UserState::Relaying(tunnel) => {
                 let tunnel = *tunnel;
@@ -128,8 +158,15 @@ impl<D: Driver + 'static> Core<D> {
             // The task learns of it when it attaches, and removes the user then.
             UserState::Preparing { held } => held.reset = Some(code),
             UserState::Asked { .. } => {
-                let removed = self.sessions.get_mut(key).and_then(|session| session.remove_user(user, stream));
-                if let Some(StreamUser { state: UserState::Asked { answer, .. }, .. }) = removed {
+                let removed = self
+                    .sessions
+                    .get_mut(key)
+                    .and_then(|session| session.remove_user(user, stream));
+                if let Some(StreamUser {
+                    state: UserState::Asked { answer, .. },
+                    ..
+                }) = removed
+                {
                     let _ = answer.send(Answer::Reset(code));
                 }
             }
@@ -138,7 +175,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Goes on with the tunnels that waited for window.
     fn unblock_window(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         let waiting = std::mem::take(&mut session.blocked_window);
         for tunnel in waiting {
             self.unlist_window(tunnel);
@@ -148,13 +187,19 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Goes on with the tunnels that waited for room in the send buffer, as long as there is some.
     fn unblock_room(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.get(key) else {
+            return;
+        };
         for _ in 0..session.blocked_room.len() {
-            let Some(session) = self.sessions.get_mut(key) else { return };
+            let Some(session) = self.sessions.get_mut(key) else {
+                return;
+            };
             if !session.has_room() {
                 return;
             }
-            let Some(tunnel) = session.blocked_room.pop_front() else { return };
+            let Some(tunnel) = session.blocked_room.pop_front() else {
+                return;
+            };
             self.unlist_room(tunnel);
             self.unblock_tunnel(tunnel);
         }
@@ -163,14 +208,19 @@ impl<D: Driver + 'static> Core<D> {
     // ---- sending ---------------------------------------------------------------------------------------
 
     pub fn flush_session(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         session.dirty = false;
         let Some(output) = session.take_output(&mut self.buffers) else {
             self.end_session_if_done(key);
             return;
         };
         let (bytes, end) = output.into_parts();
-        match self.driver.send(session.socket, Payload::Bytes { bytes, from: 0, end }) {
+        match self
+            .driver
+            .send(session.socket, Payload::Bytes { bytes, from: 0, end })
+        {
             SendStatus::Queued => session.sending = true,
             SendStatus::Done(payload) => {
                 self.recycle(payload);
@@ -186,7 +236,9 @@ impl<D: Driver + 'static> Core<D> {
 
     fn session_sent(&mut self, key: Key<Session>, error: Option<io::Error>, payload: Payload) {
         self.recycle(payload);
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         session.sending = false;
         match error {
             None => {
@@ -220,7 +272,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// No further streams on this session: it ends when the last one has.
     pub fn retire_session(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         session.retired = true;
         if let Role::Client { key: pool_key } = &session.role {
             self.pool.forget(&pool_key.clone(), key);
@@ -230,7 +284,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Ends every stream of the session, says goodbye, and closes when that has been sent.
     pub fn close_session(&mut self, key: Key<Session>, why: &str) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         if session.closing {
             return;
         }
@@ -238,13 +294,18 @@ impl<D: Driver + 'static> Core<D> {
         self.driver.stop_receive(session.socket);
         self.end_users(key, why);
         self.retire_session(key);
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         if !session.channel_broken {
             session.http2.goaway(ErrorCode::NoError, "");
             session.end_channel(&mut self.buffers);
         }
         let deadline = self.now + limits::SESSION_GOODBYE;
-        if let Some(timer) = session.timer.replace(self.timers.start(deadline, TimerEvent::Session(key))) {
+        if let Some(timer) = session
+            .timer
+            .replace(self.timers.start(deadline, TimerEvent::Session(key)))
+        {
             self.timers.cancel(timer);
         }
         self.mark_session(key);
@@ -252,7 +313,9 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The connection is broken: nothing more can be said on it.
     fn drop_session(&mut self, key: Key<Session>, why: &str) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         session.closing = true;
         session.channel_broken = true;
         self.end_users(key, why);
@@ -261,10 +324,16 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn end_users(&mut self, key: Key<Session>, why: &str) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         for user in session.users.keys() {
-            let Some(session) = self.sessions.get_mut(key) else { return };
-            let Some(found) = session.users.get_mut(user) else { continue };
+            let Some(session) = self.sessions.get_mut(key) else {
+                return;
+            };
+            let Some(found) = session.users.get_mut(user) else {
+                continue;
+            };
             match &mut found.state {
                 UserState::Relaying(tunnel) => {
                     let tunnel = *tunnel;
@@ -272,8 +341,10 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 UserState::Preparing { held } => held.reset = Some(ErrorCode::Cancel),
                 UserState::Asked { .. } => {
-                    if let Some(StreamUser { state: UserState::Asked { answer, .. }, .. }) =
-                        session.users.remove(user)
+                    if let Some(StreamUser {
+                        state: UserState::Asked { answer, .. },
+                        ..
+                    }) = session.users.remove(user)
                     {
                         let _ = answer.send(Answer::SessionClosed(why.to_owned()));
                     }
@@ -283,7 +354,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn end_session_if_done(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         if session.closing {
             if !session.sending {
                 self.remove_session(key);
@@ -294,7 +367,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn remove_session(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.remove(key) else { return };
+        let Some(session) = self.sessions.remove(key) else {
+            return;
+        };
         if let Some(timer) = session.timer {
             self.timers.cancel(timer);
         }
@@ -319,7 +394,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     pub fn session_timer(&mut self, key: Key<Session>) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         session.timer = None;
         if session.closing {
             self.remove_session(key);
@@ -331,7 +408,9 @@ impl<D: Driver + 'static> Core<D> {
             self.close_session(key, "unused");
             return;
         }
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
         match session.ping_sent {
             Some(sent) if self.now.saturating_duration_since(sent) >= limits::PING_TIMEOUT => {
                 let peer = self.peer_of(key);
@@ -354,7 +433,10 @@ impl<D: Driver + 'static> Core<D> {
 
     fn idle_limit(&self, key: Key<Session>) -> Duration {
         match self.sessions.get(key) {
-            Some(Session { role: Role::Client { .. }, .. }) => self.settings.session_idle_timeout,
+            Some(Session {
+                role: Role::Client { .. },
+                ..
+            }) => self.settings.session_idle_timeout,
             // A client keeps an unused session for its own release time; a silent stranger gets less.
             Some(session) if session.served == 0 => limits::SILENT_SESSION,
             Some(_) | None => self.settings.session_idle_timeout * 3,

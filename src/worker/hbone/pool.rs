@@ -56,7 +56,10 @@ pub type Dialled = Result<Key<Session>, Rc<Outcome>>;
 enum Step {
     Use(Key<Session>),
     Fail(Rc<Outcome>),
-    Wait { result: oneshot::Receiver<Dialled>, dial: bool },
+    Wait {
+        result: oneshot::Receiver<Dialled>,
+        dial: bool,
+    },
 }
 
 impl Pool {
@@ -71,7 +74,9 @@ impl Pool {
 
     /// The session takes no further streams.
     pub fn forget(&mut self, key: &Rc<PoolKey>, session: Key<Session>) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
         entry.sessions.retain(|known| *known != session);
         if entry.sessions.is_empty() && !entry.dialing && entry.failed.is_none() {
             self.entries.remove(key);
@@ -110,7 +115,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn dialled(&mut self, key: &Rc<PoolKey>, result: Dialled) {
-        let Some(entry) = self.pool.entries.get_mut(key) else { return };
+        let Some(entry) = self.pool.entries.get_mut(key) else {
+            return;
+        };
         entry.dialing = false;
         match &result {
             Ok(session) => {
@@ -165,5 +172,8 @@ pub async fn session<D: Driver + 'static>(
         }
     }
     let limit = limits::POOL_ROUNDS_MAX;
-    Err(Rc::new(Outcome::Overloaded { what: "rounds of dialling for a free stream", limit }))
+    Err(Rc::new(Outcome::Overloaded {
+        what: "rounds of dialling for a free stream",
+        limit,
+    }))
 }

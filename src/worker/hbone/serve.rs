@@ -1,6 +1,5 @@
 //! The server's side of HBONE: accepting sessions on a pod's port 15008 and answering CONNECT.
 
-use std::os::fd::AsFd;
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::log::Direction;
@@ -18,6 +17,7 @@ use crate::worker::pods::Counted;
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
 use crate::worker::workload::own_workload;
+use std::os::fd::AsFd;
 
 /// A CONNECT that waits for its journey to start.
 pub struct Request {
@@ -31,8 +31,10 @@ pub struct Request {
 /// `inbound::serve`.
 pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     let peer = captured.peer;
-    let (now, local) =
-        (shell.with(|core| core.now), crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer));
+    let (now, local) = (
+        shell.with(|core| core.now),
+        crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer),
+    );
     if let Err(outcome) = establish(&shell, captured).await {
         let account = Account::new(Direction::Inbound, now, peer, local);
         shell.with(|core| core.telemetry.refuse(account, &outcome));
@@ -40,11 +42,15 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 }
 
 async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
-    let Captured { pod, fd, peer, share, .. } = captured;
+    let Captured {
+        pod, fd, peer, share, ..
+    } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let limit = limits::HANDSHAKES_POD_MAX;
-    let budget = Counted::handshake(&pod)
-        .ok_or(Outcome::Overloaded { what: "TLS handshakes of one pod", limit })?;
+    let budget = Counted::handshake(&pod).ok_or(Outcome::Overloaded {
+        what: "TLS handshakes of one pod",
+        limit,
+    })?;
     let workload = own_workload(shell, &pod).await?;
     let certificate = certificate(shell, &workload.identity).await?;
     let (mode, records_max) = shell.with(|core| (core.settings.tls_mode, core.settings.tls_records_max));
@@ -55,7 +61,16 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         return Err(Outcome::PodRemoved);
     }
     let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
-    start_session(shell, socket, established, http2, Role::Server, &pod, peer, Some(share));
+    start_session(
+        shell,
+        socket,
+        established,
+        http2,
+        Role::Server,
+        &pod,
+        peer,
+        Some(share),
+    );
     Ok(())
 }
 

@@ -18,8 +18,8 @@ use crate::sys::buffer::{RecvBuffer, Slice};
 use crate::sys::driver::SocketId;
 use crate::tls::TlsError;
 use crate::tls::channel::{Channel, Opened};
-use crate::tls::verify::PeerIdentity;
 use crate::tls::output::Output;
+use crate::tls::verify::PeerIdentity;
 use crate::wire::hbone::{IncomingRequest, IncomingResponse};
 use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId};
 use crate::worker::buffers::Buffers;
@@ -90,9 +90,14 @@ pub struct StreamUser {
 
 pub enum UserState {
     /// A task waits for the peer's answer to CONNECT.
-    Asked { answer: oneshot::Sender<Answer>, held: Held },
+    Asked {
+        answer: oneshot::Sender<Answer>,
+        held: Held,
+    },
     /// A task prepares the other end.
-    Preparing { held: Held },
+    Preparing {
+        held: Held,
+    },
     Relaying(Key<Tunnel>),
 }
 
@@ -114,16 +119,42 @@ pub enum Answer {
 
 /// What a receive meant, in order.
 pub enum SessionEvent {
-    Request { stream: StreamId, user: u32, request: Box<IncomingRequest> },
-    Response { stream: StreamId, user: u32, response: Box<IncomingResponse>, end: bool },
-    Data { stream: StreamId, user: u32, slice: Slice, end: bool },
-    End { stream: StreamId, user: u32 },
-    Reset { stream: StreamId, user: u32, code: ErrorCode },
+    Request {
+        stream: StreamId,
+        user: u32,
+        request: Box<IncomingRequest>,
+    },
+    Response {
+        stream: StreamId,
+        user: u32,
+        response: Box<IncomingResponse>,
+        end: bool,
+    },
+    Data {
+        stream: StreamId,
+        user: u32,
+        slice: Slice,
+        end: bool,
+    },
+    End {
+        stream: StreamId,
+        user: u32,
+    },
+    Reset {
+        stream: StreamId,
+        user: u32,
+        code: ErrorCode,
+    },
     /// This stream may send again.
-    Writable { stream: StreamId, user: u32 },
+    Writable {
+        stream: StreamId,
+        user: u32,
+    },
     /// All streams may send again.
     AllWritable,
-    GoAway { code: ErrorCode },
+    GoAway {
+        code: ErrorCode,
+    },
     SettingsReceived,
     Closed,
 }
@@ -185,7 +216,9 @@ impl Session {
 
     /// The user of a stream, unless the stream has another by now.
     pub fn user_mut(&mut self, user: u32, stream: StreamId) -> Option<&mut StreamUser> {
-        self.users.by_index_mut(user).filter(|found| found.stream == stream)
+        self.users
+            .by_index_mut(user)
+            .filter(|found| found.stream == stream)
     }
 
     pub fn add_user(&mut self, stream: StreamId, state: UserState) -> u32 {
@@ -213,7 +246,9 @@ impl Session {
         self.ping_sent = None;
         let mut input = buffer.bytes();
         while !self.partial.is_empty() {
-            let Some(whole) = self.complete_partial(&mut input) else { return Ok(()) };
+            let Some(whole) = self.complete_partial(&mut input) else {
+                return Ok(());
+            };
             let partial = std::mem::take(&mut self.partial);
             let result = self.open_record(&partial[..whole], buffers, now, events);
             self.partial = partial;
@@ -246,7 +281,8 @@ impl Session {
             if self.partial.len() < need {
                 return None;
             }
-            let whole = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([self.partial[3], self.partial[4]]));
+            let whole =
+                RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([self.partial[3], self.partial[4]]));
             // A record that is too long is refused by the channel as soon as its header is seen.
             if need == whole || whole > RECORD_WIRE_BYTES_MAX {
                 return Some(self.partial.len());
@@ -294,21 +330,50 @@ impl Session {
         let mut at = 0;
         while let Some(event) = self.http2.receive(plaintext, &mut at, now)? {
             events.push(match event {
-                Event::Data { stream, key, range, end } => {
+                Event::Data {
+                    stream,
+                    key,
+                    range,
+                    end,
+                } => {
                     let slice = chunk.slice(from + range.start..from + range.end);
-                    SessionEvent::Data { stream, user: key, slice, end }
+                    SessionEvent::Data {
+                        stream,
+                        user: key,
+                        slice,
+                        end,
+                    }
                 }
                 Event::Connect { stream, request, end } => {
                     // At once: what follows in the same receive must find the stream's user.
-                    let held = Held { end, ..Held::default() };
+                    let held = Held {
+                        end,
+                        ..Held::default()
+                    };
                     let user = self.add_user(stream, UserState::Preparing { held });
-                    SessionEvent::Request { stream, user, request }
+                    SessionEvent::Request {
+                        stream,
+                        user,
+                        request,
+                    }
                 }
-                Event::Response { stream, key, response, end } => {
-                    SessionEvent::Response { stream, user: key, response, end }
-                }
+                Event::Response {
+                    stream,
+                    key,
+                    response,
+                    end,
+                } => SessionEvent::Response {
+                    stream,
+                    user: key,
+                    response,
+                    end,
+                },
                 Event::End { stream, key } => SessionEvent::End { stream, user: key },
-                Event::Reset { stream, key, code } => SessionEvent::Reset { stream, user: key, code },
+                Event::Reset { stream, key, code } => SessionEvent::Reset {
+                    stream,
+                    user: key,
+                    code,
+                },
                 Event::Writable { stream, key } => SessionEvent::Writable { stream, user: key },
                 Event::ConnectionWritable => SessionEvent::AllWritable,
                 Event::GoAway { code, .. } => SessionEvent::GoAway { code },
@@ -323,7 +388,9 @@ impl Session {
 
     /// Whether an application's bytes may be sealed: the send buffer is bounded.
     pub fn has_room(&self) -> bool {
-        self.output.as_ref().is_none_or(|output| output.len() < limits::OUTPUT_SOFT_BYTES)
+        self.output
+            .as_ref()
+            .is_none_or(|output| output.len() < limits::OUTPUT_SOFT_BYTES)
     }
 
     /// Sends as much of `buffer` as the windows allow, and takes it off its front. Returns the bytes taken.
@@ -399,7 +466,9 @@ impl Session {
             let mut rest = *piece;
             while !rest.is_empty() {
                 let output = self.output.get_or_insert_with(|| buffers.output());
-                let start = *self.record_start.get_or_insert_with(|| self.channel.begin(output));
+                let start = *self
+                    .record_start
+                    .get_or_insert_with(|| self.channel.begin(output));
                 let used = output.len() - start - RECORD_HEADER_BYTES;
                 let (now, later) = rest.split_at(rest.len().min(RECORD_BYTES_MAX - used));
                 output.append(now);

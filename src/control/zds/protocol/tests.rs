@@ -1,3 +1,5 @@
+//! Every row of the protocol's table, without a socket.
+
 use prost::Message;
 
 use super::*;

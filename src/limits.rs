@@ -284,6 +284,8 @@ pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
 pub const CHUNKS_PINNED_SOFT: usize = 64;
 /// Slices below this are copied out of a chunk when their application is blocked.
 pub const SLICE_COPY_BYTES: usize = 2048;
+/// Into blocks of this size.
+pub const COPIES_BYTES: usize = 16 * 1024;
 
 /// A send buffer at first: one receive sealed, with headers.
 pub const OUTPUT_BYTES: usize = 288 * 1024;

@@ -169,7 +169,7 @@ pub async fn connect_application<D: Driver + 'static>(
         what: "connections of one pod being set up",
         limit,
     })?;
-    let options = shell.with(|core| core.settings.socket_options);
+    let options = shell.with(|core| core.settings.local_options());
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
     let bind_transparent =

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::driver::{Close, Driver};
+use crate::sys::socket;
 
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
@@ -169,6 +171,13 @@ impl<D: Driver + 'static> Core<D> {
             pod: pod.clone(),
             capture,
         });
+        // Accepted connections inherit the options of their listener. Tunnels keep the kernel's: peers have
+        // PINGs to find out who is there.
+        match capture {
+            Capture::Outbound => socket::set_options(fd.as_fd(), &self.settings.local_options()),
+            Capture::InboundPlaintext => socket::set_options(fd.as_fd(), &self.settings.socket_options),
+            Capture::InboundHbone => {}
+        }
         match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {
             Ok(socket) => {
                 if let Some(listener) = self.listeners.get_mut(key) {

@@ -15,7 +15,7 @@ use super::telemetry::Account;
 use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::runtime::slab::Key;
-use crate::sys::buffer::{Payload, RecvBuffer, Slice};
+use crate::sys::buffer::{Chunk, Payload, RecvBuffer, Slice};
 use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
 use crate::wire::http2::{ErrorCode, StreamId};
 
@@ -30,6 +30,8 @@ pub struct Tunnel {
     /// For the application, in order.
     queue: Vec<Slice>,
     queued_bytes: usize,
+    /// Where small slices are copied to while the application is blocked.
+    copies: Option<Chunk>,
     writing: Writing,
     pub account: Box<Account>,
     _share: LoadShare,
@@ -90,6 +92,7 @@ impl<D: Driver + 'static> Core<D> {
             read_bytes: limits::READ_BYTES_MIN,
             queue: Vec::new(),
             queued_bytes: 0,
+            copies: None,
             writing: Writing::Open {
                 sending: false,
                 end: false,
@@ -473,7 +476,7 @@ impl Tunnel {
         let wasteful =
             slice.len() < limits::SLICE_COPY_BYTES || (is_short && slice.len() < slice.pinned_bytes() / 8);
         let slice = if blocked && wasteful {
-            Slice::copied(slice.bytes())
+            self.copy(&slice)
         } else {
             slice
         };
@@ -483,6 +486,19 @@ impl Tunnel {
             return;
         }
         self.queue.push(slice);
+    }
+
+    /// Copies a small slice behind the previous one, so that many of them cost little more than their bytes.
+    fn copy(&mut self, slice: &Slice) -> Slice {
+        let bytes = slice.bytes();
+        let chunk = match &mut self.copies {
+            Some(chunk) if chunk.capacity() - chunk.filled() >= bytes.len() => chunk,
+            full => full.insert(Chunk::new(limits::COPIES_BYTES.max(bytes.len()))),
+        };
+        let from = chunk.filled();
+        chunk.spare()[..bytes.len()].copy_from_slice(bytes);
+        chunk.fill(bytes.len());
+        chunk.slice(from..from + bytes.len())
     }
 
     fn end_writing(&mut self) {
@@ -505,6 +521,9 @@ impl Tunnel {
 
     /// Keeps the list's memory for the next send.
     fn recycle(&mut self, payload: Payload) {
+        if self.queue.is_empty() {
+            self.copies = None;
+        }
         if let Payload::Slices(mut slices) = payload
             && self.queue.capacity() == 0
         {

@@ -61,7 +61,9 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             let tunnel = tunnel(&shell, &pod, &source, peer, &plan);
             present(&pod, tunnel).await.map(End::Stream)
         }
-        PlanProtocol::Tcp => present(&pod, pass_through(&shell, &pod, &plan)).await.map(End::Socket),
+        PlanProtocol::Tcp => present(&pod, pass_through(&shell, &pod, &plan))
+            .await
+            .map(End::Socket),
     };
     match connected {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),

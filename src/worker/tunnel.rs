@@ -56,7 +56,10 @@ enum Reading {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writing {
     /// `sending`: bytes that the driver is sending. `end`: nothing follows what is queued.
-    Open { sending: usize, end: bool },
+    Open {
+        sending: usize,
+        end: bool,
+    },
     Ended,
 }
 
@@ -143,9 +146,7 @@ impl<D: Driver + 'static> Core<D> {
             self.list_blocked(key);
             return;
         }
-        let fair = limits::ARMED_BYTES_MAX
-            .saturating_sub(session.armed_bytes)
-            + limits::READ_BYTES_MIN;
+        let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes) + limits::READ_BYTES_MIN;
         let bytes = tunnel.read_bytes.min(fair).min(capacity);
         session.armed_bytes += beyond_minimum(bytes);
         tunnel.reading = Reading::Armed { bytes };

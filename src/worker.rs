@@ -4,6 +4,7 @@
 //! The way of a byte is `tunnel` (application to stream and back) and `hbone::session` (stream to wire and
 //! back); the journeys `outbound`, `inbound` and `passthrough` only set connections up.
 
+pub mod backlog;
 pub mod buffers;
 pub mod certificates;
 pub mod core;
@@ -17,6 +18,7 @@ pub mod passthrough;
 pub mod pipe;
 pub mod placement;
 pub mod pods;
+pub mod report;
 pub mod settings;
 pub mod shell;
 pub mod telemetry;

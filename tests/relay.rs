@@ -54,6 +54,7 @@ macro_rules! on {
             steady::relaying_messages_allocates_nothing,
             steady::relaying_bulk_allocates_nothing,
             steady::relaying_plaintext_allocates_nothing,
+            steady::relaying_plaintext_bulk_allocates_nothing,
             $($($more)*)?
         }
     };

@@ -348,6 +348,11 @@ impl Slice {
         self.shared.bytes.len()
     }
 
+    /// Whether both keep the same memory from being used otherwise.
+    pub fn shares_memory(&self, other: &Slice) -> bool {
+        Rc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Joins `next` to the end when it follows directly in the same memory.
     pub fn try_extend(&mut self, next: &Slice) -> bool {
         let follows = Rc::ptr_eq(&self.shared, &next.shared) && self.start + self.len == next.start;

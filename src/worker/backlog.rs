@@ -12,6 +12,9 @@ use crate::sys::buffer::{Chunk, Slice};
 pub struct Backlog {
     slices: Vec<Slice>,
     bytes: usize,
+    /// Bytes that were not copied, and pieces of memory that they are in.
+    uncopied: usize,
+    pieces: usize,
     /// Where small slices are copied together.
     copies: Option<Chunk>,
 }
@@ -20,8 +23,10 @@ pub struct Backlog {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
     Ready,
-    /// Not there yet, or busy with what it was given before.
-    Blocked,
+    /// Not there yet, or busy with `sending` bytes that it was given before.
+    Blocked {
+        sending: usize,
+    },
 }
 
 impl Backlog {
@@ -38,9 +43,13 @@ impl Backlog {
             return;
         }
         self.bytes += slice.len();
-        let wasteful = (reader == Reader::Blocked && slice.len() < limits::SLICE_COPY_BYTES)
-            || (buffers.is_short() && slice.len() < slice.pinned_bytes() / 8);
-        let slice = if wasteful { self.copied(&slice) } else { slice };
+        let slice = if self.is_wasteful(&slice, reader, buffers) {
+            self.copied(&slice)
+        } else {
+            self.uncopied += slice.len();
+            self.pieces += usize::from(self.is_new_memory(&slice));
+            slice
+        };
         if let Some(last) = self.slices.last_mut()
             && last.try_extend(&slice)
         {
@@ -62,7 +71,27 @@ impl Backlog {
             self.copies = None;
             buffers.recycle_list(std::mem::take(&mut self.slices));
         }
+        self.uncopied = self.uncopied.min(self.bytes);
+        self.pieces = self.pieces.min(self.slices.len());
         front
+    }
+
+    /// Whether the slice keeps much more memory from others than it is worth. The few bytes at the edge of a bulk
+    /// transfer do not: what surrounds them waits as well.
+    fn is_wasteful(&self, slice: &Slice, reader: Reader, buffers: &Buffers) -> bool {
+        let (worth_bytes, sending) = match reader {
+            Reader::Blocked { sending } if !buffers.is_short() => (limits::SLICE_COPY_BYTES, sending),
+            Reader::Blocked { sending } => (slice.pinned_bytes() / 8, sending),
+            Reader::Ready if buffers.is_short() => (slice.pinned_bytes() / 8, 0),
+            Reader::Ready => return false,
+        };
+        let pieces = self.pieces + usize::from(self.is_new_memory(slice));
+        let waiting = self.uncopied + sending + slice.len();
+        slice.len() < worth_bytes && waiting < pieces * (slice.pinned_bytes() / 8)
+    }
+
+    fn is_new_memory(&self, slice: &Slice) -> bool {
+        self.slices.last().is_none_or(|last| !last.shares_memory(slice))
     }
 
     /// Appends to the copies made before, so that thousands of tiny messages take one piece of memory.
@@ -102,7 +131,7 @@ mod tests {
         for byte in 0..100u8 {
             for _ in 0..100 {
                 let slice = message(&mut buffers, byte, 1);
-                backlog.push(slice, Reader::Blocked, &mut buffers);
+                backlog.push(slice, Reader::Blocked { sending: 0 }, &mut buffers);
             }
         }
         assert_eq!(buffers.chunks_pinned(), 0);
@@ -126,7 +155,7 @@ mod tests {
         let mut backlog = Backlog::default();
         for _ in 0..limits::SEND_PIECES_MAX + 10 {
             let slice = Slice::copied(&[7; 5_000]);
-            backlog.push(slice, Reader::Blocked, &mut buffers);
+            backlog.push(slice, Reader::Blocked { sending: 0 }, &mut buffers);
         }
         assert_eq!(backlog.take(&mut buffers).len(), limits::SEND_PIECES_MAX);
         assert_eq!(backlog.bytes(), 50_000);

@@ -112,12 +112,23 @@ pub struct Core<D: Driver> {
 }
 
 /// Memory that one turn after the other reuses.
-#[derive(Default)]
 struct Scratch {
     events: Vec<Event>,
     session_events: Vec<SessionEvent>,
     unblocked: Vec<Key<Tunnel>>,
     due: Vec<TimerEvent>,
+}
+
+impl Scratch {
+    /// With room for ordinary turns from the start, so that a relay that has run for a while never allocates.
+    fn new() -> Self {
+        Self {
+            events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
+            session_events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
+            unblocked: Vec::new(),
+            due: Vec::with_capacity(limits::TASKS_TURN_MAX),
+        }
+    }
 }
 
 /// How often a worker publishes how busy it was.
@@ -158,7 +169,7 @@ impl<D: Driver + 'static> Core<D> {
             draining: false,
             drain_over: false,
             shed: 0,
-            scratch: Scratch::default(),
+            scratch: Scratch::new(),
             busy: Duration::ZERO,
             measured_at: now,
             measuring: false,

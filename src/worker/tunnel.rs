@@ -482,7 +482,7 @@ impl Tunnel {
     fn reader(&self) -> Reader {
         match self.writing {
             Writing::Open { sending: 0, .. } | Writing::Ended => Reader::Ready,
-            Writing::Open { .. } => Reader::Blocked,
+            Writing::Open { sending, .. } => Reader::Blocked { sending },
         }
     }
 

@@ -79,6 +79,22 @@ pub fn ask(connection: &mut TcpStream, message: &[u8]) -> Duration {
     start.elapsed()
 }
 
+/// Sends until nothing more is taken for a while.
+pub fn fill(connection: &mut TcpStream) -> usize {
+    let patience = Duration::from_millis(500);
+    connection.set_write_timeout(Some(patience)).expect("an option");
+    let mut sent = 0;
+    loop {
+        match connection.write(&[9; 64 * 1024]) {
+            Ok(n) => sent += n,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    connection.set_write_timeout(Some(PATIENCE)).expect("an option");
+    sent
+}
+
 /// The connection ends, and not in an orderly way.
 pub fn expect_reset(connection: &mut TcpStream) {
     match connection.read(&mut [0; 1024]) {

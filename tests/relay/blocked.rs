@@ -1,12 +1,11 @@
 //! An application that does not read.
 
-use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use uztunnel::limits;
 
-use crate::applications::{accept, ask, connect, connect_many, echo};
+use crate::applications::{accept, ask, connect, connect_many, echo, fill};
 use crate::world::{ECHO, SINK, TO_ECHO, TO_SINK, World};
 
 pub fn a_reader_that_stops_slows_no_other_stream_of_its_session(world: &World) {
@@ -46,20 +45,6 @@ pub fn a_reader_that_stops_slows_no_other_stream_of_its_session(world: &World) {
     world.server.until("the memory is free again", |report| {
         report.buffered_bytes == 0 && report.chunks_pinned == 0 && report.tunnels == 0
     });
-}
-
-/// Sends until nothing more is taken for a while.
-fn fill(connection: &mut TcpStream) -> usize {
-    let patience = Duration::from_millis(500);
-    connection.set_write_timeout(Some(patience)).expect("an option");
-    let mut sent = 0;
-    loop {
-        match connection.write(&[9; 64 * 1024]) {
-            Ok(n) => sent += n,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return sent,
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 fn p99(connections: &mut [TcpStream]) -> Duration {

@@ -1,5 +1,6 @@
 //! The end of a pod.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use uztunnel::bridge::WorkerReport;
@@ -17,8 +18,17 @@ fn connections() -> (Vec<TcpStream>, Vec<TcpStream>) {
     let sink = accept(SINK);
     let mut clients = connect_many(TO_ECHO, 20);
     clients.extend(connect_many(TO_OUTSIDE, 10));
-    clients.extend((0..10).map(|_| connect(TO_SINK)));
-    (clients, sink.iter().take(10).collect())
+    let mut servers = Vec::new();
+    for _ in 0..10 {
+        let mut client = connect(TO_SINK);
+        let mut server = sink.recv().expect("delivered");
+        server.write_all(b"!").expect("sent");
+        // Only what is relayed already is reset.
+        client.read_exact(&mut [0]).expect("relayed");
+        clients.push(client);
+        servers.push(server);
+    }
+    (clients, servers)
 }
 
 fn until_nothing_is_left(node: &Node) {

@@ -103,7 +103,10 @@ pub fn applications_that_reset_leave_the_session_to_the_others(world: &World) {
     echo(ECHO);
     let mut stays = connect(TO_ECHO);
     for _ in 0..5 {
-        for connection in connect_many(TO_ECHO, 20) {
+        let mut resets = connect_many(TO_ECHO, 20);
+        // Large receives are armed now.
+        round(&mut resets, &[6; 200_000]);
+        for connection in resets {
             let socket = socket2::SockRef::from(&connection);
             socket.set_linger(Some(Duration::ZERO)).expect("an option");
         }

@@ -1,7 +1,7 @@
 //! Two nodes with one worker each, the mesh between them, and what their workers say about themselves.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -21,7 +21,7 @@ use uztunnel::sys::driver::Driver;
 use uztunnel::sys::epoll::EpollDriver;
 use uztunnel::sys::netns::Namespace;
 use uztunnel::sys::select::Choice;
-use uztunnel::sys::socket::Options;
+use uztunnel::sys::socket::{self, ListenSpec, Options};
 use uztunnel::sys::uring::{self, UringDriver};
 use uztunnel::tls::fake_ca::FakeCa;
 use uztunnel::tls::handshake::RecordMode;
@@ -302,9 +302,17 @@ fn work<D: Driver + 'static>(
 
 /// Only the client's pod has applications that call, so only its outbound port is one that they use.
 fn listeners(ip: Ipv4Addr) -> PodListeners {
-    let listen = |ip, port| {
-        let listener = TcpListener::bind((ip, port));
-        listener.expect("the port is free").into()
+    // As the control thread makes them, with the options that accepted connections inherit.
+    let listen = |ip: Ipv4Addr, port| {
+        let listening = socket::listen(&ListenSpec {
+            namespace: None,
+            address: address(ip, port),
+            reuse_port: false,
+            mark: None,
+            transparent: Some(false),
+            backlog: limits::LISTEN_BACKLOG,
+        });
+        listening.expect("the port is free").fd
     };
     PodListeners {
         outbound: match ip {

@@ -67,7 +67,8 @@ impl<D: Driver + 'static> Core<D> {
                     }
                     UserState::Asked { held, .. } | UserState::Preparing { held } => {
                         held.end |= end;
-                        held.backlog.push(slice, Reader::Blocked, &mut self.buffers);
+                        held.backlog
+                            .push(slice, Reader::Blocked { sending: 0 }, &mut self.buffers);
                     }
                 }
             }

@@ -204,7 +204,7 @@ impl<D: Driver + 'static> Core<D> {
         self.busy += clock::now().saturating_duration_since(self.now);
     }
 
-    fn dispatch(&mut self, event: Event) {
+    pub(super) fn dispatch(&mut self, event: Event) {
         let (Event::Accepted { owner, .. }
         | Event::AcceptFailed { owner, .. }
         | Event::Connected { owner, .. }

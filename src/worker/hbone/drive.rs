@@ -155,8 +155,7 @@ impl<D: Driver + 'static> Core<D> {
                 let tunnel = *tunnel;
                 self.tunnel_reset(tunnel, code);
             }
-            // The task learns of it when it attaches, and removes the user then.
-            UserState::Preparing { held } => held.reset = Some(code),
+            UserState::Preparing { held } => held.give_up(code),
             UserState::Asked { .. } => {
                 let removed = self
                     .sessions
@@ -339,7 +338,7 @@ impl<D: Driver + 'static> Core<D> {
                     let tunnel = *tunnel;
                     self.abort_tunnel(tunnel, Outcome::SessionClosed(why.to_owned()));
                 }
-                UserState::Preparing { held } => held.reset = Some(ErrorCode::Cancel),
+                UserState::Preparing { held } => held.give_up(ErrorCode::Cancel),
                 UserState::Asked { .. } => {
                     if let Some(StreamUser {
                         state: UserState::Asked { answer, .. },

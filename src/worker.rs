@@ -134,3 +134,5 @@ fn work<D: Driver + 'static>(
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tests;

@@ -101,6 +101,8 @@ pub struct Core<D: Driver> {
     pub drain_over: bool,
     /// Connections closed at once because the worker was full.
     pub shed: u64,
+    /// Of `limits::REMAINS_BYTES_MAX`.
+    pub remains_bytes: usize,
     scratch: Scratch,
     busy: Duration,
     measured_at: Instant,
@@ -152,6 +154,7 @@ impl<D: Driver + 'static> Core<D> {
             draining: false,
             drain_over: false,
             shed: 0,
+            remains_bytes: 0,
             scratch: Scratch::default(),
             busy: Duration::ZERO,
             measured_at: now,

@@ -178,6 +178,7 @@ impl<D: Driver + 'static> Core<D> {
         for key in sessions {
             self.close_session(key, "the pod was removed");
         }
+        self.cut_remains(&entry.state);
         for key in self.pipes.keys() {
             let of_pod = self
                 .pipes

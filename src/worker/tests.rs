@@ -186,6 +186,30 @@ fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
 }
 
 #[test]
+fn an_application_that_resets_gives_its_armed_bytes_back_once() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let armed = |relay: &Relay| {
+        relay
+            .core
+            .sessions
+            .get(relay.session)
+            .map(|session| session.armed_bytes)
+    };
+    assert!(armed(&relay) > Some(0));
+    let application = socket2::SockRef::from(&relay.application);
+    application
+        .set_linger(Some(std::time::Duration::ZERO))
+        .expect("an open socket");
+    drop(relay.application);
+    relay.application = fixture::connection().0;
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    assert_eq!(armed(&relay), Some(0));
+}
+
+#[test]
 fn a_retired_session_says_goodbye_only_when_its_last_bytes_are_sent() {
     let executor = Executor::default();
     let mut core = fixture::core(&executor);

@@ -186,6 +186,7 @@ impl<D: Driver + 'static> Core<D> {
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             session.armed_bytes -= bytes;
         }
+        tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
                 tunnel.adapt_read(bytes, buffer.len());

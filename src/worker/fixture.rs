@@ -1,7 +1,6 @@
 //! A worker without its thread, for tests: a core on the epoll driver, loopback connections, and the peer's end of
 //! an HBONE session.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::rc::Rc;
@@ -61,22 +60,16 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
 }
 
 pub fn pod() -> Rc<PodState> {
-    Rc::new(PodState {
-        pod: Arc::new(Pod {
-            uid: PodUid::new("pod-1"),
-            info: PodInfo {
-                name: "till".to_owned(),
-                namespace: "shop".to_owned(),
-                service_account: "till".to_owned(),
-            },
-            namespace: Arc::new(Namespace::current().expect("own namespace")),
-            preserve_source: false,
-        }),
-        gone: Cell::new(false),
-        handshakes: Cell::new(0),
-        handshakes_by_source: RefCell::default(),
-        setups: Cell::new(0),
-    })
+    Rc::new(PodState::new(Arc::new(Pod {
+        uid: PodUid::new("pod-1"),
+        info: PodInfo {
+            name: "till".to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "till".to_owned(),
+        },
+        namespace: Arc::new(Namespace::current().expect("own namespace")),
+        preserve_source: false,
+    })))
 }
 
 /// Both ends of a loopback connection.

@@ -51,19 +51,27 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     let mut account = Account::new(Direction::Inbound, now, origin.peer, origin.local);
     account.source_identity = Some(origin.identity.clone());
 
-    let (own, delivery) = match identify(&shell, &origin, &request, &mut account).await {
+    let identified = origin
+        .pod
+        .while_present(identify(&shell, &origin, &request, &mut account))
+        .await;
+    let (own, delivery) = match identified.and_then(|identified| identified) {
         Ok(identified) => identified,
         Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::BeforeConnection),
     };
-    let delivered = shell.unless(given_up, deliver(&shell, &origin, &own, &delivery));
-    let server = match delivered.await {
-        Some(Ok(server)) => server,
+    let delivered = origin
+        .pod
+        .while_present(deliver(&shell, &origin, &own, &delivery));
+    let server = match shell.unless(given_up, delivered).await {
+        Some(Ok(Ok(server))) => server,
         // Otherwise peers that ask and go away would use up the pod's budget with connections to nowhere.
         None => {
             let outcome = Outcome::StreamReset(ErrorCode::Cancel);
             return shell.with(|core| core.telemetry.record(account, core.now, &outcome));
         }
-        Some(Err(outcome)) => return refuse(&shell, stream, account, &outcome, Refusal::Connection),
+        Some(Ok(Err(outcome)) | Err(outcome)) => {
+            return refuse(&shell, stream, account, &outcome, Refusal::Connection);
+        }
     };
     let app = server.release();
     shell.with(|core| {
@@ -178,7 +186,7 @@ pub async fn connect_application<D: Driver + 'static>(
         what: "connections of one pod being set up",
         limit,
     })?;
-    let options = shell.with(|core| core.settings.socket_options);
+    let options = shell.with(|core| core.settings.local_options());
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
     let bind_transparent =

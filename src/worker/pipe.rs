@@ -67,8 +67,6 @@ impl<D: Driver + 'static> Core<D> {
         account: Box<Account>,
         share: LoadShare,
     ) {
-        // It was removed while this was set up, and what is attached now nobody would cut.
-        let gone = pod.gone.get();
         let pipe = Pipe {
             client: End::new(client),
             server: End::new(server),
@@ -77,10 +75,6 @@ impl<D: Driver + 'static> Core<D> {
             _share: share,
         };
         let key = self.pipes.insert(pipe);
-        if gone {
-            self.cut_pipe(key, Outcome::PodRemoved);
-            return;
-        }
         self.driver
             .set_owner(client, Owned::Pipe(key, Side::Client).to_owner());
         self.driver

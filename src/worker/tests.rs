@@ -196,7 +196,12 @@ fn an_application_that_resets_gives_its_armed_bytes_back_once() {
             .get(relay.session)
             .map(|session| session.armed_bytes)
     };
-    assert!(armed(&relay) > Some(0));
+    // A busy application is read in large pieces, which count.
+    relay.application.set_nonblocking(true).expect("an open socket");
+    while armed(&relay) == Some(0) {
+        let _ = std::io::Write::write(&mut relay.application, &[1; 64 << 10]);
+        fixture::turn(&mut relay.core);
+    }
     let application = socket2::SockRef::from(&relay.application);
     application
         .set_linger(Some(std::time::Duration::ZERO))
@@ -250,24 +255,4 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
     held.give_up(ErrorCode::Cancel);
     executor.run(10);
     assert_eq!(outcome.get(), Some(None));
-}
-
-#[test]
-fn a_pipe_of_a_pod_that_was_removed_meanwhile_is_cut_at_once() {
-    let executor = Executor::default();
-    let mut core = fixture::core(&executor);
-    let pod = fixture::pod();
-    let adopt = |core: &mut Core<EpollDriver>| {
-        let (near, far) = fixture::connection();
-        let id = core
-            .driver
-            .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner());
-        (id.expect("adopted"), far)
-    };
-    let ((client, _client), (server, _server)) = (adopt(&mut core), adopt(&mut core));
-    pod.gone.set(true);
-    let (account, share) = (fixture::account(&core), core.load.share(0));
-    core.attach_pipe(pod, client, server, account, share);
-    assert!(core.pipes.is_empty());
-    assert_eq!(core.driver.in_use().sockets, 0);
 }

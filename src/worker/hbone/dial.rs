@@ -108,10 +108,6 @@ pub async fn dial<D: Driver + 'static>(
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
     let established = shake(shell, &socket, handshake).await?;
-    // Nobody would end a session of a pod that is gone already.
-    if pod.gone.get() {
-        return Err(Outcome::PodRemoved);
-    }
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
     Ok(start_session(

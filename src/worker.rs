@@ -136,3 +136,8 @@ fn work<D: Driver + 'static>(
     // Control is gone only when the process is about to be.
     demands.send(Demand::Ended { worker, error });
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -27,6 +28,8 @@ pub struct PodState {
     pub gone: Cell<bool>,
     /// Handshakes that peers of this pod have under way on this worker.
     pub handshakes: Cell<usize>,
+    /// The same by source; sources without any are not in the map.
+    pub handshakes_by_source: RefCell<HashMap<IpAddr, usize>>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
     /// Tasks that end when the pod goes.
@@ -34,11 +37,12 @@ pub struct PodState {
 }
 
 impl PodState {
-    fn new(pod: Arc<Pod>) -> Self {
+    pub fn new(pod: Arc<Pod>) -> Self {
         Self {
             pod,
             gone: Cell::new(false),
             handshakes: Cell::new(0),
+            handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
             leaving: RefCell::default(),
         }
@@ -144,10 +148,6 @@ impl Counted {
         })
     }
 
-    pub fn handshake(pod: &Rc<PodState>) -> Option<Self> {
-        Self::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)
-    }
-
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {
         Self::new(pod, |pod| &pod.setups, limits::SETUPS_POD_MAX)
     }
@@ -157,6 +157,37 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let cell = (self.count)(&self.pod);
         cell.set(cell.get() - 1);
+    }
+}
+
+/// Counts a handshake against the pod's budget and against its source's part of it.
+pub struct CountedHandshake {
+    all: Counted,
+    source: IpAddr,
+}
+
+impl CountedHandshake {
+    /// `None` when the pod, or this source with this pod, has as many as are allowed.
+    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Option<Self> {
+        let of_source = pod.handshakes_by_source.borrow().get(&source).copied();
+        if of_source >= Some(limits::HANDSHAKES_SOURCE_MAX) {
+            return None;
+        }
+        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)?;
+        *pod.handshakes_by_source.borrow_mut().entry(source).or_default() += 1;
+        Some(Self { all, source })
+    }
+}
+
+impl Drop for CountedHandshake {
+    fn drop(&mut self) {
+        let mut by_source = self.all.pod.handshakes_by_source.borrow_mut();
+        if let Some(count) = by_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&self.source);
+            }
+        }
     }
 }
 
@@ -209,6 +240,7 @@ impl<D: Driver + 'static> Core<D> {
         for key in sessions {
             self.close_session(key, "the pod was removed");
         }
+        self.cut_remains(&entry.state);
         for key in self.pipes.keys() {
             let of_pod = self
                 .pipes
@@ -261,5 +293,28 @@ impl<D: Driver + 'static> Core<D> {
         {
             self.driver.close(socket, Close::Orderly);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::fixture;
+
+    #[test]
+    fn handshakes_of_one_source_leave_room_for_others() {
+        let pod = fixture::pod();
+        let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy)).collect();
+        assert_eq!(held.len(), limits::HANDSHAKES_SOURCE_MAX);
+        assert!(CountedHandshake::new(&pod, honest).is_some());
+        drop(held);
+        assert!(pod.handshakes_by_source.borrow().is_empty());
+        assert_eq!(pod.handshakes.get(), 0);
+        let sources = (0..).map(|n: u32| IpAddr::from(n.to_be_bytes()));
+        let held: Vec<_> = sources
+            .map_while(|source| CountedHandshake::new(&pod, source))
+            .collect();
+        assert_eq!(held.len(), limits::HANDSHAKES_POD_MAX);
     }
 }

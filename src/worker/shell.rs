@@ -56,6 +56,20 @@ impl<D: Driver + 'static> Shell<D> {
         self.spawner.spawn(task);
     }
 
+    /// Ends with `None`, and drops `work`, when `end` comes first.
+    pub async fn unless<E, R>(
+        &self,
+        end: impl Future<Output = E>,
+        work: impl Future<Output = R>,
+    ) -> Option<R> {
+        let (mut end, mut work) = (pin!(end), pin!(work));
+        poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => end.as_mut().poll(context).map(|_| None),
+        })
+        .await
+    }
+
     /// Ends with `Elapsed`, and drops `work`, when it takes longer than `limit`.
     pub async fn within<R>(&self, limit: Duration, work: impl Future<Output = R>) -> Result<R, Elapsed> {
         let waiting = Waiting::new(self);

@@ -109,6 +109,16 @@ pub struct Held {
     pub backlog: Backlog,
     pub end: bool,
     pub reset: Option<ErrorCode>,
+    /// Dropped with a reset: the task stops what it does for the stream.
+    pub wanted: Option<oneshot::Sender<()>>,
+}
+
+impl Held {
+    /// The stream is gone; its task finds out, and removes the user then.
+    pub fn give_up(&mut self, code: ErrorCode) {
+        self.reset = Some(code);
+        self.wanted = None;
+    }
 }
 
 /// The peer's answer to CONNECT.

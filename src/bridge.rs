@@ -15,5 +15,6 @@ pub use load::{LoadShare, LoadTable};
 pub use log::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, LogSink, Party};
 pub use orders::{
     Capture, CertificateError, Inbox, Order, Orders, Pod, PodInfo, PodListeners, PodUid, WorkerHandle,
+    WorkerReport,
 };
 pub use snapshot::SnapshotCell;

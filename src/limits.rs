@@ -175,6 +175,9 @@ pub const HTTP2_BLOCK_BYTES_KEPT: usize = 4096;
 /// do not: `HTTP2_STREAMS` of them with 4 KiB each stay below.
 pub const HTTP2_OUTPUT_BYTES: usize = 1 << 20;
 
+/// Capacity that the queue of control frames keeps when it was emptied.
+pub const HTTP2_OUTPUT_BYTES_KEPT: usize = 4096;
+
 /// Smallest connection WINDOW_UPDATE, so that a session full of unread bytes is not credited in crumbs.
 pub const HTTP2_WINDOW_UPDATE_BYTES_MIN: u32 = 16 << 10;
 
@@ -276,14 +279,23 @@ const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
 
 /// Plaintext that is opened into one piece of memory: a whole receive and then some.
 pub const CHUNK_BYTES: usize = 320 * 1024;
-/// Full chunks kept for the next turn; the hot set of a bulk transfer is two or three.
-pub const CHUNKS_SPARE_MAX: usize = 4;
+/// Full chunks kept for the next turn. The hot set of a bulk transfer is two or three; a reader that pauses makes it
+/// a stream's window, and freeing that each time would cost page faults.
+pub const CHUNKS_SPARE_MAX: usize = 16;
 /// Retired chunks looked at in one turn to find free ones.
 pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
 /// From so many chunks on that slow applications pin, small slices are copied out of them.
 pub const CHUNKS_PINNED_SOFT: usize = 64;
 /// Slices below this are copied out of a chunk when their application is blocked.
 pub const SLICE_COPY_BYTES: usize = 2048;
+/// The largest piece of memory in which copies for one application are collected.
+pub const COPIES_BYTES_MAX: usize = 64 * 1024;
+/// Lists of slices that a worker keeps for the next sends.
+pub const LISTS_SPARE_MAX: usize = 1024;
+/// Longer lists are freed after use. A window full of records has less slices.
+pub const LIST_SLICES_KEPT_MAX: usize = 1024;
+/// Memory for parts of records that a worker keeps.
+pub const PARTIALS_SPARE_MAX: usize = 64;
 
 /// A send buffer at first: one receive sealed, with headers.
 pub const OUTPUT_BYTES: usize = 288 * 1024;
@@ -298,7 +310,7 @@ pub const SMALL_FRAME_BYTES: usize = 4096;
 
 /// What the first receive of a connection asks for; grows to `RECEIVE_BYTES_MAX` while it is filled.
 pub const READ_BYTES_MIN: usize = 16 * 1024;
-/// What the armed receives of one session may deliver together; beyond it each gets `READ_BYTES_MIN`.
+/// What the armed receives of one session may deliver together beyond `READ_BYTES_MIN` each.
 pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 
 /// Woken tasks run in one turn.
@@ -333,6 +345,9 @@ pub const POOL_ROUNDS_MAX: usize = 64;
 pub const REFUSED_RETRIES_MAX: usize = 2;
 
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
+const _: () = assert!(COPIES_BYTES_MAX >= CHUNK_BYTES / 8);
+const _: () = assert!(CHUNKS_SPARE_MAX * CHUNK_BYTES >= HTTP2_STREAM_WINDOW_BYTES as usize + CHUNK_BYTES);
+const _: () = assert!(LIST_SLICES_KEPT_MAX * 16_375 >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 use super::load::LoadShare;
 use crate::identity::Identity;
-use crate::sys::driver::Wake;
+use crate::sys::driver::{Counters, InUse, Wake};
 use crate::sys::netns::Namespace;
 use crate::tls::CertifiedIdentity;
 use crate::wire::zds;
@@ -118,6 +118,33 @@ pub enum Order {
     Snapshot,
     /// Stop accepting, let connections finish until the deadline, then end.
     Drain { deadline: std::time::Duration },
+    /// Answered at the end of the turn that takes it in.
+    Report(mpsc::Sender<WorkerReport>),
+}
+
+/// What a worker holds and has done, as of the end of one turn.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerReport {
+    /// Of the worker's driver, since it was made.
+    pub counters: Counters,
+    /// Of the worker's driver: sockets, operations and lent receive buffers.
+    pub in_use: InUse,
+    pub sessions: usize,
+    /// CONNECT streams of all sessions, those being set up included.
+    pub streams: usize,
+    pub tunnels: usize,
+    pub pipes: usize,
+    /// Waits of tasks that set connections up.
+    pub waits: usize,
+    pub listeners: usize,
+    /// Destinations with a session, a dial or a remembered failure.
+    pub pooled: usize,
+    /// Memory that sessions and tunnels own.
+    pub buffered_bytes: usize,
+    /// Chunks of opened plaintext that something still refers to.
+    pub chunks_pinned: usize,
+    /// Connections closed at once because the worker was full.
+    pub shed: u64,
 }
 
 /// Sends orders to one worker from any thread.

@@ -3,6 +3,7 @@
 //! Tasks set connections up; they never carry bytes in steady state. Woken tasks run in the order in which
 //! they were woken, a bounded number a turn, so that a storm of new connections does not stall relays.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::mpsc;
 
@@ -11,6 +12,8 @@ use async_task::Runnable;
 /// Where tasks are started and woken ones queue up.
 pub struct Executor {
     woken: mpsc::Receiver<Runnable>,
+    /// The first of the queue, when somebody looked whether there is one.
+    next: Cell<Option<Runnable>>,
     spawner: Spawner,
 }
 
@@ -25,6 +28,7 @@ impl Default for Executor {
         let (queue, woken) = mpsc::channel();
         Self {
             woken,
+            next: Cell::new(None),
             spawner: Spawner { queue },
         }
     }
@@ -38,14 +42,28 @@ impl Executor {
     /// Runs up to `tasks_max` woken tasks. `true` when some are left.
     pub fn run(&self, tasks_max: usize) -> bool {
         for _ in 0..tasks_max {
-            match self.woken.try_recv() {
-                Ok(runnable) => {
+            match self.take_next() {
+                Some(runnable) => {
                     runnable.run();
                 }
-                Err(mpsc::TryRecvError::Empty | mpsc::TryRecvError::Disconnected) => return false,
+                None => return false,
             }
         }
         true
+    }
+
+    /// Whether woken tasks wait for `run`.
+    pub fn has_woken(&self) -> bool {
+        self.next.set(self.take_next());
+        let next = self.next.take();
+        let has = next.is_some();
+        self.next.set(next);
+        has
+    }
+
+    fn take_next(&self) -> Option<Runnable> {
+        // An error means that the queue is empty: the executor itself holds a sender.
+        self.next.take().or_else(|| self.woken.try_recv().ok())
     }
 }
 
@@ -89,6 +107,21 @@ mod tests {
         drop(first);
         assert!(!executor.run(10));
         assert_eq!(*log.borrow(), ["second", "first"]);
+    }
+
+    #[test]
+    fn a_look_at_the_queue_tells_of_woken_tasks_and_loses_none() {
+        let executor = Executor::default();
+        assert!(!executor.has_woken());
+        let ran = Rc::new(RefCell::new(0));
+        for _ in 0..2 {
+            let ran = ran.clone();
+            executor.spawner().spawn(async move { *ran.borrow_mut() += 1 });
+        }
+        assert!(executor.has_woken() && executor.has_woken());
+        assert!(!executor.run(10));
+        assert_eq!(*ran.borrow(), 2);
+        assert!(!executor.has_woken());
     }
 
     #[test]

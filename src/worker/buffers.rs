@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use crate::limits;
-use crate::sys::buffer::Chunk;
+use crate::sys::buffer::{Chunk, Slice};
 use crate::tls::output::Output;
 
 pub struct Buffers {
@@ -16,6 +16,10 @@ pub struct Buffers {
     /// Chunks that nobody refers to.
     spare: Vec<Chunk>,
     outputs: Vec<Output>,
+    /// Empty, for sends and backlogs.
+    lists: Vec<Vec<Slice>>,
+    /// Empty, for parts of records.
+    partials: Vec<Vec<u8>>,
 }
 
 impl Default for Buffers {
@@ -25,6 +29,8 @@ impl Default for Buffers {
             retired: VecDeque::new(),
             spare: Vec::new(),
             outputs: Vec::new(),
+            lists: Vec::new(),
+            partials: Vec::new(),
         }
     }
 }
@@ -68,6 +74,35 @@ impl Buffers {
         {
             output.clear();
             self.outputs.push(output);
+        }
+    }
+
+    /// An empty list of slices.
+    pub fn list(&mut self) -> Vec<Slice> {
+        self.lists
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(limits::SEND_PIECES_MAX))
+    }
+
+    pub fn recycle_list(&mut self, mut list: Vec<Slice>) {
+        let keep = 1..=limits::LIST_SLICES_KEPT_MAX;
+        if self.lists.len() < limits::LISTS_SPARE_MAX && keep.contains(&list.capacity()) {
+            list.clear();
+            self.lists.push(list);
+        }
+    }
+
+    /// Empty memory with room for `capacity` bytes.
+    pub fn partial(&mut self, capacity: usize) -> Vec<u8> {
+        let mut partial = self.partials.pop().unwrap_or_default();
+        partial.reserve(capacity);
+        partial
+    }
+
+    pub fn recycle_partial(&mut self, mut partial: Vec<u8>) {
+        if self.partials.len() < limits::PARTIALS_SPARE_MAX && partial.capacity() > 0 {
+            partial.clear();
+            self.partials.push(partial);
         }
     }
 

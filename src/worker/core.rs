@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
 use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
-use crate::bridge::orders::WorkerHandle;
+use crate::bridge::orders::{WorkerHandle, WorkerReport};
 use crate::bridge::snapshot::SnapshotCell;
 use crate::clock;
 use crate::limits;
@@ -56,6 +56,8 @@ pub enum TimerEvent {
     Session(Key<Session>),
     /// Accepting resumes after descriptors had run out.
     Listen(Key<Listener>),
+    /// Failures of dials are forgotten when their time is over.
+    Sweep,
     /// The worker measures how busy it was.
     Measure,
     /// The end of a drain.
@@ -95,6 +97,8 @@ pub struct Core<D: Driver> {
     pub captured: Vec<Captured>,
     /// CONNECT requests that arrived in this turn; likewise.
     pub requests: Vec<Request>,
+    /// Those who asked for a report in this turn.
+    pub reports: Vec<mpsc::Sender<WorkerReport>>,
     /// Set by a drain order.
     pub draining: bool,
     /// Set when the drain's deadline has passed.
@@ -112,6 +116,7 @@ pub struct Core<D: Driver> {
 struct Scratch {
     events: Vec<Event>,
     session_events: Vec<SessionEvent>,
+    unblocked: Vec<Key<Tunnel>>,
     due: Vec<TimerEvent>,
 }
 
@@ -149,6 +154,7 @@ impl<D: Driver + 'static> Core<D> {
             dirty_tunnels: Vec::new(),
             captured: Vec::new(),
             requests: Vec::new(),
+            reports: Vec::new(),
             draining: false,
             drain_over: false,
             shed: 0,
@@ -170,6 +176,9 @@ impl<D: Driver + 'static> Core<D> {
         let mut events = std::mem::take(&mut self.scratch.events);
         self.driver.poll(timeout, &mut events)?;
         self.now = clock::now();
+        if !events.is_empty() {
+            self.start_measuring();
+        }
         let mut woken = false;
         for event in events.drain(..) {
             if matches!(event, Event::Woken) {
@@ -194,13 +203,6 @@ impl<D: Driver + 'static> Core<D> {
         }
         self.buffers.end_turn();
         self.telemetry.flush();
-        if !self.measuring {
-            self.measuring = true;
-            self.busy = Duration::ZERO;
-            self.measured_at = self.now;
-            self.timers
-                .start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
-        }
         self.busy += clock::now().saturating_duration_since(self.now);
     }
 
@@ -256,11 +258,23 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 TimerEvent::Session(key) => self.session_timer(key),
                 TimerEvent::Listen(key) => self.resume_listener(key),
+                TimerEvent::Sweep => self.sweep_pool(),
                 TimerEvent::Measure => self.measure(),
                 TimerEvent::DrainDeadline => self.end_drain(),
             }
         }
         self.scratch.due = due;
+    }
+
+    /// Events arrived: from now on it is measured how busy the worker is, until it has been idle for a while.
+    fn start_measuring(&mut self) {
+        if !self.measuring {
+            self.measuring = true;
+            self.busy = Duration::ZERO;
+            self.measured_at = self.now;
+            self.timers
+                .start(self.now + MEASURE_INTERVAL, TimerEvent::Measure);
+        }
     }
 
     /// Publishes how busy the worker was, for placement.
@@ -275,7 +289,7 @@ impl<D: Driver + 'static> Core<D> {
         self.load.set_busy(self.index, smoothed);
         self.busy = Duration::ZERO;
         self.measured_at = self.now;
-        // An idle worker is left asleep: the first turn after a pause starts measuring again.
+        // An idle worker is left asleep: the first events after a pause start measuring again.
         self.measuring = smoothed > 0;
         if self.measuring {
             self.timers
@@ -290,6 +304,15 @@ impl<D: Driver + 'static> Core<D> {
     pub fn put_session_events(&mut self, events: Vec<SessionEvent>) {
         debug_assert!(events.is_empty());
         self.scratch.session_events = events;
+    }
+
+    pub fn take_unblocked(&mut self) -> Vec<Key<Tunnel>> {
+        std::mem::take(&mut self.scratch.unblocked)
+    }
+
+    pub fn put_unblocked(&mut self, unblocked: Vec<Key<Tunnel>>) {
+        debug_assert!(unblocked.is_empty());
+        self.scratch.unblocked = unblocked;
     }
 
     pub fn mark_session(&mut self, key: Key<Session>) {

@@ -48,11 +48,19 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     let mut account = Account::new(Direction::Inbound, now, origin.peer, origin.local);
     account.source_identity = Some(origin.identity.clone());
 
-    let (own, delivery) = match identify(&shell, &origin, &request, &mut account).await {
+    let identified = origin
+        .pod
+        .while_present(identify(&shell, &origin, &request, &mut account))
+        .await;
+    let (own, delivery) = match identified.and_then(|identified| identified) {
         Ok(identified) => identified,
         Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::BeforeConnection),
     };
-    let server = match deliver(&shell, &origin, &own, &delivery).await {
+    let delivered = origin
+        .pod
+        .while_present(deliver(&shell, &origin, &own, &delivery))
+        .await;
+    let server = match delivered.and_then(|delivered| delivered) {
         Ok(server) => server,
         Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::Connection),
     };
@@ -169,7 +177,7 @@ pub async fn connect_application<D: Driver + 'static>(
         what: "connections of one pod being set up",
         limit,
     })?;
-    let options = shell.with(|core| core.settings.socket_options);
+    let options = shell.with(|core| core.settings.local_options());
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
     let bind_transparent =

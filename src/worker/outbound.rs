@@ -40,7 +40,8 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     };
     let mut account = Account::new(Direction::Outbound, now, peer, target);
 
-    let (source, plan) = match decide(&shell, &pod, peer, target).await {
+    let decided = pod.while_present(decide(&shell, &pod, peer, target)).await;
+    let (source, plan) = match decided.and_then(|decided| decided) {
         Ok(decided) => decided,
         Err(outcome) => {
             shell.with(|core| core.telemetry.refuse(account, &outcome));
@@ -57,14 +58,25 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         PlanProtocol::Hbone => {
             account.source_identity = Some(source.identity.clone());
             account.destination_identity = plan.destination.as_ref().map(|to| to.identity.clone());
-            tunnel(&shell, &pod, &source, peer, &plan).await.map(End::Stream)
+            let tunnel = tunnel(&shell, &pod, &source, peer, &plan);
+            present(&pod, tunnel).await.map(End::Stream)
         }
-        PlanProtocol::Tcp => pass_through(&shell, &pod, &plan).await.map(End::Socket),
+        PlanProtocol::Tcp => present(&pod, pass_through(&shell, &pod, &plan))
+            .await
+            .map(End::Socket),
     };
     match connected {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
         Err(outcome) => shell.with(|core| core.telemetry.record(account, core.now, &outcome)),
     }
+}
+
+/// What `work` comes to, unless the pod goes meanwhile.
+async fn present<R>(
+    pod: &PodState,
+    work: impl Future<Output = Result<R, Rc<Outcome>>>,
+) -> Result<R, Rc<Outcome>> {
+    pod.while_present(work).await.map_err(Rc::new)?
 }
 
 /// The far end of a connection.

@@ -32,7 +32,8 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     };
     let mut account = Account::new(Direction::Inbound, now, peer, target);
 
-    let own = match identify(&shell, &pod, &mut account).await {
+    let identified = pod.while_present(identify(&shell, &pod, &mut account)).await;
+    let own = match identified.and_then(|identified| identified) {
         Ok(own) => own,
         Err(outcome) => {
             shell.with(|core| core.telemetry.refuse(account, &outcome));
@@ -40,7 +41,10 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         }
     };
     let delivered = match shell.with(|core| core.authorize(&own, peer, target, None)) {
-        Ok(permit) => connect_application(&shell, &pod, peer, target, &permit).await,
+        Ok(permit) => {
+            let connected = connect_application(&shell, &pod, peer, target, &permit);
+            pod.while_present(connected).await.and_then(|connected| connected)
+        }
         Err(denial) => Err(Outcome::Denied(denial)),
     };
     match delivered {

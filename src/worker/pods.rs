@@ -1,10 +1,14 @@
 //! The pods of the node as one worker sees them: all of them, each with the listeners it accepts on, if it is
 //! the pod's home.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use super::core::Core;
 use super::hbone::session::Session;
@@ -13,8 +17,9 @@ use super::outcome::Outcome;
 use super::owner::Owned;
 use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
-use crate::runtime::slab::Key;
+use crate::runtime::slab::{Key, Slab};
 use crate::sys::driver::{Close, Driver};
+use crate::sys::socket;
 
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
@@ -24,6 +29,68 @@ pub struct PodState {
     pub handshakes: Cell<usize>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
+    /// Tasks that end when the pod goes.
+    leaving: RefCell<Slab<Waker>>,
+}
+
+impl PodState {
+    fn new(pod: Arc<Pod>) -> Self {
+        Self {
+            pod,
+            gone: Cell::new(false),
+            handshakes: Cell::new(0),
+            setups: Cell::new(0),
+            leaving: RefCell::default(),
+        }
+    }
+
+    fn leave(&self) {
+        self.gone.set(true);
+        for (_, waker) in self.leaving.borrow().iter() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Does `work` unless the pod goes; `work` is dropped then, and what it owns with it.
+    pub async fn while_present<R>(&self, work: impl Future<Output = R>) -> Result<R, Outcome> {
+        let mut work = pin!(work);
+        let mut stay = Stay { pod: self, key: None };
+        poll_fn(|context| {
+            if self.gone.get() {
+                return Poll::Ready(Err(Outcome::PodRemoved));
+            }
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(done));
+            }
+            stay.wake(context.waker());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// A task's place among those to be woken when the pod goes.
+struct Stay<'a> {
+    pod: &'a PodState,
+    key: Option<Key<Waker>>,
+}
+
+impl Stay<'_> {
+    fn wake(&mut self, waker: &Waker) {
+        let mut leaving = self.pod.leaving.borrow_mut();
+        match self.key.and_then(|key| leaving.get_mut(key)) {
+            Some(known) => known.clone_from(waker),
+            None => self.key = Some(leaving.insert(waker.clone())),
+        }
+    }
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.pod.leaving.borrow_mut().remove(key);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -99,12 +166,7 @@ impl<D: Driver + 'static> Core<D> {
             self.remove_pod(&pod.uid.clone());
         }
         let uid = pod.uid.clone();
-        let state = Rc::new(PodState {
-            pod,
-            gone: Cell::new(false),
-            handshakes: Cell::new(0),
-            setups: Cell::new(0),
-        });
+        let state = Rc::new(PodState::new(pod));
         let mut keys = Vec::new();
         if let Some(PodListeners {
             outbound,
@@ -134,7 +196,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(entry) = self.pods.by_uid.remove(uid) else {
             return;
         };
-        entry.state.gone.set(true);
+        entry.state.leave();
         for key in entry.listeners {
             self.remove_listener(key);
         }
@@ -169,6 +231,13 @@ impl<D: Driver + 'static> Core<D> {
             pod: pod.clone(),
             capture,
         });
+        // Accepted connections inherit the options of their listener. Tunnels keep the kernel's: peers have
+        // PINGs to find out who is there.
+        match capture {
+            Capture::Outbound => socket::set_options(fd.as_fd(), &self.settings.local_options()),
+            Capture::InboundPlaintext => socket::set_options(fd.as_fd(), &self.settings.socket_options),
+            Capture::InboundHbone => {}
+        }
         match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {
             Ok(socket) => {
                 if let Some(listener) = self.listeners.get_mut(key) {

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use super::backlog::{Backlog, Reader};
 use super::core::Core;
 use super::hbone::session::{Held, Session, UserState};
 use super::outcome::{Outcome, ends_a_copy};
@@ -28,8 +29,7 @@ pub struct Tunnel {
     /// How much the next receive asks for: grows while the application fills it.
     read_bytes: usize,
     /// For the application, in order.
-    queue: Vec<Slice>,
-    queued_bytes: usize,
+    queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
     _share: LoadShare,
@@ -55,7 +55,11 @@ enum Reading {
 /// Stream to application.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writing {
-    Open { sending: bool, end: bool },
+    /// `sending`: bytes that the driver is sending. `end`: nothing follows what is queued.
+    Open {
+        sending: usize,
+        end: bool,
+    },
     Ended,
 }
 
@@ -88,10 +92,9 @@ impl<D: Driver + 'static> Core<D> {
             user,
             reading: Reading::Blocked { rest: None },
             read_bytes: limits::READ_BYTES_MIN,
-            queue: Vec::new(),
-            queued_bytes: 0,
+            queue: Backlog::default(),
             writing: Writing::Open {
-                sending: false,
+                sending: 0,
                 end: false,
             },
             account,
@@ -113,9 +116,10 @@ impl<D: Driver + 'static> Core<D> {
             UserState::Preparing { held } | UserState::Asked { held, .. } => held,
             UserState::Relaying(_) => Held::default(),
         };
-        for slice in held.slices {
-            self.tunnel_data(key, slice, false);
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
+            tunnel.queue = held.backlog;
         }
+        self.mark_tunnel(key);
         if held.end {
             self.tunnel_end(key);
         }
@@ -142,11 +146,9 @@ impl<D: Driver + 'static> Core<D> {
             self.list_blocked(key);
             return;
         }
-        let fair = limits::ARMED_BYTES_MAX
-            .saturating_sub(session.armed_bytes)
-            .max(limits::READ_BYTES_MIN);
+        let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes) + limits::READ_BYTES_MIN;
         let bytes = tunnel.read_bytes.min(fair).min(capacity);
-        session.armed_bytes += bytes;
+        session.armed_bytes += beyond_minimum(bytes);
         tunnel.reading = Reading::Armed { bytes };
         self.driver
             .receive(tunnel.app, ReceiveMode::Once { bytes_max: bytes });
@@ -173,8 +175,9 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
-            session.armed_bytes -= bytes;
+            session.armed_bytes -= beyond_minimum(bytes);
         }
+        tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
                 tunnel.adapt_read(bytes, buffer.len());
@@ -276,11 +279,11 @@ impl<D: Driver + 'static> Core<D> {
     // ---- stream to application -------------------------------------------------------------------------
 
     pub fn tunnel_data(&mut self, key: Key<Tunnel>, slice: Slice, end: bool) {
-        let is_short = self.buffers.is_short();
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
-        tunnel.push(slice, is_short);
+        let reader = tunnel.reader();
+        tunnel.queue.push(slice, reader, &mut self.buffers);
         if end {
             tunnel.end_writing();
         }
@@ -323,7 +326,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         tunnel.dirty = false;
-        let Writing::Open { sending: false, end } = tunnel.writing else {
+        let Writing::Open { sending: 0, end } = tunnel.writing else {
             return;
         };
         if tunnel.queue.is_empty() {
@@ -332,14 +335,11 @@ impl<D: Driver + 'static> Core<D> {
             }
             return;
         }
-        let payload = tunnel.take_payload();
-        let app = tunnel.app;
-        match self.driver.send(app, payload) {
-            SendStatus::Done(payload) => {
-                let taken = payload.len();
-                self.app_took(key, taken, payload);
-            }
-            SendStatus::Queued => tunnel.writing = Writing::Open { sending: true, end },
+        let payload = Payload::Slices(tunnel.queue.take(&mut self.buffers));
+        let sending = payload.len();
+        match self.driver.send(tunnel.app, payload) {
+            SendStatus::Done(payload) => self.app_took(key, sending, payload),
+            SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
             SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
         }
     }
@@ -349,7 +349,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if let Writing::Open { end, .. } = tunnel.writing {
-            tunnel.writing = Writing::Open { sending: false, end };
+            tunnel.writing = Writing::Open { sending: 0, end };
         }
         match error {
             None => self.app_took(key, taken, payload),
@@ -359,11 +359,13 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The application's socket took bytes: window goes back to the peer.
     fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) {
+        if let Payload::Slices(slices) = payload {
+            self.buffers.recycle_list(slices);
+        }
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
         tunnel.account.to_application(taken);
-        tunnel.recycle(payload);
         let session_key = tunnel.session;
         let more = !tunnel.queue.is_empty() || matches!(tunnel.writing, Writing::Open { end: true, .. });
         if let Some(session) = self.sessions.get_mut(session_key) {
@@ -436,7 +438,14 @@ impl<D: Driver + 'static> Core<D> {
         self.driver.close(tunnel.app, how);
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             if let Reading::Armed { bytes } = tunnel.reading {
-                session.armed_bytes -= bytes;
+                session.armed_bytes -= beyond_minimum(bytes);
+            }
+            // Otherwise streams that are cut off while they wait would pile up in the lists.
+            if tunnel.listed_window {
+                session.blocked_window.retain(|waiting| *waiting != key);
+            }
+            if tunnel.listed_room {
+                session.blocked_room.retain(|waiting| *waiting != key);
             }
             session.remove_user(tunnel.user, tunnel.stream);
             session.last_used = self.now;
@@ -459,57 +468,27 @@ pub fn adapted_read(current: usize, asked: usize, got: usize) -> usize {
     }
 }
 
+/// The part of a receive that counts against `limits::ARMED_BYTES_MAX`: idle streams, which all have a receive of
+/// the smallest size armed, must not make the receives of busy ones small.
+fn beyond_minimum(bytes: usize) -> usize {
+    bytes.saturating_sub(limits::READ_BYTES_MIN)
+}
+
 impl Tunnel {
     fn adapt_read(&mut self, asked: usize, got: usize) {
         self.read_bytes = adapted_read(self.read_bytes, asked, got);
     }
 
-    fn push(&mut self, slice: Slice, is_short: bool) {
-        if slice.is_empty() {
-            return;
+    fn reader(&self) -> Reader {
+        match self.writing {
+            Writing::Open { sending: 0, .. } | Writing::Ended => Reader::Ready,
+            Writing::Open { .. } => Reader::Blocked,
         }
-        self.queued_bytes += slice.len();
-        let blocked = matches!(self.writing, Writing::Open { sending: true, .. });
-        let wasteful =
-            slice.len() < limits::SLICE_COPY_BYTES || (is_short && slice.len() < slice.pinned_bytes() / 8);
-        let slice = if blocked && wasteful {
-            Slice::copied(slice.bytes())
-        } else {
-            slice
-        };
-        if let Some(last) = self.queue.last_mut()
-            && last.try_extend(&slice)
-        {
-            return;
-        }
-        self.queue.push(slice);
     }
 
     fn end_writing(&mut self) {
         if let Writing::Open { sending, .. } = self.writing {
             self.writing = Writing::Open { sending, end: true };
-        }
-    }
-
-    /// The front of the queue, as many pieces as one send takes.
-    fn take_payload(&mut self) -> Payload {
-        let later = if self.queue.len() > limits::SEND_PIECES_MAX {
-            self.queue.split_off(limits::SEND_PIECES_MAX)
-        } else {
-            Vec::new()
-        };
-        let now = std::mem::replace(&mut self.queue, later);
-        self.queued_bytes -= now.iter().map(Slice::len).sum::<usize>();
-        Payload::Slices(now)
-    }
-
-    /// Keeps the list's memory for the next send.
-    fn recycle(&mut self, payload: Payload) {
-        if let Payload::Slices(mut slices) = payload
-            && self.queue.capacity() == 0
-        {
-            slices.clear();
-            self.queue = slices;
         }
     }
 
@@ -519,6 +498,10 @@ impl Tunnel {
             Reading::Blocked { rest } => rest.as_ref().map_or(0, RecvBuffer::pinned_bytes),
             Reading::Armed { .. } | Reading::Ended => 0,
         };
-        self.queued_bytes + rest
+        let sending = match self.writing {
+            Writing::Open { sending, .. } => sending,
+            Writing::Ended => 0,
+        };
+        self.queue.bytes() + sending + rest
     }
 }

@@ -28,8 +28,11 @@ pub fn run<D: Driver + 'static>(core: Core<D>, executor: &Executor, inbox: &Inbo
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= shell.with(|core| {
             core.flush();
+            core.answer_reports();
             !core.captured.is_empty() || !core.requests.is_empty()
         });
+        // A send that failed in the flush has answered tasks that waited for its session.
+        has_tasks |= executor.has_woken();
         if shell.with(|core| core.is_drained()) {
             return Ok(());
         }
@@ -89,6 +92,7 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 Order::Snapshot => self.snapshot_waiters.clear(),
                 Order::Drain { deadline } => self.start_drain(deadline),
+                Order::Report(asked) => self.reports.push(asked),
             }
         }
     }

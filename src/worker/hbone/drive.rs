@@ -12,6 +12,7 @@ use crate::sys::buffer::{Payload, RecvBuffer};
 use crate::sys::driver::{Close, Driver, Event, Received, SendStatus};
 use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
+use crate::worker::backlog::Reader;
 use crate::worker::core::{Core, TimerEvent};
 use crate::worker::outcome::Outcome;
 
@@ -55,7 +56,8 @@ impl<D: Driver + 'static> Core<D> {
                 slice,
                 end,
             } => {
-                let Some(found) = self.user(key, user, stream) else {
+                let session = self.sessions.get_mut(key);
+                let Some(found) = session.and_then(|session| session.user_mut(user, stream)) else {
                     return;
                 };
                 match &mut found.state {
@@ -64,8 +66,8 @@ impl<D: Driver + 'static> Core<D> {
                         self.tunnel_data(tunnel, slice, end);
                     }
                     UserState::Asked { held, .. } | UserState::Preparing { held } => {
-                        held.slices.push(slice);
                         held.end |= end;
+                        held.backlog.push(slice, Reader::Blocked, &mut self.buffers);
                     }
                 }
             }
@@ -175,14 +177,16 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Goes on with the tunnels that waited for window.
     fn unblock_window(&mut self, key: Key<Session>) {
+        let spare = self.take_unblocked();
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
-        let waiting = std::mem::take(&mut session.blocked_window);
-        for tunnel in waiting {
+        let mut waiting = std::mem::replace(&mut session.blocked_window, spare);
+        for tunnel in waiting.drain(..) {
             self.unlist_window(tunnel);
             self.unblock_tunnel(tunnel);
         }
+        self.put_unblocked(waiting);
     }
 
     /// Goes on with the tunnels that waited for room in the send buffer, as long as there is some.
@@ -261,13 +265,16 @@ impl<D: Driver + 'static> Core<D> {
     fn fail_session(&mut self, key: Key<Session>, error: &SessionError) {
         let peer = self.peer_of(key);
         tracing::warn!(target: "hbone", %peer, %error, "session closed");
-        if let Some(session) = self.sessions.get_mut(key) {
-            match error {
-                SessionError::Tls(_) => session.channel_broken = true,
-                SessionError::Http2(error) => session.http2.goaway(error.code, ""),
+        let code = match error {
+            SessionError::Tls(_) => {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.channel_broken = true;
+                }
+                ErrorCode::NoError
             }
-        }
-        self.close_session(key, &error.to_string());
+            SessionError::Http2(error) => error.code,
+        };
+        self.end_session(key, code, &error.to_string());
     }
 
     /// No further streams on this session: it ends when the last one has.
@@ -284,6 +291,10 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Ends every stream of the session, says goodbye, and closes when that has been sent.
     pub fn close_session(&mut self, key: Key<Session>, why: &str) {
+        self.end_session(key, ErrorCode::NoError, why);
+    }
+
+    fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &str) {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
@@ -298,7 +309,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if !session.channel_broken {
-            session.http2.goaway(ErrorCode::NoError, "");
+            session.http2.goaway(code, "");
             session.end_channel(&mut self.buffers);
         }
         let deadline = self.now + limits::SESSION_GOODBYE;

@@ -17,7 +17,7 @@ use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
-use crate::worker::core::Core;
+use crate::worker::core::{Core, TimerEvent};
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::PodState;
 use crate::worker::shell::Shell;
@@ -40,6 +40,8 @@ pub struct PoolKey {
 #[derive(Default)]
 pub struct Pool {
     entries: HashMap<Rc<PoolKey>, Entry>,
+    /// A timer runs that forgets failures.
+    sweeping: bool,
 }
 
 #[derive(Default)]
@@ -121,10 +123,20 @@ impl<D: Driver + 'static> Core<D> {
         entry.dialing = false;
         match &result {
             Ok(session) => {
-                entry.sessions.push(*session);
+                // What came behind the handshake may have ended it already; nobody would take it out again.
+                let live = self.sessions.get(*session).is_some_and(|found| !found.retired);
+                if live {
+                    entry.sessions.push(*session);
+                }
                 entry.failed = None;
             }
-            Err(outcome) => entry.failed = Some((self.now + limits::DIAL_FAILURE_KEPT, outcome.clone())),
+            Err(outcome) => {
+                let until = self.now + limits::DIAL_FAILURE_KEPT;
+                entry.failed = Some((until, outcome.clone()));
+                if !std::mem::replace(&mut self.pool.sweeping, true) {
+                    self.timers.start(until, TimerEvent::Sweep);
+                }
+            }
         }
         for waiter in std::mem::take(&mut entry.waiting) {
             // A task that gave up meanwhile does not want it.
@@ -132,7 +144,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Forgets failures whose time is over.
+    /// Forgets failures whose time is over. Looks again as long as there are others.
     pub fn sweep_pool(&mut self) {
         let now = self.now;
         self.pool.entries.retain(|_, entry| {
@@ -141,6 +153,12 @@ impl<D: Driver + 'static> Core<D> {
             }
             entry.dialing || entry.failed.is_some() || !entry.sessions.is_empty()
         });
+        let failures = self.pool.entries.values().any(|entry| entry.failed.is_some());
+        self.pool.sweeping = failures;
+        if failures {
+            self.timers
+                .start(now + limits::DIAL_FAILURE_KEPT, TimerEvent::Sweep);
+        }
     }
 }
 
@@ -159,7 +177,8 @@ pub async fn session<D: Driver + 'static>(
                 if dial {
                     let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
                     shell.clone().spawn(async move {
-                        let result = dial::dial(&shell, &pod, &key).await.map_err(Rc::new);
+                        let dialled = pod.while_present(dial::dial(&shell, &pod, &key)).await;
+                        let result = dialled.and_then(|result| result).map_err(Rc::new);
                         shell.with(|core| core.dialled(&key, result));
                     });
                 }

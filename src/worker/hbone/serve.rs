@@ -35,7 +35,9 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         shell.with(|core| core.now),
         crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer),
     );
-    if let Err(outcome) = establish(&shell, captured).await {
+    let pod = captured.pod.clone();
+    let established = pod.while_present(establish(&shell, captured)).await;
+    if let Err(outcome) = established.and_then(|established| established) {
         let account = Account::new(Direction::Inbound, now, peer, local);
         shell.with(|core| core.telemetry.refuse(account, &outcome));
     }
@@ -57,9 +59,6 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     let handshake = Handshake::server(&certificate, mode)?.with_records_max(records_max);
     let established = shake(shell, &socket, handshake).await?;
     drop(budget);
-    if pod.gone.get() {
-        return Err(Outcome::PodRemoved);
-    }
     let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
     start_session(
         shell,

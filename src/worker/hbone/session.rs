@@ -22,6 +22,7 @@ use crate::tls::output::Output;
 use crate::tls::verify::PeerIdentity;
 use crate::wire::hbone::{IncomingRequest, IncomingResponse};
 use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId};
+use crate::worker::backlog::Backlog;
 use crate::worker::buffers::Buffers;
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::pods::PodState;
@@ -56,7 +57,8 @@ pub struct Session {
     pub blocked_window: Vec<Key<Tunnel>>,
     /// Tunnels that wait for room in the send buffer, first come first served.
     pub blocked_room: VecDeque<Key<Tunnel>>,
-    /// Bytes that applications may deliver at any moment because their receives are armed.
+    /// Bytes that applications may deliver at any moment because their receives are armed, beyond
+    /// `limits::READ_BYTES_MIN` each.
     pub armed_bytes: usize,
     pub last_received: Instant,
     pub last_used: Instant,
@@ -104,7 +106,7 @@ pub enum UserState {
 /// What arrived before there was somebody to give it to. Bounded by the stream's window.
 #[derive(Default)]
 pub struct Held {
-    pub slices: Vec<Slice>,
+    pub backlog: Backlog,
     pub end: bool,
     pub reset: Option<ErrorCode>,
 }
@@ -258,6 +260,9 @@ impl Session {
         while !input.is_empty() {
             let consumed = self.open_record(input, buffers, now, events)?;
             if consumed == 0 {
+                if self.partial.capacity() == 0 {
+                    self.partial = buffers.partial(RECORD_WIRE_BYTES_MAX);
+                }
                 self.partial.extend_from_slice(input);
                 break;
             }
@@ -265,7 +270,7 @@ impl Session {
         }
         if self.partial.is_empty() {
             // An idle session owns no buffer.
-            self.partial = Vec::new();
+            buffers.recycle_partial(std::mem::take(&mut self.partial));
         }
         Ok(())
     }
@@ -457,6 +462,7 @@ impl Session {
         self.collect(&[&control], buffers);
         let mut control = control;
         control.clear();
+        control.shrink_to(limits::HTTP2_OUTPUT_BYTES_KEPT);
         *self.http2.output() = control;
     }
 

@@ -1,0 +1,136 @@
+//! Opened plaintext that waits for its reader: slices of the worker's chunks, or copies where a few bytes would
+//! keep a whole chunk from others.
+//!
+//! Invariant: an empty backlog owns no memory, and a backlog of `bytes` pins little more than twice as many
+//! besides the chunks that it holds at least an eighth of.
+
+use super::buffers::Buffers;
+use crate::limits;
+use crate::sys::buffer::{Chunk, Slice};
+
+#[derive(Default)]
+pub struct Backlog {
+    slices: Vec<Slice>,
+    bytes: usize,
+    /// Where small slices are copied together.
+    copies: Option<Chunk>,
+}
+
+/// Whether the reader of a backlog is expected to take it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    Ready,
+    /// Not there yet, or busy with what it was given before.
+    Blocked,
+}
+
+impl Backlog {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slices.is_empty()
+    }
+
+    pub fn push(&mut self, slice: Slice, reader: Reader, buffers: &mut Buffers) {
+        if slice.is_empty() {
+            return;
+        }
+        self.bytes += slice.len();
+        let wasteful = (reader == Reader::Blocked && slice.len() < limits::SLICE_COPY_BYTES)
+            || (buffers.is_short() && slice.len() < slice.pinned_bytes() / 8);
+        let slice = if wasteful { self.copied(&slice) } else { slice };
+        if let Some(last) = self.slices.last_mut()
+            && last.try_extend(&slice)
+        {
+            return;
+        }
+        if self.slices.capacity() == 0 {
+            self.slices = buffers.list();
+        }
+        self.slices.push(slice);
+    }
+
+    /// The front, as many pieces as one send takes.
+    pub fn take(&mut self, buffers: &mut Buffers) -> Vec<Slice> {
+        let mut front = buffers.list();
+        let pieces = self.slices.len().min(limits::SEND_PIECES_MAX);
+        front.extend(self.slices.drain(..pieces));
+        self.bytes -= front.iter().map(Slice::len).sum::<usize>();
+        if self.slices.is_empty() {
+            self.copies = None;
+            buffers.recycle_list(std::mem::take(&mut self.slices));
+        }
+        front
+    }
+
+    /// Appends to the copies made before, so that thousands of tiny messages take one piece of memory.
+    fn copied(&mut self, slice: &Slice) -> Slice {
+        let bytes = slice.bytes();
+        let fits = |chunk: &Chunk| chunk.capacity() - chunk.filled() >= bytes.len();
+        if !self.copies.as_ref().is_some_and(fits) {
+            let wanted = self
+                .bytes
+                .clamp(limits::SLICE_COPY_BYTES, limits::COPIES_BYTES_MAX);
+            self.copies = Some(Chunk::new(wanted.max(bytes.len())));
+        }
+        let chunk = self.copies.as_mut().expect("invariant: made above");
+        let from = chunk.filled();
+        chunk.spare()[..bytes.len()].copy_from_slice(bytes);
+        chunk.fill(bytes.len());
+        chunk.slice(from..from + bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(buffers: &mut Buffers, byte: u8, bytes: usize) -> Slice {
+        let chunk = buffers.chunk(bytes);
+        let from = chunk.filled();
+        chunk.spare()[..bytes].fill(byte);
+        chunk.fill(bytes);
+        chunk.slice(from..from + bytes)
+    }
+
+    #[test]
+    fn tiny_messages_for_a_blocked_reader_are_copied_together_and_pin_no_chunk() {
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for byte in 0..100u8 {
+            for _ in 0..100 {
+                let slice = message(&mut buffers, byte, 1);
+                backlog.push(slice, Reader::Blocked, &mut buffers);
+            }
+        }
+        assert_eq!(buffers.chunks_pinned(), 0);
+        assert_eq!(backlog.bytes(), 10_000);
+        let slices = backlog.take(&mut buffers);
+        assert!(slices.len() <= 6, "{} pieces of memory", slices.len());
+        let bytes: Vec<u8> = slices
+            .iter()
+            .flat_map(|slice| slice.bytes().iter().copied())
+            .collect();
+        let expected: Vec<u8> = (0..100u8)
+            .flat_map(|byte| std::iter::repeat_n(byte, 100))
+            .collect();
+        assert_eq!(bytes, expected);
+        assert!(backlog.is_empty() && backlog.copies.is_none());
+    }
+
+    #[test]
+    fn a_long_backlog_is_taken_in_pieces_that_one_send_takes() {
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for _ in 0..limits::SEND_PIECES_MAX + 10 {
+            let slice = Slice::copied(&[7; 5_000]);
+            backlog.push(slice, Reader::Blocked, &mut buffers);
+        }
+        assert_eq!(backlog.take(&mut buffers).len(), limits::SEND_PIECES_MAX);
+        assert_eq!(backlog.bytes(), 50_000);
+        assert_eq!(backlog.take(&mut buffers).len(), 10);
+        assert_eq!(backlog.bytes(), 0);
+    }
+}

@@ -24,6 +24,7 @@
 //! | `sys::uring::operation`, its payload | worker | the driver, at submission | at its last completion |
 //! | `sys::buffer::RecvPool`, `RecvBuffer` | worker | the driver; lent with each receive | the block goes back when its buffer is dropped |
 //! | `sys::buffer::Chunk`, `Slice` | worker | `worker::buffers`; a session, from what it opened | a chunk is used again when no slice is left |
+//! | `worker::backlog::Backlog` | worker | with the tunnel, or the stream that has none yet | with it; owns nothing while it is empty |
 //! | `tls::Output` (a send buffer) | worker | `worker::buffers` | goes into a send, comes back with its completion |
 //! | `runtime::timer::Wheel`, `runtime::tasks::Executor` | worker | `Core`; `worker::start` | with the worker |
 //! | `worker::pods::PodState` | worker | order `AddPod` | order `RemovePod`, when its connections have let go |

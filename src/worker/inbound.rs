@@ -197,7 +197,9 @@ pub async fn connect_application<D: Driver + 'static>(
         options,
         bind_transparent,
     };
-    let server = Socket::open(shell, &spec, application.ip()).map_err(Outcome::ConnectFailed)?;
+    let server = Socket::open(shell, &spec, application.ip())
+        .map_err(Outcome::ConnectFailed)?
+        .resetting();
     server
         .connect(application, limits::CONNECT_TIMEOUT)
         .await

@@ -133,6 +133,8 @@ impl<D: Driver + 'static> Drop for Waiting<D> {
 pub struct Socket<D: Driver + 'static> {
     id: Option<SocketId>,
     waiting: Waiting<D>,
+    /// How a drop closes it.
+    dropped: Close,
 }
 
 impl<D: Driver + 'static> Socket<D> {
@@ -155,7 +157,15 @@ impl<D: Driver + 'static> Socket<D> {
         Ok(Self {
             id: Some(id),
             waiting,
+            dropped: Close::Orderly,
         })
+    }
+
+    /// Dropping it resets the connection: the other end must not take a client that went away for one that had
+    /// nothing to say.
+    pub fn resetting(mut self) -> Self {
+        self.dropped = Close::Reset;
+        self
     }
 
     pub fn id(&self) -> SocketId {
@@ -214,7 +224,7 @@ impl<D: Driver + 'static> Drop for Socket<D> {
         if let Some(id) = self.id.take() {
             self.waiting
                 .shell
-                .with(|core| core.driver.close(id, Close::Orderly));
+                .with(|core| core.driver.close(id, self.dropped));
         }
     }
 }

@@ -317,8 +317,13 @@ pub const READ_BYTES_MIN: usize = 16 * 1024;
 /// What the armed receives of one session may deliver together beyond `READ_BYTES_MIN` each.
 pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 
-/// Woken tasks run in one turn.
-pub const TASKS_TURN_MAX: usize = 256;
+/// Woken tasks run in one turn until this time has passed, looked at after each batch.
+pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
+pub const TASKS_BATCH: usize = 8;
+/// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
+pub const SESSIONS_POD_MAX: usize = 4096;
+/// A connection waits so long for its pod's certificate.
+pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
 /// TLS handshakes that the peers of one pod have under way on one worker.

@@ -128,7 +128,7 @@ impl Scratch {
             events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
             session_events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
             unblocked: Vec::new(),
-            due: Vec::with_capacity(limits::TASKS_TURN_MAX),
+            due: Vec::with_capacity(limits::EVENTS_TURN_MAX),
         }
     }
 }

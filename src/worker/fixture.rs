@@ -175,7 +175,7 @@ pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session
         peer: established.peer,
         peer_address: address,
         local_address: address,
-        share: None,
+        places: None,
         now: core.now,
     });
     let socket = session.socket;

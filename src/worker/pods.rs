@@ -32,6 +32,8 @@ pub struct PodState {
     pub handshakes_by_source: RefCell<HashMap<IpAddr, usize>>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
+    /// Sessions that peers of this pod have on this worker.
+    pub sessions: Cell<usize>,
     /// Tasks that end when the pod goes.
     leaving: RefCell<Slab<Waker>>,
 }
@@ -44,6 +46,7 @@ impl PodState {
             handshakes: Cell::new(0),
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
+            sessions: Cell::new(0),
             leaving: RefCell::default(),
         }
     }
@@ -146,6 +149,10 @@ impl Counted {
             pod: pod.clone(),
             count,
         })
+    }
+
+    pub fn session(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.sessions, limits::SESSIONS_POD_MAX)
     }
 
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {

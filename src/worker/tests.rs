@@ -3,20 +3,25 @@
 use std::cell::Cell;
 use std::io::Read;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::core::Core;
 use super::fixture::{self, Peer};
-use super::hbone::session::{Held, Session};
+use super::hbone::pool::PoolKey;
+use super::hbone::session::{Held, Role, Session};
 use super::owner::Owned;
-use super::pods::PodState;
+use super::pods::{Counted, PodState};
 use super::shell::Shell;
 use super::tunnel::TunnelParts;
+use crate::clock;
+use crate::identity::Identity;
 use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Executor;
 use crate::sys::driver::Driver;
 use crate::sys::epoll::EpollDriver;
+use crate::tls::FakeCa;
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{ErrorCode, StreamId};
 
@@ -255,4 +260,52 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
     held.give_up(ErrorCode::Cancel);
     executor.run(10);
     assert_eq!(outcome.get(), Some(None));
+}
+
+#[test]
+fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let client_of = |core: &mut Core<EpollDriver>, identity: &Identity| {
+        let (key, peer) = fixture::session(core, &pod);
+        let session = core.sessions.get_mut(key).expect("just made");
+        let destination = session.peer_address;
+        let pool_key = PoolKey {
+            pod: pod.pod.uid.clone(),
+            identity: identity.clone(),
+            source: destination.ip(),
+            destination,
+            accepted: [].into(),
+            workload: None,
+        };
+        session.role = Role::Client {
+            key: Rc::new(pool_key),
+        };
+        (key, peer)
+    };
+    let (renewed, other) = (
+        Identity::new("cluster.local", "shop", "cart"),
+        Identity::new("cluster.local", "shop", "web"),
+    );
+    let (old, _peer) = client_of(&mut core, &renewed);
+    let (untouched, _other_peer) = client_of(&mut core, &other);
+    let issue = || {
+        let issued = FakeCa::new().issue(&renewed, clock::wall());
+        Ok(Arc::new(issued.expect("a certificate")))
+    };
+    core.take_certificate(renewed.clone(), issue());
+    assert!(!core.sessions.get(old).expect("there").retired, "the first one");
+    core.take_certificate(renewed.clone(), issue());
+    assert!(core.sessions.get(old).expect("not flushed yet").retired);
+    assert!(!core.sessions.get(untouched).expect("there").retired);
+}
+
+#[test]
+fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
+    let pod = fixture::pod();
+    let places: Vec<_> = std::iter::from_fn(|| Counted::session(&pod)).collect();
+    assert_eq!(places.len(), limits::SESSIONS_POD_MAX);
+    drop(places);
+    assert!(Counted::session(&pod).is_some());
 }

@@ -13,7 +13,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::listen::Captured;
 use crate::worker::outcome::Outcome;
-use crate::worker::pods::CountedHandshake;
+use crate::worker::pods::{Counted, CountedHandshake};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
 use crate::worker::workload::own_workload;
@@ -53,6 +53,11 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         what: "TLS handshakes of one pod",
         limit,
     })?;
+    let limit = limits::SESSIONS_POD_MAX;
+    let place = Counted::session(&pod).ok_or(Outcome::Overloaded {
+        what: "HBONE sessions of one pod",
+        limit,
+    })?;
     let workload = own_workload(shell, &pod).await?;
     let certificate = certificate(shell, &workload.identity).await?;
     let (mode, records_max) = shell.with(|core| (core.settings.tls_mode, core.settings.tls_records_max));
@@ -68,7 +73,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         Role::Server,
         &pod,
         peer,
-        Some(share),
+        Some((share, place)),
     );
     Ok(())
 }

@@ -34,6 +34,9 @@ const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
 /// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
 pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
 
+/// How long the log thread gathers lines after it has written some.
+pub const LOG_GATHER_TIME: Duration = Duration::from_millis(5);
+
 /// Bytes of formatted log text that go out by one write at most, give or take one line.
 pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
 

@@ -157,10 +157,11 @@ impl<D: Driver + 'static> Core<D> {
         pipe.end(from).flow = Flow::Ended;
         let other = pipe.end(from.other());
         let done = other.flow == Flow::Ended;
-        // Fails only when that side has gone; its reading direction notices that by itself.
-        let _ = self.driver.shutdown_send(other.socket);
         if done {
             self.remove_pipe(key, Close::Orderly, Outcome::Complete);
+        } else {
+            // Fails only when that side has gone; its reading direction notices that by itself.
+            let _ = self.driver.shutdown_send(other.socket);
         }
     }
 

@@ -407,8 +407,11 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         tunnel.writing = Writing::Ended;
-        // Fails only when the application has gone; the reading direction notices that by itself.
-        let _ = self.driver.shutdown_send(tunnel.app);
+        if !matches!(tunnel.reading, Reading::Ended) {
+            // Fails only when the application has gone; the reading direction notices that by itself.
+            let _ = self.driver.shutdown_send(tunnel.app);
+        }
+        // Where the application has ended as well, closing says the same.
         self.finish_tunnel_if_done(key);
     }
 

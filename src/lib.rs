@@ -1,4 +1,44 @@
 //! uztunnel: the node proxy of an Istio ambient mesh, on io_uring and thread per core.
+//!
+//! One page on how it works is docs/ARCHITECTURE.md; `tests/tidy.rs` holds the table of layers. Each type has one
+//! owner, everybody else an id or a borrow:
+//!
+//! | type | thread | made by | ends |
+//! |---|---|---|---|
+//! | `config::Config` | control | `Config::from_env`, at start | with the process |
+//! | `mesh::Builder` | control | `process::boot`, at start | when the first snapshot is built: state from a file does not change |
+//! | `mesh::Snapshot` | shared, immutable | `Builder::build` | when the last who loaded it lets go |
+//! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
+//! | `bridge::LoadTable`, `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
+//! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
+//! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |
+//! | `control::pods::WorkerPods` | control | `process::boot` | with the ZDS client |
+//! | `control::certificates::Certificates` | control | `control::demands::serve` | when all workers have ended |
+//! | `control::readiness::Server` | control | `process::boot` | with the process |
+//! | `tls::CertifiedIdentity` | shared, immutable | control, by an `Authority` | when cache, sessions and handshakes have let go |
+//! | `sys::netns::Namespace` | shared, immutable | the ZDS client, from a descriptor | when the pod's last holder lets go |
+//! | `bridge::Pod` | shared, immutable | `WorkerPods::start` | likewise |
+//! | `worker::core::Core` | worker | `worker::start`, on its thread | when its drain is over |
+//! | `sys::uring::UringDriver`, `sys::epoll::EpollDriver` | worker | its thread | with `Core`; cancels and drains first |
+//! | a descriptor, as `SocketId` | worker | `Driver::adopt` or `open` | `Driver::close`, once its last operation is over |
+//! | `sys::uring::operation`, its payload | worker | the driver, at submission | at its last completion |
+//! | `sys::buffer::RecvPool`, `RecvBuffer` | worker | the driver; lent with each receive | the block goes back when its buffer is dropped |
+//! | `sys::buffer::Chunk`, `Slice` | worker | `worker::buffers`; a session, from what it opened | a chunk is used again when no slice is left |
+//! | `worker::backlog::Backlog` | worker | with the tunnel, or the stream that has none yet | with it; owns nothing while it is empty |
+//! | `tls::Output` (a send buffer) | worker | `worker::buffers` | goes into a send, comes back with its completion |
+//! | `runtime::timer::Wheel`, `runtime::tasks::Executor` | worker | `Core`; `worker::start` | with the worker |
+//! | `worker::pods::PodState` | worker | order `AddPod` | order `RemovePod`, when its connections have let go |
+//! | `worker::listen::Listener` | worker (the pod's home) | order `AddPod` | order `RemovePod`, or a drain |
+//! | `worker::listen::Captured` | worker; may cross to another before | `Core::accepted` | becomes a journey |
+//! | a journey (`outbound`, `inbound`, `passthrough`, `hbone::serve`) | worker, as a task | `worker::turn` | when the relay starts, or it is refused |
+//! | `worker::shell::Socket` | worker, in a task | a journey | dropped: closed; released: to a slot |
+//! | `worker::hbone::session::Session` | worker, in a slot | `hbone::dial::start_session` | `Core::remove_session` |
+//! | `wire::http2::Connection`, `tls::Channel` | worker | with the session | with it |
+//! | `worker::hbone::dial::OpenStream` | worker, in a task | `dial::connect`, `inbound::serve` | dropped: reset; attached: to a tunnel |
+//! | `worker::tunnel::Tunnel`, `worker::pipe::Pipe` | worker, in a slot | `Core::attach_tunnel`, `attach_pipe` | both directions ended, reset, or cut |
+//! | `worker::hbone::pool::Pool`, `worker::certificates::CertificateCache` | worker | `Core::new` | with `Core` |
+//! | `mesh::Permit` | worker, in a task | `authorize` alone | when the delivery has connected |
+//! | `worker::telemetry::Account` | worker | a journey | becomes the connection's record when it ends |
 
 #![deny(unsafe_code)]
 

@@ -277,6 +277,10 @@ const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
 
 // Section `worker`.
 
+/// Bytes of streams that are over, which a worker keeps for applications that have not read them yet. Beyond it the
+/// newest are cut off.
+pub const REMAINS_BYTES_MAX: usize = 64 << 20;
+
 /// Plaintext that is opened into one piece of memory: a whole receive and then some.
 pub const CHUNK_BYTES: usize = 320 * 1024;
 /// Full chunks kept for the next turn. The hot set of a bulk transfer is two or three; a reader that pauses makes it
@@ -313,12 +317,20 @@ pub const READ_BYTES_MIN: usize = 16 * 1024;
 /// What the armed receives of one session may deliver together beyond `READ_BYTES_MIN` each.
 pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 
-/// Woken tasks run in one turn.
-pub const TASKS_TURN_MAX: usize = 256;
+/// Woken tasks run in one turn until this time has passed, looked at after each batch.
+pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
+pub const TASKS_BATCH: usize = 8;
+/// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
+pub const SESSIONS_POD_MAX: usize = 4096;
+/// A connection waits so long for its pod's certificate.
+pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
 /// TLS handshakes that the peers of one pod have under way on one worker.
 pub const HANDSHAKES_POD_MAX: usize = 256;
+/// The part of them that one source address may have: half-open handshakes of one peer must not keep all others
+/// from the pod for `HANDSHAKE_TIMEOUT`. A gateway has one per destination and thread.
+pub const HANDSHAKES_SOURCE_MAX: usize = 64;
 /// Connections of one pod that are being set up on one worker.
 pub const SETUPS_POD_MAX: usize = 8192;
 
@@ -344,6 +356,8 @@ pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
 
+const _: () = assert!(HANDSHAKES_SOURCE_MAX * 4 <= HANDSHAKES_POD_MAX);
+const _: () = assert!(REMAINS_BYTES_MAX >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(COPIES_BYTES_MAX >= CHUNK_BYTES / 8);
 const _: () = assert!(CHUNKS_SPARE_MAX * CHUNK_BYTES >= HTTP2_STREAM_WINDOW_BYTES as usize + CHUNK_BYTES);

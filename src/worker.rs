@@ -41,6 +41,7 @@ use crate::bridge::orders::{self, WorkerHandle};
 use crate::bridge::snapshot::SnapshotCell;
 use crate::runtime::tasks::Executor;
 
+use crate::sys::cpu::{self, Cpu};
 use crate::sys::driver::Driver;
 use crate::sys::epoll::EpollDriver;
 use crate::sys::select::Choice;
@@ -52,7 +53,7 @@ pub struct Setup {
     pub index: usize,
     pub backend: Arc<Choice>,
     /// The CPU to stay on, when the process has its CPUs to itself.
-    pub cpu: Option<usize>,
+    pub cpu: Option<Cpu>,
     /// Seeds every random choice of this worker.
     pub seed: u64,
     pub settings: Settings,
@@ -100,8 +101,10 @@ pub fn start(setups: Vec<Setup>) -> io::Result<Workers> {
 
 /// The life of a worker thread. The driver is made here: a ring belongs to the thread that made it.
 fn begin(setup: Setup, hello: &mpsc::Sender<Hello>, peers: &mpsc::Receiver<Vec<WorkerHandle>>) {
-    if let Some(cpu) = setup.cpu {
-        let _ = cpu;
+    if let Some(cpu) = setup.cpu
+        && !cpu::pin(cpu)
+    {
+        tracing::warn!(target: "worker", worker = setup.index, cpu = cpu.0, "cannot stay on this CPU");
     }
     match &*setup.backend.clone() {
         Choice::Uring(profile) => match UringDriver::new(*profile) {
@@ -133,3 +136,8 @@ fn work<D: Driver + 'static>(
     // Control is gone only when the process is about to be.
     demands.send(Demand::Ended { worker, error });
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

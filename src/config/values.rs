@@ -73,8 +73,12 @@ fn parse_duration(text: &str) -> Option<Duration> {
     }
     let nanos = nanos_total?;
     let seconds = u64::try_from(nanos / NANOS_PER_SECOND).ok()?;
-    Some(Duration::new(seconds, (nanos % NANOS_PER_SECOND) as u32))
+    let duration = Duration::new(seconds, (nanos % NANOS_PER_SECOND) as u32);
+    Some(duration.min(DURATION_MAX))
 }
+
+/// A hundred years stand for ever: sums and multiples with points in time do not overflow, as they would panic.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
@@ -193,6 +197,8 @@ mod tests {
             ("1w", 604_800_000),
             ("1mon", 2_592_000_000),
             ("1y", 31_536_000_000),
+            // For ever, without an overflow where it is added to a point in time.
+            ("18446744073709551615s", 100 * 31_536_000_000),
             ("2 hours", 7_200_000),
             ("0", 0),
         ] {

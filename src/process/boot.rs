@@ -230,14 +230,14 @@ fn start_workers(
 ) -> Result<(Orders, DemandQueue), BootError> {
     let threads = config.worker.threads.min(limits::WORKERS_MAX);
     let cpus = cpu::allowed().unwrap_or_default();
-    let pinned = cpu::set_is_ours(&cpus, cpu::quota(), threads);
+    let pinned = cpu::set_is_ours(&cpus, cpu::online(), cpu::quota(), threads);
     let settings = Settings::new(&config.worker, &config.sockets, &config.tls);
     let (demands, queue) = demand_queue::channel();
     let load = LoadTable::new(threads);
     let setup = |index: usize| Setup {
         index,
         backend: Arc::clone(backend),
-        cpu: cpus.get(index).filter(|_| pinned).map(|cpu| cpu.0),
+        cpu: cpus.get(index).filter(|_| pinned).copied(),
         seed: fastrand::u64(..),
         settings: settings.clone(),
         snapshot: snapshot.clone(),

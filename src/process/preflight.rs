@@ -88,6 +88,7 @@ pub fn report(wanted: IoMode, mask: Option<FeatureSet>) -> Report {
         locked_memory: rlimit::locked_memory(),
         open_files: rlimit::raise_open_files(),
         cpus: cpu::allowed(),
+        online: cpu::online(),
         quota: cpu::quota(),
     })
 }
@@ -100,6 +101,7 @@ struct Facts {
     /// After it was raised as far as it goes.
     open_files: io::Result<Limit>,
     cpus: io::Result<Vec<Cpu>>,
+    online: Option<usize>,
     quota: Option<Quota>,
 }
 
@@ -278,9 +280,9 @@ fn judge_cpus(facts: &Facts, report: &mut Report) {
         Ok(cpus) => {
             let numbers: Vec<String> = cpus.iter().map(|cpu| cpu.0.to_string()).collect();
             report.say("CPU set", format!("{} ({})", cpus.len(), numbers.join(",")));
-            let pinned = match cpu::set_is_ours(cpus, facts.quota, cpus.len()) {
-                true => "can be pinned",
-                false => "are not pinned",
+            let pinned = match cpu::set_is_ours(cpus, facts.online, facts.quota, cpus.len()) {
+                true => "are pinned, the set is ours alone",
+                false => "are not pinned, others share the set",
             };
             report.say("CPU quota", format!("{quota}; workers {pinned}"));
         }
@@ -334,6 +336,7 @@ mod tests {
             locked_memory: limit(8 << 20),
             open_files: limit(1 << 20),
             cpus: Ok(vec![Cpu(2), Cpu(3)]),
+            online: Some(4),
             quota: None,
         }
     }

@@ -19,8 +19,9 @@ use std::io::IoSlice;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// Writable bytes kept free in front of every received byte: room for an HTTP/2 frame header (9).
-pub const HEADROOM: usize = 16;
+/// Writable bytes kept free in front of every received byte: room for an HTTP/2 frame header (9). A whole cache
+/// line, so that the kernel copies to aligned memory.
+pub const HEADROOM: usize = 64;
 /// Writable bytes behind.
 pub const TAILROOM: usize = 16;
 

@@ -36,9 +36,27 @@ pub fn quota() -> Option<Quota> {
     quota_of(&groups, Path::new("/sys/fs/cgroup"))
 }
 
-/// Whether each of `workers` threads can have a CPU of its own and keep it.
-pub fn set_is_ours(allowed: &[Cpu], quota: Option<Quota>, workers: usize) -> bool {
-    quota.is_none() && workers <= allowed.len()
+/// CPUs of the machine that are running, whether this process may use them or not.
+pub fn online() -> Option<usize> {
+    count_of(&fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
+}
+
+/// Counts a list as the kernel writes them: `0-3,5`.
+fn count_of(list: &str) -> Option<usize> {
+    list.trim()
+        .split(',')
+        .map(|range| match range.split_once('-') {
+            Some((first, last)) => Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?),
+            None => range.parse::<usize>().ok().map(|_| 1),
+        })
+        .sum()
+}
+
+/// Whether each of `workers` threads can have a CPU of its own and keep it: the process was given some of the
+/// machine's CPUs for itself, as Kubernetes' static CPU manager does, and may use them in full. On CPUs that
+/// everybody shares, a pinned thread waits behind applications while another CPU is idle.
+pub fn set_is_ours(allowed: &[Cpu], online: Option<usize>, quota: Option<Quota>, workers: usize) -> bool {
+    quota.is_none() && workers <= allowed.len() && online.is_some_and(|online| allowed.len() < online)
 }
 
 /// `groups` is the text of `/proc/self/cgroup`: lines `hierarchy:controllers:path`; version 2 has no
@@ -139,9 +157,24 @@ mod tests {
     #[test]
     fn the_set_is_ours_without_a_quota_and_with_a_cpu_for_each_worker() {
         let cpus = [Cpu(2), Cpu(5)];
-        assert!(set_is_ours(&cpus, None, 2));
-        assert!(!set_is_ours(&cpus, None, 3));
-        assert!(!set_is_ours(&cpus, Some(Quota { cpus: 4.0 }), 1));
+        assert!(set_is_ours(&cpus, Some(4), None, 2));
+        assert!(!set_is_ours(&cpus, Some(4), None, 3));
+        assert!(!set_is_ours(&cpus, Some(4), Some(Quota { cpus: 4.0 }), 1));
+    }
+
+    #[test]
+    fn cpus_that_everybody_may_use_are_not_ours() {
+        let cpus = [Cpu(0), Cpu(1)];
+        assert!(!set_is_ours(&cpus, Some(2), None, 2));
+        assert!(!set_is_ours(&cpus, None, None, 2));
+    }
+
+    #[test]
+    fn lists_of_cpus_are_counted() {
+        assert_eq!(count_of("0-3,5\n"), Some(5));
+        assert_eq!(count_of("0"), Some(1));
+        assert_eq!(count_of("zero"), None);
+        assert!(online().expect("every kernel tells") >= 1);
     }
 
     #[test]

@@ -25,7 +25,13 @@ pub struct Options {
     pub keepalive: Option<Keepalive>,
     /// `TCP_USER_TIMEOUT`, milliseconds.
     pub user_timeout_ms: Option<u32>,
+    /// The peer is an application of the same pod: what is sent to it never leaves the host, so congestion
+    /// control that paces (BBR, where it is the host's default) only costs timers.
+    pub local_peer: bool,
 }
+
+/// Congestion control towards applications of the same pod: built into every kernel, without pacing.
+const LOCAL_CONGESTION_CONTROL: &[u8] = b"cubic";
 
 /// TCP keepalive (`SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +242,12 @@ fn set_best_effort(socket: &Socket, options: &Options) {
     if let Some(timeout_ms) = options.user_timeout_ms {
         let timeout = Duration::from_millis(timeout_ms.into());
         trace("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(Some(timeout)));
+    }
+    if options.local_peer {
+        trace(
+            "TCP_CONGESTION",
+            socket.set_tcp_congestion(LOCAL_CONGESTION_CONTROL),
+        );
     }
 }
 

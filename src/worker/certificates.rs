@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::core::Core;
-use super::shell::Shell;
+use super::hbone::session::{Role, Session};
+use super::shell::{Elapsed, Shell};
 use crate::bridge::demands::Demand;
 use crate::bridge::orders::CertificateError;
 use crate::identity::Identity;
+use crate::limits;
 use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 use crate::tls::CertifiedIdentity;
@@ -65,9 +67,12 @@ impl<D: Driver + 'static> Core<D> {
             Ok(certificate) => self
                 .certificates
                 .entries
-                .insert(identity, Entry::Known(certificate.clone())),
+                .insert(identity.clone(), Entry::Known(certificate.clone())),
             Err(_) => self.certificates.entries.remove(&identity),
         };
+        if let Some(Entry::Known(_)) = previous {
+            self.retire_sessions_of(&identity);
+        }
         if let Some(Entry::Asked(waiting)) = previous {
             for waiter in waiting {
                 // A task that gave up meanwhile does not want it.
@@ -77,12 +82,39 @@ impl<D: Driver + 'static> Core<D> {
     }
 }
 
+impl<D: Driver + 'static> Core<D> {
+    /// Streams go on, but new ones are opened with the new certificate: a busy session must not outlive the one
+    /// that it was opened with.
+    fn retire_sessions_of(&mut self, identity: &Identity) {
+        let of_identity = |session: &Session| match &session.role {
+            Role::Client { key } => key.identity == *identity,
+            Role::Server => false,
+        };
+        let sessions: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| of_identity(session))
+            .map(|(key, _)| key)
+            .collect();
+        for key in sessions {
+            self.retire_session(key);
+        }
+    }
+}
+
 /// The certificate of `identity`, asked for if this worker does not have it yet.
 pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Identity) -> Answer {
     match shell.with(|core| core.find_certificate(identity)) {
         Step::Known(certificate) => Ok(certificate),
-        Step::Wait(answer) => answer
-            .await
-            .unwrap_or_else(|| Err(CertificateError("the worker is shutting down".into()))),
+        Step::Wait(answer) => match shell.within(limits::CERTIFICATE_WAIT, answer).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(CertificateError("the worker is shutting down".into())),
+            Err(Elapsed) => {
+                let seconds = limits::CERTIFICATE_WAIT.as_secs();
+                Err(CertificateError(
+                    format!("no certificate for {identity} within {seconds} s").into(),
+                ))
+            }
+        },
     }
 }

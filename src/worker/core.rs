@@ -105,6 +105,8 @@ pub struct Core<D: Driver> {
     pub drain_over: bool,
     /// Connections closed at once because the worker was full.
     pub shed: u64,
+    /// Of `limits::REMAINS_BYTES_MAX`.
+    pub remains_bytes: usize,
     scratch: Scratch,
     busy: Duration,
     measured_at: Instant,
@@ -126,7 +128,7 @@ impl Scratch {
             events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
             session_events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
             unblocked: Vec::new(),
-            due: Vec::with_capacity(limits::TASKS_TURN_MAX),
+            due: Vec::with_capacity(limits::EVENTS_TURN_MAX),
         }
     }
 }
@@ -169,6 +171,7 @@ impl<D: Driver + 'static> Core<D> {
             draining: false,
             drain_over: false,
             shed: 0,
+            remains_bytes: 0,
             scratch: Scratch::new(),
             busy: Duration::ZERO,
             measured_at: now,
@@ -217,7 +220,7 @@ impl<D: Driver + 'static> Core<D> {
         self.busy += clock::now().saturating_duration_since(self.now);
     }
 
-    fn dispatch(&mut self, event: Event) {
+    pub(super) fn dispatch(&mut self, event: Event) {
         let (Event::Accepted { owner, .. }
         | Event::AcceptFailed { owner, .. }
         | Event::Connected { owner, .. }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::hbone::dial::OpenStream;
 use super::hbone::serve::Request;
-use super::hbone::session::{Held, UserState};
+use super::hbone::session::UserState;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
@@ -22,8 +22,10 @@ use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
 use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Workload};
+use crate::runtime::oneshot;
 use crate::sys::driver::{Driver, SocketSpec};
 use crate::wire::hbone::{Authority, ConnectResponse, IncomingRequest, Method};
+use crate::wire::http2::ErrorCode;
 
 /// What of the session a stream's journey needs.
 struct Origin {
@@ -42,7 +44,8 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
         request,
     } = request;
     let stream = OpenStream::new(&shell, session, stream, user);
-    let Some((origin, now)) = shell.with(|core| core.origin(&stream).map(|origin| (origin, core.now))) else {
+    let (found, now) = shell.with(|core| (core.origin(&stream), core.now));
+    let Some((origin, given_up)) = found else {
         return;
     };
     let mut account = Account::new(Direction::Inbound, now, origin.peer, origin.local);
@@ -58,11 +61,17 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     };
     let delivered = origin
         .pod
-        .while_present(deliver(&shell, &origin, &own, &delivery))
-        .await;
-    let server = match delivered.and_then(|delivered| delivered) {
-        Ok(server) => server,
-        Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::Connection),
+        .while_present(deliver(&shell, &origin, &own, &delivery));
+    let server = match shell.unless(given_up, delivered).await {
+        Some(Ok(Ok(server))) => server,
+        // Otherwise peers that ask and go away would use up the pod's budget with connections to nowhere.
+        None => {
+            let outcome = Outcome::StreamReset(ErrorCode::Cancel);
+            return shell.with(|core| core.telemetry.record(account, core.now, &outcome));
+        }
+        Some(Ok(Err(outcome)) | Err(outcome)) => {
+            return refuse(&shell, stream, account, &outcome, Refusal::Connection);
+        }
     };
     let app = server.release();
     shell.with(|core| {
@@ -177,7 +186,7 @@ pub async fn connect_application<D: Driver + 'static>(
         what: "connections of one pod being set up",
         limit,
     })?;
-    let options = shell.with(|core| core.settings.socket_options);
+    let options = shell.with(|core| core.settings.local_options());
     // A pod that calls itself cannot be its own foreign source.
     let source = peer.ip().to_canonical();
     let bind_transparent =
@@ -188,7 +197,9 @@ pub async fn connect_application<D: Driver + 'static>(
         options,
         bind_transparent,
     };
-    let server = Socket::open(shell, &spec, application.ip()).map_err(Outcome::ConnectFailed)?;
+    let server = Socket::open(shell, &spec, application.ip())
+        .map_err(Outcome::ConnectFailed)?
+        .resetting();
     server
         .connect(application, limits::CONNECT_TIMEOUT)
         .await
@@ -197,22 +208,23 @@ pub async fn connect_application<D: Driver + 'static>(
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// `None` when the session or the stream has gone already: nothing is dialled for a stream that was reset.
-    fn origin(&mut self, stream: &OpenStream<D>) -> Option<Origin> {
+    /// With what ends when the peer gives the stream up. `None` when the session or the stream has gone already:
+    /// nothing is dialled for a stream that was reset.
+    fn origin(&mut self, stream: &OpenStream<D>) -> Option<(Origin, oneshot::Receiver<()>)> {
         let session = self.sessions.get_mut(stream.session)?;
-        match &session.user_mut(stream.user, stream.stream)?.state {
-            UserState::Preparing {
-                held: Held { reset: None, .. },
-            } => {}
+        let (wanted, given_up) = oneshot::channel();
+        match &mut session.user_mut(stream.user, stream.stream)?.state {
+            UserState::Preparing { held } if held.reset.is_none() => held.wanted = Some(wanted),
             UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
         }
         session.served += 1;
-        Some(Origin {
+        let origin = Origin {
             pod: session.pod.clone(),
             peer: session.peer_address,
             local: session.local_address,
             identity: session.peer.first().clone(),
-        })
+        };
+        Some((origin, given_up))
     }
 
     fn validate(

@@ -138,6 +138,11 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     plan: &Plan,
 ) -> Result<Socket<D>, Rc<Outcome>> {
+    let limit = limits::SETUPS_POD_MAX;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
     let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),

@@ -4,6 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
 use crate::runtime::slab::{Key, Slab};
 use crate::sys::driver::{Close, Driver};
+use crate::sys::socket;
 
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
@@ -25,19 +28,25 @@ pub struct PodState {
     pub gone: Cell<bool>,
     /// Handshakes that peers of this pod have under way on this worker.
     pub handshakes: Cell<usize>,
+    /// The same by source; sources without any are not in the map.
+    pub handshakes_by_source: RefCell<HashMap<IpAddr, usize>>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
+    /// Sessions that peers of this pod have on this worker.
+    pub sessions: Cell<usize>,
     /// Tasks that end when the pod goes.
     leaving: RefCell<Slab<Waker>>,
 }
 
 impl PodState {
-    fn new(pod: Arc<Pod>) -> Self {
+    pub fn new(pod: Arc<Pod>) -> Self {
         Self {
             pod,
             gone: Cell::new(false),
             handshakes: Cell::new(0),
+            handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
+            sessions: Cell::new(0),
             leaving: RefCell::default(),
         }
     }
@@ -142,8 +151,8 @@ impl Counted {
         })
     }
 
-    pub fn handshake(pod: &Rc<PodState>) -> Option<Self> {
-        Self::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)
+    pub fn session(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.sessions, limits::SESSIONS_POD_MAX)
     }
 
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {
@@ -155,6 +164,37 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let cell = (self.count)(&self.pod);
         cell.set(cell.get() - 1);
+    }
+}
+
+/// Counts a handshake against the pod's budget and against its source's part of it.
+pub struct CountedHandshake {
+    all: Counted,
+    source: IpAddr,
+}
+
+impl CountedHandshake {
+    /// `None` when the pod, or this source with this pod, has as many as are allowed.
+    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Option<Self> {
+        let of_source = pod.handshakes_by_source.borrow().get(&source).copied();
+        if of_source >= Some(limits::HANDSHAKES_SOURCE_MAX) {
+            return None;
+        }
+        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)?;
+        *pod.handshakes_by_source.borrow_mut().entry(source).or_default() += 1;
+        Some(Self { all, source })
+    }
+}
+
+impl Drop for CountedHandshake {
+    fn drop(&mut self) {
+        let mut by_source = self.all.pod.handshakes_by_source.borrow_mut();
+        if let Some(count) = by_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&self.source);
+            }
+        }
     }
 }
 
@@ -207,6 +247,7 @@ impl<D: Driver + 'static> Core<D> {
         for key in sessions {
             self.close_session(key, "the pod was removed");
         }
+        self.cut_remains(&entry.state);
         for key in self.pipes.keys() {
             let of_pod = self
                 .pipes
@@ -229,6 +270,13 @@ impl<D: Driver + 'static> Core<D> {
             pod: pod.clone(),
             capture,
         });
+        // Accepted connections inherit the options of their listener. Tunnels keep the kernel's: peers have
+        // PINGs to find out who is there.
+        match capture {
+            Capture::Outbound => socket::set_options(fd.as_fd(), &self.settings.local_options()),
+            Capture::InboundPlaintext => socket::set_options(fd.as_fd(), &self.settings.socket_options),
+            Capture::InboundHbone => {}
+        }
         match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {
             Ok(socket) => {
                 if let Some(listener) = self.listeners.get_mut(key) {
@@ -252,5 +300,28 @@ impl<D: Driver + 'static> Core<D> {
         {
             self.driver.close(socket, Close::Orderly);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::fixture;
+
+    #[test]
+    fn handshakes_of_one_source_leave_room_for_others() {
+        let pod = fixture::pod();
+        let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy)).collect();
+        assert_eq!(held.len(), limits::HANDSHAKES_SOURCE_MAX);
+        assert!(CountedHandshake::new(&pod, honest).is_some());
+        drop(held);
+        assert!(pod.handshakes_by_source.borrow().is_empty());
+        assert_eq!(pod.handshakes.get(), 0);
+        let sources = (0..).map(|n: u32| IpAddr::from(n.to_be_bytes()));
+        let held: Vec<_> = sources
+            .map_while(|source| CountedHandshake::new(&pod, source))
+            .collect();
+        assert_eq!(held.len(), limits::HANDSHAKES_POD_MAX);
     }
 }

@@ -9,7 +9,7 @@ use crate::tls::handshake::RecordMode;
 
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Of every socket that a worker makes.
+    /// Of sockets to other pods and hosts.
     pub socket_options: Options,
     pub tls_mode: RecordMode,
     pub tls_records_max: u64,
@@ -23,6 +23,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Of sockets to applications of the pod itself.
+    pub fn local_options(&self) -> Options {
+        Options {
+            local_peer: true,
+            ..self.socket_options
+        }
+    }
+
     pub fn new(worker: &config::Worker, sockets: &config::Sockets, tls: &config::Tls) -> Self {
         let keepalive = sockets.keepalive.map(|keepalive| Keepalive {
             time_s: whole_seconds(keepalive.idle),
@@ -37,6 +45,7 @@ impl Settings {
                 mark: sockets.packet_mark,
                 keepalive,
                 user_timeout_ms,
+                local_peer: false,
             },
             tls_mode: match tls.records {
                 config::RecordLayer::Own => RecordMode::Own,

@@ -56,6 +56,20 @@ impl<D: Driver + 'static> Shell<D> {
         self.spawner.spawn(task);
     }
 
+    /// Ends with `None`, and drops `work`, when `end` comes first.
+    pub async fn unless<E, R>(
+        &self,
+        end: impl Future<Output = E>,
+        work: impl Future<Output = R>,
+    ) -> Option<R> {
+        let (mut end, mut work) = (pin!(end), pin!(work));
+        poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => end.as_mut().poll(context).map(|_| None),
+        })
+        .await
+    }
+
     /// Ends with `Elapsed`, and drops `work`, when it takes longer than `limit`.
     pub async fn within<R>(&self, limit: Duration, work: impl Future<Output = R>) -> Result<R, Elapsed> {
         let waiting = Waiting::new(self);
@@ -119,6 +133,8 @@ impl<D: Driver + 'static> Drop for Waiting<D> {
 pub struct Socket<D: Driver + 'static> {
     id: Option<SocketId>,
     waiting: Waiting<D>,
+    /// How a drop closes it.
+    dropped: Close,
 }
 
 impl<D: Driver + 'static> Socket<D> {
@@ -141,7 +157,15 @@ impl<D: Driver + 'static> Socket<D> {
         Ok(Self {
             id: Some(id),
             waiting,
+            dropped: Close::Orderly,
         })
+    }
+
+    /// Dropping it resets the connection: the other end must not take a client that went away for one that had
+    /// nothing to say.
+    pub fn resetting(mut self) -> Self {
+        self.dropped = Close::Reset;
+        self
     }
 
     pub fn id(&self) -> SocketId {
@@ -200,7 +224,7 @@ impl<D: Driver + 'static> Drop for Socket<D> {
         if let Some(id) = self.id.take() {
             self.waiting
                 .shell
-                .with(|core| core.driver.close(id, Close::Orderly));
+                .with(|core| core.driver.close(id, self.dropped));
         }
     }
 }

@@ -6,12 +6,14 @@
 //! its own stream and nothing else.
 
 use std::io;
+use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
 use super::hbone::session::{Held, Session, UserState};
 use super::outcome::{Outcome, ends_a_copy};
 use super::owner::Owned;
+use super::pods::PodState;
 use super::telemetry::Account;
 use crate::bridge::load::LoadShare;
 use crate::limits;
@@ -37,6 +39,14 @@ pub struct Tunnel {
     /// In the session's list of those that wait for window, for room.
     listed_window: bool,
     listed_room: bool,
+    remains: Option<Remains>,
+}
+
+/// A stream that is over although its application has not read all of it. The peer had said everything.
+struct Remains {
+    bytes: usize,
+    outcome: Outcome,
+    pod: Rc<PodState>,
 }
 
 /// Application to stream.
@@ -102,6 +112,7 @@ impl<D: Driver + 'static> Core<D> {
             dirty: false,
             listed_window: false,
             listed_room: false,
+            remains: None,
         });
         self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
         self.buffers.prepare(self.sessions.len(), self.tunnels.len());
@@ -301,6 +312,10 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The peer reset the stream: so is the application's connection, unless everything had been said.
     pub fn tunnel_reset(&mut self, key: Key<Tunnel>, code: ErrorCode) {
+        // RFC 9113 section 8.1: "Clients MUST NOT discard responses as a result of receiving such a RST_STREAM".
+        if code == ErrorCode::NoError && self.leave_remains(key, Outcome::Complete).is_ok() {
+            return;
+        }
         let Some(tunnel) = self.tunnels.get(key) else {
             return;
         };
@@ -422,9 +437,60 @@ impl<D: Driver + 'static> Core<D> {
         self.remove_tunnel(key, Close::Reset, outcome);
     }
 
-    /// The stream's side is gone: the application sees a reset.
+    /// The stream's side is gone: the application sees a reset, after everything that the peer said when that was
+    /// all.
     pub fn abort_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
-        self.remove_tunnel(key, Close::Reset, outcome);
+        if let Err(outcome) = self.leave_remains(key, outcome) {
+            self.remove_tunnel(key, Close::Reset, outcome);
+        }
+    }
+
+    /// Lets a tunnel outlive its stream, or its session, until the application has read the rest at its own pace.
+    /// Only when the peer had ended its direction, and within a budget: the stream's window bounds it no more.
+    fn leave_remains(&mut self, key: Key<Tunnel>, outcome: Outcome) -> Result<(), Outcome> {
+        let Some(tunnel) = self.tunnels.get_mut(key) else {
+            return Err(outcome);
+        };
+        if tunnel.writing == Writing::Ended || !tunnel.peer_has_ended() {
+            return Err(outcome);
+        }
+        let Some(session) = self.sessions.get_mut(tunnel.session) else {
+            return Err(outcome);
+        };
+        let bytes = tunnel.buffered_bytes();
+        if session.pod.gone.get() || self.remains_bytes + bytes > limits::REMAINS_BYTES_MAX {
+            return Err(outcome);
+        }
+        self.remains_bytes += bytes;
+        let reading = std::mem::replace(&mut tunnel.reading, Reading::Ended);
+        let outcome = match reading {
+            Reading::Ended => Outcome::Complete,
+            Reading::Armed { .. } | Reading::Blocked { .. } => outcome,
+        };
+        if let Reading::Armed { bytes } = reading {
+            session.armed_bytes -= beyond_minimum(bytes);
+            self.driver.stop_receive(tunnel.app);
+        }
+        tunnel.remains = Some(Remains {
+            bytes,
+            outcome,
+            pod: session.pod.clone(),
+        });
+        session.remove_user(tunnel.user, tunnel.stream);
+        let session = tunnel.session;
+        self.mark_session(session);
+        self.mark_tunnel(key);
+        Ok(())
+    }
+
+    /// Cuts what streams of this pod left behind.
+    pub fn cut_remains(&mut self, pod: &Rc<PodState>) {
+        for key in self.tunnels.keys() {
+            let remains = self.tunnels.get(key).and_then(|tunnel| tunnel.remains.as_ref());
+            if remains.is_some_and(|remains| Rc::ptr_eq(&remains.pod, pod)) {
+                self.remove_tunnel(key, Close::Reset, Outcome::PodRemoved);
+            }
+        }
     }
 
     /// Ends both sides of a tunnel whose session lives on.
@@ -452,6 +518,16 @@ impl<D: Driver + 'static> Core<D> {
             session.last_used = self.now;
         }
         self.mark_session(tunnel.session);
+        let outcome = match (tunnel.remains, outcome) {
+            (Some(remains), ended) => {
+                self.remains_bytes -= remains.bytes;
+                match ended {
+                    Outcome::Complete => remains.outcome,
+                    other => other,
+                }
+            }
+            (None, outcome) => outcome,
+        };
         self.telemetry.record(*tunnel.account, self.now, &outcome);
     }
 }
@@ -491,6 +567,11 @@ impl Tunnel {
         if let Writing::Open { sending, .. } = self.writing {
             self.writing = Writing::Open { sending, end: true };
         }
+    }
+
+    /// Whether the peer said that nothing follows what it sent.
+    pub fn peer_has_ended(&self) -> bool {
+        matches!(self.writing, Writing::Ended | Writing::Open { end: true, .. })
     }
 
     /// Bytes of buffers that this tunnel owns. Zero when it is idle.

@@ -10,6 +10,7 @@ use super::outcome::Outcome;
 use super::shell::Shell;
 use super::{inbound, outbound, passthrough};
 use crate::bridge::orders::{Capture, Inbox, Order};
+use crate::clock;
 use crate::limits;
 use crate::runtime::tasks::Executor;
 use crate::sys::driver::Driver;
@@ -24,7 +25,7 @@ pub fn run<D: Driver + 'static>(core: Core<D>, executor: &Executor, inbox: &Inbo
             shell.with(|core| core.carry_out(inbox));
         }
         start_journeys(&shell);
-        has_tasks = executor.run(limits::TASKS_TURN_MAX);
+        has_tasks = run_tasks(executor);
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= shell.with(|core| {
             core.flush();
@@ -37,6 +38,18 @@ pub fn run<D: Driver + 'static>(core: Core<D>, executor: &Executor, inbox: &Inbo
             return Ok(());
         }
     }
+}
+
+/// Runs woken tasks for a bounded time: a handshake costs up to a millisecond, and relays wait meanwhile. `true`
+/// when some are left.
+fn run_tasks(executor: &Executor) -> bool {
+    let until = clock::now() + limits::TASKS_TURN_TIME;
+    while executor.run(limits::TASKS_BATCH) {
+        if clock::now() >= until {
+            return true;
+        }
+    }
+    false
 }
 
 /// Starts a task for everything that arrived in this turn.

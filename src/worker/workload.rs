@@ -13,6 +13,9 @@ use crate::mesh::Workload;
 use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 
+/// By how many the list of waiting tasks grows at least.
+const WAITERS_GROWTH_MIN: usize = 16;
+
 /// The pod's own workload. Waits for the control plane to deliver it, up to `limits::OWN_WORKLOAD_WAIT`.
 pub async fn own_workload<D: Driver + 'static>(
     shell: &Shell<D>,
@@ -51,8 +54,35 @@ impl<D: Driver + 'static> Core<D> {
 
     fn wait_for_snapshot(&mut self) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
-        self.snapshot_waiters.retain(|waiting| !waiting.is_abandoned());
+        // Looking at all of them each time would let one pod that the mesh does not know stall everybody: only
+        // when the list would have to grow, so that it stays within twice of those that wait.
+        if self.snapshot_waiters.len() == self.snapshot_waiters.capacity() {
+            self.snapshot_waiters.retain(|waiting| !waiting.is_abandoned());
+            let waiting = self.snapshot_waiters.len();
+            self.snapshot_waiters.reserve(waiting.max(WAITERS_GROWTH_MIN));
+        }
         self.snapshot_waiters.push(sender);
         receiver
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::runtime::tasks::Executor;
+    use crate::worker::fixture;
+
+    #[test]
+    fn tasks_that_gave_up_waiting_do_not_pile_up_and_the_others_stay() {
+        let mut core = fixture::core(&Executor::default());
+        let _waits = core.wait_for_snapshot();
+        for _ in 0..10_000 {
+            drop(core.wait_for_snapshot());
+        }
+        assert!(core.snapshot_waiters.len() <= 2 * super::WAITERS_GROWTH_MIN);
+        assert!(
+            core.snapshot_waiters
+                .iter()
+                .any(|waiting| !waiting.is_abandoned())
+        );
     }
 }

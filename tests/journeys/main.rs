@@ -17,6 +17,7 @@ mod load;
 mod openssl;
 mod plaintext;
 mod refusals;
+mod replay;
 mod setup;
 mod start;
 mod storm;

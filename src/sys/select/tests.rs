@@ -1,3 +1,5 @@
+//! What `choose` makes of a kernel that has io_uring, and of one that forbids it.
+
 use std::io;
 
 use super::*;

@@ -167,6 +167,7 @@ fn a_source_of_the_other_family_fails_to_connect_not_to_open() {
 #[test]
 fn options_reach_opened_sockets_and_those_that_a_listener_accepts() {
     let options = Options {
+        local_peer: false,
         mark: Some(0x539),
         keepalive: Some(Keepalive {
             time_s: 181,

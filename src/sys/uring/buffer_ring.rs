@@ -20,7 +20,18 @@ pub(super) struct Group {
     ring: Option<ProvidedRing>,
     pool: RecvPool,
     id: u16,
+    /// How many blocks the kernel is given. It takes them in turn, so the fewer there are the more of them are
+    /// still in the cache; too few, and receives have to wait for the next poll.
+    keep: usize,
+    /// The fewest that were left between two batches, and how many batches ago that count began.
+    left_min: usize,
+    batches: u32,
 }
+
+/// Blocks that the kernel always has.
+const KEEP_MIN: usize = 4;
+/// Batches after which blocks that were never needed are taken out of the turn.
+const KEEP_BATCHES: u32 = 256;
 
 impl Group {
     /// Group `id` of `blocks` blocks, given to the kernel when `provided`.
@@ -37,8 +48,15 @@ impl Group {
         } else {
             None
         };
-        let mut group = Self { ring, pool, id };
-        group.provide();
+        let mut group = Self {
+            ring,
+            pool,
+            id,
+            keep: KEEP_MIN,
+            left_min: usize::MAX,
+            batches: 0,
+        };
+        group.top_up();
         Ok(group)
     }
 
@@ -54,13 +72,33 @@ impl Group {
         self.pool.lent()
     }
 
-    /// Gives every free block to the kernel. Only between batches of completions: a block provided within a
+    /// Gives free blocks to the kernel, as many as it lately needed. Only between batches of completions: a block provided within a
     /// batch could be taken from a receive that starved earlier in it.
     pub fn provide(&mut self) {
+        self.adapt();
+        self.top_up();
+    }
+
+    fn adapt(&mut self) {
+        let Some(ring) = &self.ring else { return };
+        self.left_min = self.left_min.min(ring.provided_count);
+        self.batches += 1;
+        if ring.provided_count == 0 {
+            self.keep = (self.keep * 2).min(usize::from(ring.count));
+        } else if self.batches == KEEP_BATCHES {
+            self.keep = self.keep.saturating_sub(self.left_min / 2).max(KEEP_MIN);
+        } else {
+            return;
+        }
+        (self.left_min, self.batches) = (usize::MAX, 0);
+    }
+
+    fn top_up(&mut self) {
         let Some(ring) = &mut self.ring else { return };
         let len = self.pool.block_bytes();
         let mut any = false;
-        while let Some(block) = self.pool.take() {
+        while ring.provided_count < self.keep {
+            let Some(block) = self.pool.take() else { break };
             ring.put(block, self.pool.address(block), len);
             any = true;
         }

@@ -49,13 +49,7 @@ fn blocks_in_kernel(driver: &UringDriver) -> Vec<usize> {
 fn an_idle_connection_owns_no_buffer() {
     let mut driver = driver(FeatureSet::NEWEST);
     let before = blocks_in_kernel(&driver);
-    assert_eq!(
-        before,
-        [
-            usize::from(limits::RECEIVE_SMALL_BLOCKS),
-            usize::from(limits::RECEIVE_BLOCKS)
-        ]
-    );
+    assert!(before.iter().all(|blocks| *blocks > 0), "{before:?}");
     let peers: Vec<UnixStream> = (0..600)
         .map(|n| {
             let (id, peer) = pair(&mut driver);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::pool::{self, PoolKey};
 use super::session::{Answer, Held, Role, Session, SessionParts, UserState};
+use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
@@ -18,7 +19,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::outcome::Outcome;
 use crate::worker::owner::Owned;
-use crate::worker::pods::PodState;
+use crate::worker::pods::{Counted, PodState};
 use crate::worker::shell::{Elapsed, Shell, Socket};
 
 /// A stream whose other end a task is preparing. Dropping it resets the stream.
@@ -171,7 +172,7 @@ pub fn start_session<D: Driver + 'static>(
     role: Role,
     pod: &Rc<PodState>,
     peer_address: SocketAddr,
-    share: Option<crate::bridge::load::LoadShare>,
+    places: Option<(LoadShare, Counted)>,
 ) -> Key<Session> {
     let id = socket.release();
     shell.with(|core| {
@@ -185,7 +186,7 @@ pub fn start_session<D: Driver + 'static>(
             peer: established.peer,
             peer_address,
             local_address,
-            share,
+            places,
             now: core.now,
         });
         let key = core.sessions.insert(session);
@@ -197,6 +198,9 @@ pub fn start_session<D: Driver + 'static>(
             core.session_received(key, &buffer);
         }
         core.mark_session(key);
+        if core.draining {
+            core.retire_session(key);
+        }
         key
     })
 }

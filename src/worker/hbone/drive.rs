@@ -158,8 +158,7 @@ impl<D: Driver + 'static> Core<D> {
                 let tunnel = *tunnel;
                 self.tunnel_reset(tunnel, code);
             }
-            // The task learns of it when it attaches, and removes the user then.
-            UserState::Preparing { held } => held.reset = Some(code),
+            UserState::Preparing { held } => held.give_up(code),
             UserState::Asked { .. } => {
                 let removed = self
                     .sessions
@@ -351,7 +350,7 @@ impl<D: Driver + 'static> Core<D> {
                     let tunnel = *tunnel;
                     self.abort_tunnel(tunnel, Outcome::SessionClosed(why.to_owned()));
                 }
-                UserState::Preparing { held } => held.reset = Some(ErrorCode::Cancel),
+                UserState::Preparing { held } => held.give_up(ErrorCode::Cancel),
                 UserState::Asked { .. } => {
                     if let Some(StreamUser {
                         state: UserState::Asked { answer, .. },
@@ -373,7 +372,12 @@ impl<D: Driver + 'static> Core<D> {
             if !session.sending {
                 self.remove_session(key);
             }
-        } else if session.retired && session.users.is_empty() && session.http2.is_idle() {
+        } else if session.retired
+            && session.users.is_empty()
+            && session.http2.is_idle()
+            // The last bytes of its streams take the time they take; the goodbye behind them is cut short.
+            && !session.sending
+        {
             self.close_session(key, "retired");
         }
     }

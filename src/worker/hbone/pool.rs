@@ -121,6 +121,18 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         entry.dialing = false;
+        // A session that ended between its handshake and this task's turn was forgotten before it was known:
+        // in the list it would stay for ever, and whoever waits would dial it again at once.
+        let lives = |session: &Key<Session>| {
+            let found = self.sessions.get(*session);
+            found.is_some_and(|session| !session.retired)
+        };
+        let result = result.and_then(|session| match lives(&session) {
+            true => Ok(session),
+            false => Err(Rc::new(Outcome::SessionClosed(
+                "the peer ended it at once".to_owned(),
+            ))),
+        });
         match &result {
             Ok(session) => {
                 // What came behind the handshake may have ended it already; nobody would take it out again.
@@ -195,4 +207,33 @@ pub async fn session<D: Driver + 'static>(
         what: "rounds of dialling for a free stream",
         limit,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::tasks::Executor;
+    use crate::worker::fixture;
+
+    #[test]
+    fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
+        let mut core = fixture::core(&Executor::default());
+        let pod = fixture::pod();
+        let (session, _peer) = fixture::session(&mut core, &pod);
+        let address = ([10, 0, 0, 1], 15008).into();
+        let identity = Identity::new("cluster.local", "shop", "cart");
+        let key = Rc::new(PoolKey {
+            pod: pod.pod.uid.clone(),
+            identity,
+            source: [10, 0, 0, 2].into(),
+            destination: address,
+            accepted: Arc::new([]),
+            workload: None,
+        });
+        assert!(matches!(core.find_session(&key), Step::Wait { dial: true, .. }));
+        core.close_session(session, "test");
+        core.dialled(&key, Ok(session));
+        assert!(matches!(core.find_session(&key), Step::Fail(_)));
+        assert!(core.pool.entries[&key].sessions.is_empty());
+    }
 }

@@ -13,7 +13,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::listen::Captured;
 use crate::worker::outcome::Outcome;
-use crate::worker::pods::Counted;
+use crate::worker::pods::{Counted, CountedHandshake};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
 use crate::worker::workload::own_workload;
@@ -49,8 +49,13 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let limit = limits::HANDSHAKES_POD_MAX;
-    let budget = Counted::handshake(&pod).ok_or(Outcome::Overloaded {
+    let budget = CountedHandshake::new(&pod, peer.ip()).ok_or(Outcome::Overloaded {
         what: "TLS handshakes of one pod",
+        limit,
+    })?;
+    let limit = limits::SESSIONS_POD_MAX;
+    let place = Counted::session(&pod).ok_or(Outcome::Overloaded {
+        what: "HBONE sessions of one pod",
         limit,
     })?;
     let workload = own_workload(shell, &pod).await?;
@@ -68,7 +73,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         Role::Server,
         &pod,
         peer,
-        Some(share),
+        Some((share, place)),
     );
     Ok(())
 }

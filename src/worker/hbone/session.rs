@@ -25,7 +25,7 @@ use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId
 use crate::worker::backlog::Backlog;
 use crate::worker::buffers::Buffers;
 use crate::worker::hbone::pool::PoolKey;
-use crate::worker::pods::PodState;
+use crate::worker::pods::{Counted, PodState};
 use crate::worker::tunnel::Tunnel;
 
 /// Plaintext of one TLS record at most (RFC 8446 section 5.1).
@@ -73,8 +73,9 @@ pub struct Session {
     pub channel_broken: bool,
     /// CONNECT requests taken so far (server).
     pub served: u64,
-    /// Its place in the load table (server; a client session belongs to the connections that use it).
-    pub share: Option<LoadShare>,
+    /// Its places in the load table and among its pod's sessions (server; a client session belongs to the
+    /// connections that use it).
+    _places: Option<(LoadShare, Counted)>,
     /// The first part of a record whose rest has not arrived.
     partial: Vec<u8>,
     output: Option<Output>,
@@ -109,6 +110,16 @@ pub struct Held {
     pub backlog: Backlog,
     pub end: bool,
     pub reset: Option<ErrorCode>,
+    /// Dropped with a reset: the task stops what it does for the stream.
+    pub wanted: Option<oneshot::Sender<()>>,
+}
+
+impl Held {
+    /// The stream is gone; its task finds out, and removes the user then.
+    pub fn give_up(&mut self, code: ErrorCode) {
+        self.reset = Some(code);
+        self.wanted = None;
+    }
 }
 
 /// The peer's answer to CONNECT.
@@ -180,7 +191,7 @@ pub struct SessionParts {
     pub peer: PeerIdentity,
     pub peer_address: SocketAddr,
     pub local_address: SocketAddr,
-    pub share: Option<LoadShare>,
+    pub places: Option<(LoadShare, Counted)>,
     pub now: Instant,
 }
 
@@ -208,7 +219,7 @@ impl Session {
             closing: false,
             channel_broken: false,
             served: 0,
-            share: parts.share,
+            _places: parts.places,
             partial: Vec::new(),
             output: None,
             record_start: None,

@@ -60,7 +60,8 @@ pub struct ProxyOptions {
 impl ProxyOptions {
     pub fn new(binary: &Path) -> Self {
         Self {
-            binary: binary.to_owned(),
+            // The proxy runs in a folder of its own: a relative path would be looked up there.
+            binary: std::path::absolute(binary).unwrap_or_else(|_| binary.to_owned()),
             backend: None,
             workers: 2,
             log_filter: "info".to_owned(),

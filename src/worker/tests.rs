@@ -1,0 +1,311 @@
+//! What a worker does with sessions, streams and pods that go away in the middle of something.
+
+use std::cell::Cell;
+use std::io::Read;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::fixture::{self, Peer};
+use super::hbone::pool::PoolKey;
+use super::hbone::session::{Held, Role, Session};
+use super::owner::Owned;
+use super::pods::{Counted, PodState};
+use super::shell::Shell;
+use super::tunnel::TunnelParts;
+use crate::clock;
+use crate::identity::Identity;
+use crate::limits;
+use crate::runtime::oneshot;
+use crate::runtime::slab::Key;
+use crate::runtime::tasks::Executor;
+use crate::sys::driver::Driver;
+use crate::sys::epoll::EpollDriver;
+use crate::tls::FakeCa;
+use crate::wire::hbone::ConnectRequest;
+use crate::wire::http2::{ErrorCode, StreamId};
+
+const REQUEST: ConnectRequest<'static> = ConnectRequest {
+    authority: "127.0.0.1:80",
+    baggage: None,
+    forwarded: None,
+    traceparent: None,
+    forwarded_network: None,
+};
+
+/// More than the sockets here hold, less than a stream's window.
+const ANSWER_BYTES: usize = 3 << 20;
+
+struct Relay {
+    core: Core<EpollDriver>,
+    pod: Rc<PodState>,
+    session: Key<Session>,
+    peer: Peer,
+    stream: StreamId,
+    /// The application's own end.
+    application: std::net::TcpStream,
+}
+
+/// A tunnel between a peer and an application that does not read yet.
+fn relay(executor: &Executor) -> Relay {
+    let mut core = fixture::core(executor);
+    let pod = fixture::pod();
+    let (session, mut peer) = fixture::session(&mut core, &pod);
+    let stream = peer.http2.open(0, &REQUEST).expect("the first stream");
+    peer.send(&[]);
+    while core.requests.is_empty() {
+        fixture::turn(&mut core);
+    }
+    let user = core.requests.remove(0).user;
+    let (near, application) = fixture::connection();
+    // Far less than the answer, however the kernel is set up.
+    socket2::SockRef::from(&near)
+        .set_send_buffer_size(64 << 10)
+        .expect("an open socket");
+    socket2::SockRef::from(&application)
+        .set_recv_buffer_size(64 << 10)
+        .expect("an open socket");
+    let app = core
+        .driver
+        .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner())
+        .expect("adopted");
+    let share = core.load.share(0);
+    let account = fixture::account(&core);
+    core.attach_tunnel(TunnelParts {
+        app,
+        session,
+        stream,
+        user,
+        account,
+        share,
+    });
+    Relay {
+        core,
+        pod,
+        session,
+        peer,
+        stream,
+        application,
+    }
+}
+
+impl Relay {
+    /// The peer says everything that it has to say: as long as the worker's window has room.
+    fn say_all(&mut self) -> Vec<u8> {
+        let said: Vec<u8> = (0..ANSWER_BYTES).map(|at| (at / 7) as u8).collect();
+        let mut plain = Vec::new();
+        for piece in said.chunks(16_384) {
+            let header = frame(piece.len(), 0, 0, self.stream);
+            plain.extend_from_slice(&header);
+            plain.extend_from_slice(piece);
+        }
+        plain.extend_from_slice(&frame(0, 0, 1, self.stream));
+        // In pieces, so that neither side waits for the other for ever.
+        for piece in plain.chunks(64 * 1024) {
+            self.peer.send(piece);
+            fixture::turn(&mut self.core);
+        }
+        while !self
+            .core
+            .tunnels
+            .iter()
+            .all(|(_, tunnel)| tunnel.peer_has_ended())
+        {
+            fixture::turn(&mut self.core);
+        }
+        said
+    }
+
+    fn read_application(&mut self) -> Vec<u8> {
+        self.application.set_nonblocking(true).expect("an open socket");
+        let mut bytes = Vec::new();
+        loop {
+            match self.application.read_to_end(&mut bytes) {
+                Ok(_) => return bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => fixture::turn(&mut self.core),
+                Err(error) => panic!("{error} after {} bytes", bytes.len()),
+            }
+        }
+    }
+}
+
+fn frame(bytes: usize, kind: u8, flags: u8, stream: StreamId) -> Vec<u8> {
+    let mut frame = (bytes as u32).to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.get().to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_complete_answer_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let said = relay.say_all();
+    relay.peer.http2.reset(relay.stream, ErrorCode::NoError);
+    relay.peer.send(&[]);
+    while relay.core.remains_bytes == 0 {
+        fixture::turn(&mut relay.core);
+    }
+    assert!(relay.read_application() == said, "other bytes than were sent");
+    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+    assert_eq!(relay.core.sessions.len(), 1, "the session goes on");
+}
+
+#[test]
+fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let said = relay.say_all();
+    let session = relay.session;
+    relay.core.close_session(session, "test");
+    fixture::turn(&mut relay.core);
+    assert!(relay.core.sessions.is_empty());
+    assert!(relay.core.remains_bytes > 0);
+    assert!(relay.read_application() == said, "other bytes than were sent");
+    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+}
+
+#[test]
+fn what_streams_left_behind_is_cut_with_their_pod() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.say_all();
+    let session = relay.session;
+    relay.core.close_session(session, "test");
+    assert_eq!(relay.core.tunnels.len(), 1);
+    let pod = relay.pod.clone();
+    relay.core.cut_remains(&pod);
+    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+}
+
+#[test]
+fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.say_all();
+    relay.core.remains_bytes = limits::REMAINS_BYTES_MAX;
+    let session = relay.session;
+    relay.core.close_session(session, "test");
+    assert_eq!(relay.core.tunnels.len(), 0);
+    assert_eq!(relay.core.remains_bytes, limits::REMAINS_BYTES_MAX);
+}
+
+#[test]
+fn an_application_that_resets_gives_its_armed_bytes_back_once() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let armed = |relay: &Relay| {
+        relay
+            .core
+            .sessions
+            .get(relay.session)
+            .map(|session| session.armed_bytes)
+    };
+    // A busy application is read in large pieces, which count.
+    relay.application.set_nonblocking(true).expect("an open socket");
+    while armed(&relay) == Some(0) {
+        let _ = std::io::Write::write(&mut relay.application, &[1; 64 << 10]);
+        fixture::turn(&mut relay.core);
+    }
+    let application = socket2::SockRef::from(&relay.application);
+    application
+        .set_linger(Some(std::time::Duration::ZERO))
+        .expect("an open socket");
+    drop(relay.application);
+    relay.application = fixture::connection().0;
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    assert_eq!(armed(&relay), Some(0));
+}
+
+#[test]
+fn a_retired_session_says_goodbye_only_when_its_last_bytes_are_sent() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let (key, mut peer) = fixture::session(&mut core, &pod);
+    core.flush();
+    let session = core.sessions.get_mut(key).expect("just made");
+    // As while the kernel holds a send buffer of it.
+    session.sending = true;
+    core.retire_session(key);
+    core.flush();
+    let session = core.sessions.get_mut(key).expect("it waits for its send");
+    assert!(!session.closing);
+    session.sending = false;
+    core.mark_session(key);
+    core.flush();
+    assert!(core.sessions.is_empty());
+    // SETTINGS and the window, then GOAWAY.
+    assert_eq!(peer.read_to_end()[3], 4);
+}
+
+#[test]
+fn a_journey_ends_when_the_peer_gives_its_stream_up() {
+    let executor = Executor::default();
+    let shell = Shell::new(fixture::core(&executor), executor.spawner());
+    let (wanted, given_up) = oneshot::channel();
+    let mut held = Held {
+        wanted: Some(wanted),
+        ..Held::default()
+    };
+    let outcome = Rc::new(Cell::new(None));
+    shell.spawn({
+        let (shell, outcome) = (shell.clone(), outcome.clone());
+        async move { outcome.set(Some(shell.unless(given_up, std::future::pending::<()>()).await)) }
+    });
+    executor.run(10);
+    assert_eq!(outcome.get(), None);
+    held.give_up(ErrorCode::Cancel);
+    executor.run(10);
+    assert_eq!(outcome.get(), Some(None));
+}
+
+#[test]
+fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let client_of = |core: &mut Core<EpollDriver>, identity: &Identity| {
+        let (key, peer) = fixture::session(core, &pod);
+        let session = core.sessions.get_mut(key).expect("just made");
+        let destination = session.peer_address;
+        let pool_key = PoolKey {
+            pod: pod.pod.uid.clone(),
+            identity: identity.clone(),
+            source: destination.ip(),
+            destination,
+            accepted: [].into(),
+            workload: None,
+        };
+        session.role = Role::Client {
+            key: Rc::new(pool_key),
+        };
+        (key, peer)
+    };
+    let (renewed, other) = (
+        Identity::new("cluster.local", "shop", "cart"),
+        Identity::new("cluster.local", "shop", "web"),
+    );
+    let (old, _peer) = client_of(&mut core, &renewed);
+    let (untouched, _other_peer) = client_of(&mut core, &other);
+    let issue = || {
+        let issued = FakeCa::new().issue(&renewed, clock::wall());
+        Ok(Arc::new(issued.expect("a certificate")))
+    };
+    core.take_certificate(renewed.clone(), issue());
+    assert!(!core.sessions.get(old).expect("there").retired, "the first one");
+    core.take_certificate(renewed.clone(), issue());
+    assert!(core.sessions.get(old).expect("not flushed yet").retired);
+    assert!(!core.sessions.get(untouched).expect("there").retired);
+}
+
+#[test]
+fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
+    let pod = fixture::pod();
+    let places: Vec<_> = std::iter::from_fn(|| Counted::session(&pod)).collect();
+    assert_eq!(places.len(), limits::SESSIONS_POD_MAX);
+    drop(places);
+    assert!(Counted::session(&pod).is_some());
+}

@@ -245,7 +245,10 @@ struct ChunkMemory {
 
 impl Chunk {
     pub fn new(capacity: usize) -> Self {
-        let bytes = (0..capacity).map(|_| UnsafeCell::new(0)).collect();
+        // Zeroed by the allocator, so that large chunks cost memory only where they were used.
+        let zeroed = Box::into_raw(vec![0u8; capacity].into_boxed_slice());
+        // SAFETY: the pointer owns the box, and `UnsafeCell<u8>` has the layout of `u8`.
+        let bytes = unsafe { Box::from_raw(zeroed as *mut [UnsafeCell<u8>]) };
         Self {
             shared: Rc::new(ChunkMemory { bytes }),
             filled: 0,

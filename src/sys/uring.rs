@@ -140,11 +140,11 @@ impl UringDriver {
             ring,
             profile,
             groups,
-            operations: Slots::new(),
+            operations: Slots::with_capacity(limits::RING_ENTRIES as usize),
             sockets: Slots::new(),
             closing: Slots::new(),
-            starved: VecDeque::new(),
-            due: VecDeque::new(),
+            starved: VecDeque::with_capacity(limits::EVENTS_TURN_MAX),
+            due: VecDeque::with_capacity(limits::EVENTS_TURN_MAX),
             frames: Vec::new(),
             scratch: vec![0; limits::RECEIVE_FALLBACK_BYTES].into_boxed_slice(),
             wakeup,
@@ -296,6 +296,10 @@ impl Driver for UringDriver {
         self.counters.calls += 1;
         if outcome == -1 {
             return Err(io::Error::last_os_error());
+        }
+        // Here, not by the first turn in which all sockets send at once.
+        if self.frames.len() <= self.sockets.len() && self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
+            self.frames.push(Frame::new());
         }
         let key = self.sockets.insert(Socket {
             fd,

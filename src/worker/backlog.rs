@@ -63,14 +63,15 @@ impl Backlog {
 
     /// The front, as many pieces as one send takes.
     pub fn take(&mut self, buffers: &mut Buffers) -> Vec<Slice> {
-        let mut front = buffers.list();
-        let pieces = self.slices.len().min(limits::SEND_PIECES_MAX);
-        front.extend(self.slices.drain(..pieces));
-        self.bytes -= front.iter().map(Slice::len).sum::<usize>();
-        if self.slices.is_empty() {
+        let front = if self.slices.len() <= limits::SEND_PIECES_MAX {
             self.copies = None;
-            buffers.recycle_list(std::mem::take(&mut self.slices));
-        }
+            std::mem::take(&mut self.slices)
+        } else {
+            let mut front = buffers.list();
+            front.extend(self.slices.drain(..limits::SEND_PIECES_MAX));
+            front
+        };
+        self.bytes -= front.iter().map(Slice::len).sum::<usize>();
         self.uncopied = self.uncopied.min(self.bytes);
         self.pieces = self.pieces.min(self.slices.len());
         front

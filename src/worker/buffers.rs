@@ -26,10 +26,10 @@ impl Default for Buffers {
     fn default() -> Self {
         Self {
             chunk: Chunk::new(limits::CHUNK_BYTES),
-            retired: VecDeque::new(),
-            spare: Vec::new(),
+            retired: VecDeque::with_capacity(limits::CHUNKS_PINNED_SOFT),
+            spare: Vec::with_capacity(limits::CHUNKS_SPARE_MAX),
             outputs: Vec::new(),
-            lists: Vec::new(),
+            lists: Vec::with_capacity(limits::LISTS_SPARE_MAX),
             partials: Vec::new(),
         }
     }
@@ -74,6 +74,24 @@ impl Buffers {
         {
             output.clear();
             self.outputs.push(output);
+        }
+    }
+
+    /// Makes ready what so many sessions and tunnels need when all of them are busy in one turn, as far as it may be
+    /// kept: memory is allocated when a connection is set up, not by the first busy turn afterwards.
+    pub fn prepare(&mut self, sessions: usize, tunnels: usize) {
+        // One is being sent while the next fills up.
+        let outputs = (2 * sessions).min(limits::OUTPUTS_SPARE_MAX);
+        while self.outputs.len() < outputs {
+            self.outputs.push(Output::with_capacity(limits::OUTPUT_BYTES));
+        }
+        // What one reader can make wait. Memory that was never used is not committed.
+        while self.spare.len() + self.retired.len() < limits::CHUNKS_SPARE_MAX {
+            self.spare.push(Chunk::new(limits::CHUNK_BYTES));
+        }
+        let lists = (2 * tunnels).min(limits::LISTS_SPARE_MAX);
+        while self.lists.len() < lists {
+            self.lists.push(Vec::with_capacity(limits::SEND_PIECES_MAX));
         }
     }
 

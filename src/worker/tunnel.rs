@@ -115,6 +115,7 @@ impl<D: Driver + 'static> Core<D> {
             remains: None,
         });
         self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
+        self.buffers.prepare(self.sessions.len(), self.tunnels.len());
         let Some(session) = self.sessions.get_mut(session_key) else {
             self.abort_tunnel(key, Outcome::SessionClosed("the session ended".to_owned()));
             return;

@@ -28,11 +28,14 @@ pub fn an_idle_worker_sleeps(world: &World) {
     echo(ECHO);
     let mut connections = connect_many(TO_ECHO, 10);
     round(&mut connections, &[3; 1000]);
-    std::thread::sleep(Duration::from_millis(1500));
     for node in [&world.client, &world.server] {
-        let before = node.report().counters.waits;
-        std::thread::sleep(Duration::from_millis(1000));
-        let waits = node.report().counters.waits - before;
-        assert!(waits <= 6, "{waits} waits within a second");
+        // A busy machine makes a worker look busy for a while, but not for ever.
+        let waits = |_| {
+            let before = node.report().counters.waits;
+            std::thread::sleep(Duration::from_millis(1000));
+            node.report().counters.waits - before
+        };
+        let slept = (0..8).map(waits).find(|waits| *waits <= 6);
+        assert!(slept.is_some(), "the worker never slept");
     }
 }

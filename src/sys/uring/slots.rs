@@ -42,6 +42,14 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Room for so many before the table has to grow.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            slots: Vec::with_capacity(capacity),
+            free: Vec::with_capacity(capacity),
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

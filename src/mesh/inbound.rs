@@ -96,8 +96,8 @@ impl Snapshot {
         })
     }
 
-    /// The service that an inbound connection to `port` of `own` is most likely about: the one the client
-    /// named, else the first that leads to this port.
+    /// The service that an inbound connection to `port` of `own` is about: the one the client named or asked
+    /// for, else the only one that leads to this port. Several that do are a guess, so none is named.
     pub fn inbound_service<'a>(
         &'a self,
         own: &'a Workload,
@@ -105,14 +105,15 @@ impl Snapshot {
         forwarded_host: Option<&str>,
         requested: Option<&'a Arc<Service>>,
     ) -> Option<&'a Arc<Service>> {
-        let candidates = || requested.into_iter().chain(self.services_of(own));
-        let named = candidates().find(|service| forwarded_host == Some(&*service.hostname));
-        named.or_else(|| {
-            candidates().find(|service| {
-                let leads_here = |ports: &super::PortMap| ports.iter().any(|(_, target)| target == port);
+        let mut candidates = requested.into_iter().chain(self.services_of(own));
+        let named = candidates.find(|service| forwarded_host == Some(&*service.hostname));
+        named.or(requested).or_else(|| {
+            let leads_here = |ports: &super::PortMap| ports.iter().any(|(_, target)| target == port);
+            let mut leading = self.services_of(own).filter(|service| {
                 let endpoint = service.endpoints.get(&own.uid);
                 leads_here(&service.ports) || endpoint.is_some_and(|endpoint| leads_here(&endpoint.ports))
-            })
+            });
+            leading.next().filter(|_| leading.next().is_none())
         })
     }
 

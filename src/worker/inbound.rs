@@ -273,7 +273,11 @@ impl<D: Driver + 'static> Core<D> {
         self.snapshot
             .load()
             .authorize_observed(own, &facts, &mut |event| {
-                tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
+                if self.settings.policy_info_logging {
+                    tracing::info!(target: "rbac", policy = event.policy(), "{}", event.message());
+                } else {
+                    tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
+                }
             })
     }
 }

@@ -40,7 +40,9 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     };
     let mut account = Account::new(Direction::Outbound, now, peer, target);
 
-    let decided = pod.while_present(decide(&shell, &pod, peer, target)).await;
+    let decided = pod
+        .while_present(decide(&shell, &pod, peer, target, &mut account))
+        .await;
     let (source, plan) = match decided.and_then(|decided| decided) {
         Ok(decided) => decided,
         Err(outcome) => {
@@ -52,7 +54,6 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     account.hbone_address = plan.authority;
     account.service = plan.service.clone();
     account.destination = plan.destination.clone();
-    account.source = Some(source.clone());
 
     let connected = match plan.protocol {
         PlanProtocol::Hbone => {
@@ -90,8 +91,10 @@ async fn decide<D: Driver + 'static>(
     pod: &Rc<PodState>,
     peer: SocketAddr,
     target: SocketAddr,
+    account: &mut Account,
 ) -> Result<(Arc<Workload>, Plan), Outcome> {
     let source = own_workload(shell, pod).await?;
+    account.source = Some(source.clone());
     let plan = shell.with(|core| core.route(&source, peer, target))?;
     Ok((source, plan))
 }

@@ -20,6 +20,8 @@ pub struct Settings {
     pub session_streams_max: usize,
     pub session_idle_timeout: Duration,
     pub response_baggage: bool,
+    /// Policy decisions are logged at INFO instead of DEBUG.
+    pub policy_info_logging: bool,
 }
 
 impl Settings {
@@ -58,6 +60,7 @@ impl Settings {
             session_streams_max: usize::from(worker.session_streams_max),
             session_idle_timeout: worker.session_idle_timeout,
             response_baggage: worker.response_baggage,
+            policy_info_logging: worker.policy_info_logging,
         }
     }
 }

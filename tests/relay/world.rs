@@ -173,6 +173,7 @@ fn settings() -> Settings {
         session_streams_max: 100,
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: true,
+        policy_info_logging: false,
     }
 }
 

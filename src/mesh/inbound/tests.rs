@@ -237,7 +237,7 @@ fn captured_ports_are_never_delivered_to() {
 }
 
 #[test]
-fn the_service_of_a_connection_is_the_one_named_else_the_first_that_leads_to_the_port() {
+fn the_service_of_a_connection_is_the_one_named_else_the_only_one_that_leads_to_the_port() {
     let own = behind(behind(pod("server", LOCAL), "web", &[(81, 9090)]), "other", &[]);
     let other = Service {
         ports: PortMap::default(),
@@ -254,4 +254,15 @@ fn the_service_of_a_connection_is_the_one_named_else_the_first_that_leads_to_the
     assert_eq!(name(8080, None).as_deref(), Some("web"));
     assert_eq!(name(9090, Some("nobody.shop")).as_deref(), Some("web"));
     assert_eq!(name(1, None), None);
+}
+
+#[test]
+fn a_connection_that_several_services_lead_to_names_none() {
+    let own = behind(behind(pod("server", LOCAL), "web", &[]), "other", &[]);
+    let services = vec![service("web", "10.96.0.1"), service("other", "10.96.0.2")];
+    let snapshot = mesh(vec![own], services, vec![]);
+    let own = snapshot.workload("c1//Pod/shop/server").expect("there");
+    assert!(snapshot.inbound_service(own, 8080, None, None).is_none());
+    let named = snapshot.inbound_service(own, 8080, Some("web.shop"), None);
+    assert_eq!(named.map(|service| &*service.name), Some("web"));
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::namespace::Namespace;
-use crate::{Result, RigError};
+use crate::{PATIENCE, Result, RigError};
 
 /// A future handed over by a test has to end within this time.
 const TASK_LIMIT: Duration = Duration::from_secs(180);
@@ -83,10 +83,15 @@ impl Applications {
         let listener = listener.unwrap_or_else(|error| panic!("listening on port {port}: {error}"));
         let log = Arc::new(Mutex::new(ServerLog::default()));
         let recorded = Arc::clone(&log);
+        let (closing, closed) = mpsc::sync_channel(0);
+        let open = OpenListener {
+            listener,
+            _closing: closing,
+        };
         let task = self.spawn(async move {
             // Accepting fails only for want of descriptors; a connection lost before accept is not ours to report.
             loop {
-                let Ok((stream, peer)) = listener.accept().await else {
+                let Ok((stream, peer)) = open.listener.accept().await else {
                     continue;
                 };
                 let peer = unmapped(peer);
@@ -99,7 +104,7 @@ impl Applications {
                 });
             }
         });
-        Server { log, task }
+        Server { log, task, closed }
     }
 }
 
@@ -122,10 +127,17 @@ fn lock(log: &Mutex<ServerLog>) -> std::sync::MutexGuard<'_, ServerLog> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A listener that tells when it was closed: fields are dropped in this order.
+struct OpenListener {
+    listener: TcpListener,
+    _closing: mpsc::SyncSender<()>,
+}
+
 /// A running server; its port is free again when dropped.
 pub struct Server {
     log: Arc<Mutex<ServerLog>>,
     task: JoinHandle<()>,
+    closed: mpsc::Receiver<()>,
 }
 
 impl Server {
@@ -151,11 +163,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        // The listener is closed by the pod's thread, within a turn of its loop.
-        let deadline = Instant::now() + Duration::from_secs(1);
-        while !self.task.is_finished() && Instant::now() < deadline {
-            thread::sleep(Duration::from_micros(200));
-        }
+        // The task ends on its own thread: until then the port is taken.
+        let _ = self.closed.recv_timeout(PATIENCE);
     }
 }
 

@@ -89,6 +89,8 @@ impl Applications {
             _closing: closing,
         };
         let task = self.spawn(async move {
+            // The whole of it: by itself, a block takes only the fields that it uses.
+            let open = open;
             // Accepting fails only for want of descriptors; a connection lost before accept is not ours to report.
             loop {
                 let Ok((stream, peer)) = open.listener.accept().await else {

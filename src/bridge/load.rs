@@ -47,11 +47,6 @@ impl LoadTable {
     /// Counts a connection for a worker until the share is dropped.
     pub fn share(&self, worker: usize) -> LoadShare {
         self.add_connection(worker);
-        self.adopt_share(worker)
-    }
-
-    /// A share that was counted already, by the worker that handed the connection over.
-    pub fn adopt_share(&self, worker: usize) -> LoadShare {
         LoadShare {
             table: self.clone(),
             worker,

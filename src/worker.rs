@@ -33,7 +33,7 @@ use std::thread::JoinHandle;
 
 use self::core::Core;
 use self::settings::Settings;
-use self::turn::run;
+use self::turn::Worker;
 use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
@@ -132,7 +132,8 @@ fn work<D: Driver + 'static>(
     let (worker, demands) = (setup.index, setup.demands.clone());
     let executor = Executor::default();
     let core = Core::new(setup, driver, peers.into(), executor.spawner());
-    let error = run(core, &executor, &inbox).err().map(|error| error.to_string());
+    let ended = Worker::new(core, executor, inbox).run();
+    let error = ended.err().map(|error| error.to_string());
     // Control is gone only when the process is about to be.
     demands.send(Demand::Ended { worker, error });
 }

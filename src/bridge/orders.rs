@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use super::load::LoadShare;
 use crate::identity::Identity;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Counters, InUse, Wake};
 use crate::sys::netns::Namespace;
 use crate::tls::CertifiedIdentity;
@@ -72,11 +72,11 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct PodListeners {
     /// 15001
-    pub outbound: OwnedFd,
+    pub outbound: Descriptor,
     /// 15006
-    pub inbound_plaintext: OwnedFd,
+    pub inbound_plaintext: Descriptor,
     /// 15008
-    pub inbound_hbone: OwnedFd,
+    pub inbound_hbone: Descriptor,
 }
 
 /// Which journey a captured connection takes.
@@ -110,7 +110,7 @@ pub enum Order {
     HandOver {
         pod: PodUid,
         capture: Capture,
-        fd: OwnedFd,
+        fd: Descriptor,
         peer: SocketAddr,
         share: LoadShare,
     },

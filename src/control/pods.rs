@@ -68,9 +68,9 @@ impl Pods for WorkerPods {
             preserve_source: inbound_hbone.transparent && inbound_plaintext.transparent,
         });
         let listeners = PodListeners {
-            outbound: outbound.fd,
-            inbound_plaintext: inbound_plaintext.fd,
-            inbound_hbone: inbound_hbone.fd,
+            outbound: outbound.fd.into(),
+            inbound_plaintext: inbound_plaintext.fd.into(),
+            inbound_hbone: inbound_hbone.fd.into(),
         };
         let workers = self.orders.workers();
         let home = home_worker(uid, workers);

@@ -1,5 +1,6 @@
 //! The interface between the proxy and the kernel: sockets by handle, operations that own their buffers, and
-//! events. Implemented by `sys::uring` and `sys::epoll`; one contract test list (tests/contract) runs on all.
+//! events. Implemented by `sys::uring`, `sys::epoll` and, for tests, `sys::sim`; one contract test list
+//! (tests/contract) runs on all.
 //!
 //! Runs on a worker thread; a driver and everything it hands out belongs to one thread.
 //!
@@ -16,11 +17,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::buffer::{Payload, RecvBuffer};
+use super::descriptor::Descriptor;
 
 /// A socket registered with a driver. Stale handles are detected by generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +42,7 @@ pub enum Event {
     Accepted {
         owner: Owner,
         listener: SocketId,
-        fd: OwnedFd,
+        fd: Descriptor,
         peer: SocketAddr,
     },
     /// Accepting failed in a way that needs a pause (no descriptors, no memory). The driver stopped accepting
@@ -134,13 +135,13 @@ pub trait Wake: Send + Sync {
 }
 
 pub trait Driver: Sized {
-    /// `"uring"`, `"epoll"`.
+    /// `"uring"`, `"epoll"`, `"sim"`.
     fn name(&self) -> &'static str;
 
     fn waker(&self) -> Arc<dyn Wake>;
 
     /// Registers an existing socket (accepted, or passed by another thread). Makes it non-blocking.
-    fn adopt(&mut self, fd: OwnedFd, owner: Owner) -> io::Result<SocketId>;
+    fn adopt(&mut self, fd: Descriptor, owner: Owner) -> io::Result<SocketId>;
 
     /// Creates a TCP socket of `family_of`'s family and registers it.
     fn open(&mut self, spec: &SocketSpec, family_of: IpAddr, owner: Owner) -> io::Result<SocketId>;
@@ -167,8 +168,10 @@ pub trait Driver: Sized {
     /// Takes back every operation and closes. No event of this socket follows.
     fn close(&mut self, socket: SocketId, how: Close);
 
-    /// For `getsockopt` and the like (original destination, addresses). `None` when the handle is stale.
-    fn descriptor(&self, socket: SocketId) -> Option<BorrowedFd<'_>>;
+    fn local_address(&self, socket: SocketId) -> io::Result<SocketAddr>;
+
+    /// As `socket::original_destination`.
+    fn original_destination(&self, socket: SocketId) -> io::Result<SocketAddr>;
 
     /// Submits what is queued, then waits for events up to `timeout` (`None`: for ever; zero: does not wait)
     /// and appends them. Returns early when anything is ready. Bounded work: at most `limits::EVENTS_TURN_MAX`

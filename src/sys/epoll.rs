@@ -18,7 +18,6 @@ mod turn;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use self::calls::Epoll;
 use self::pools::Pools;
 use self::table::{Receive, Role, Sending, Socket, Table, Watch};
 use super::buffer::Payload;
+use super::descriptor::Descriptor;
 use super::driver::{
     Close, Counters, Driver, Event, InUse, Owner, ReceiveMode, SendStatus, SocketId, SocketSpec, Wake,
 };
@@ -129,7 +129,8 @@ impl Driver for EpollDriver {
         self.wakeup.waker()
     }
 
-    fn adopt(&mut self, fd: OwnedFd, owner: Owner) -> io::Result<SocketId> {
+    fn adopt(&mut self, fd: Descriptor, owner: Owner) -> io::Result<SocketId> {
+        let fd = fd.into_fd()?;
         SockRef::from(&fd).set_nonblocking(true)?;
         let id = self.table.insert(Socket::new(fd, owner, Role::Connected));
         let socket = self.table.get_mut(id).expect("invariant: just inserted");
@@ -264,8 +265,12 @@ impl Driver for EpollDriver {
         }
     }
 
-    fn descriptor(&self, socket: SocketId) -> Option<BorrowedFd<'_>> {
-        self.table.get(socket).map(Socket::fd)
+    fn local_address(&self, socket: SocketId) -> io::Result<SocketAddr> {
+        socket::local_address(self.table.get(socket).ok_or_else(not_connected)?.fd())
+    }
+
+    fn original_destination(&self, socket: SocketId) -> io::Result<SocketAddr> {
+        socket::original_destination(self.table.get(socket).ok_or_else(not_connected)?.fd())
     }
 
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {

@@ -46,6 +46,21 @@ impl Namespace {
         Self::from_fd(File::open(path)?.into())
     }
 
+    /// Stands for a host of the simulated network. Nothing can be run inside.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    #[cfg(feature = "sim")]
+    pub fn simulated(host: super::sim::HostId) -> io::Result<Self> {
+        Ok(Self {
+            fd: File::open("/dev/null")?.into(),
+            id: NamespaceId {
+                device: u64::MAX,
+                inode: host.0.into(),
+            },
+        })
+    }
+
     /// The namespace in which the calling thread is now.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))

@@ -24,7 +24,7 @@ mod slots;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ pub use self::ring::{RingError, Step};
 use self::sending::{Direct, Frame, Sending};
 use self::slots::{Key, Slots};
 use super::buffer::Payload;
+use super::descriptor::Descriptor;
 use super::driver::{
     Close, Counters, Driver, Event, InUse, Owner, ReceiveMode, SendStatus, SocketId, SocketSpec, Wake,
 };
@@ -289,7 +290,8 @@ impl Driver for UringDriver {
         self.wakeup.waker()
     }
 
-    fn adopt(&mut self, fd: OwnedFd, owner: Owner) -> io::Result<SocketId> {
+    fn adopt(&mut self, fd: Descriptor, owner: Owner) -> io::Result<SocketId> {
+        let fd = fd.into_fd()?;
         let on: libc::c_int = 1;
         // SAFETY: reads an int from `on`.
         let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONBIO, &raw const on) };
@@ -315,7 +317,7 @@ impl Driver for UringDriver {
 
     fn open(&mut self, spec: &SocketSpec, family_of: IpAddr, owner: Owner) -> io::Result<SocketId> {
         let fd = socket::open(spec, family_of)?;
-        self.adopt(fd, owner)
+        self.adopt(fd.into(), owner)
     }
 
     fn set_owner(&mut self, socket: SocketId, owner: Owner) {
@@ -393,8 +395,20 @@ impl Driver for UringDriver {
         self.close_socket(socket.key(), how);
     }
 
-    fn descriptor(&self, socket: SocketId) -> Option<BorrowedFd<'_>> {
-        self.sockets.get(socket.key()).map(|socket| socket.fd.as_fd())
+    fn local_address(&self, socket: SocketId) -> io::Result<SocketAddr> {
+        let entry = self
+            .sockets
+            .get(socket.key())
+            .ok_or(io::ErrorKind::NotConnected)?;
+        socket::local_address(entry.fd.as_fd())
+    }
+
+    fn original_destination(&self, socket: SocketId) -> io::Result<SocketAddr> {
+        let entry = self
+            .sockets
+            .get(socket.key())
+            .ok_or(io::ErrorKind::NotConnected)?;
+        socket::original_destination(entry.fd.as_fd())
     }
 
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {

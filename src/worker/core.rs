@@ -35,7 +35,6 @@ use crate::runtime::slab::{Key, Slab};
 use crate::runtime::tasks::Spawner;
 use crate::runtime::timer::Wheel;
 use crate::sys::driver::{Driver, Event, Received, SocketId};
-use crate::sys::socket;
 
 /// What a task waits for on one of its sockets or timers.
 #[derive(Default)]
@@ -349,15 +348,11 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Where the application wanted to go before it was redirected here.
     pub fn original_destination(&self, id: SocketId) -> Option<SocketAddr> {
-        self.driver
-            .descriptor(id)
-            .and_then(|fd| socket::original_destination(fd).ok())
+        self.driver.original_destination(id).ok()
     }
 
     pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
-        self.driver
-            .descriptor(id)
-            .and_then(|fd| socket::local_address(fd).ok())
+        self.driver.local_address(id).ok()
     }
 
     /// Connections that this worker serves now.

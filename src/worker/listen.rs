@@ -1,7 +1,6 @@
 //! Accepting captured connections and giving each to the worker that serves it.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use super::pods::PodState;
 use crate::bridge::load::LoadShare;
 use crate::bridge::orders::{Capture, Order};
 use crate::runtime::slab::Key;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Driver, Event, SocketId};
 
 pub struct Listener {
@@ -23,7 +23,7 @@ pub struct Listener {
 pub struct Captured {
     pub pod: Rc<PodState>,
     pub capture: Capture,
-    pub fd: OwnedFd,
+    pub fd: Descriptor,
     pub peer: SocketAddr,
     pub share: LoadShare,
 }
@@ -50,7 +50,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    fn accepted(&mut self, key: Key<Listener>, fd: OwnedFd, peer: SocketAddr) {
+    fn accepted(&mut self, key: Key<Listener>, fd: Descriptor, peer: SocketAddr) {
         let Some(listener) = self.listeners.get(key) else {
             return;
         };

@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,8 +18,8 @@ use super::owner::Owned;
 use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
 use crate::runtime::slab::{Key, Slab};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Close, Driver};
-use crate::sys::socket;
 
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
@@ -263,7 +262,7 @@ impl<D: Driver + 'static> Core<D> {
         &mut self,
         pod: &Rc<PodState>,
         capture: Capture,
-        fd: std::os::fd::OwnedFd,
+        fd: Descriptor,
     ) -> Option<Key<Listener>> {
         let key = self.listeners.insert(Listener {
             socket: None,
@@ -273,8 +272,8 @@ impl<D: Driver + 'static> Core<D> {
         // Accepted connections inherit the options of their listener. Tunnels keep the kernel's: peers have
         // PINGs to find out who is there.
         match capture {
-            Capture::Outbound => socket::set_options(fd.as_fd(), &self.settings.local_options()),
-            Capture::InboundPlaintext => socket::set_options(fd.as_fd(), &self.settings.socket_options),
+            Capture::Outbound => fd.set_options(&self.settings.local_options()),
+            Capture::InboundPlaintext => fd.set_options(&self.settings.socket_options),
             Capture::InboundHbone => {}
         }
         match self.driver.adopt(fd, Owned::Listener(key).to_owner()) {

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -18,6 +17,7 @@ use super::owner::Owned;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Spawner;
 use crate::sys::buffer::Payload;
+use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Close, Driver, ReceiveMode, Received, SendStatus, SocketId, SocketSpec};
 
 /// A worker as its tasks see it.
@@ -139,7 +139,7 @@ pub struct Socket<D: Driver + 'static> {
 
 impl<D: Driver + 'static> Socket<D> {
     /// Takes over an accepted connection.
-    pub fn adopt(shell: &Shell<D>, fd: OwnedFd) -> io::Result<Self> {
+    pub fn adopt(shell: &Shell<D>, fd: Descriptor) -> io::Result<Self> {
         Self::make(shell, |core, owner| core.driver.adopt(fd, owner))
     }
 

@@ -1,4 +1,5 @@
-//! A worker's loop: one turn after the other until it is told to end and everything has ended.
+//! A worker's loop: one turn after the other until it is told to end and everything has ended. Who runs the turns,
+//! a thread of its own or the simulation, makes no difference to what happens in them.
 
 use std::io;
 use std::time::Duration;
@@ -15,28 +16,64 @@ use crate::limits;
 use crate::runtime::tasks::Executor;
 use crate::sys::driver::Driver;
 
-/// Runs turns until a drain is over.
-pub fn run<D: Driver + 'static>(core: Core<D>, executor: &Executor, inbox: &Inbox) -> io::Result<()> {
-    let shell = Shell::new(core, executor.spawner());
-    let mut has_tasks = false;
-    loop {
-        let woken = shell.with(|core| core.poll(has_tasks))?;
-        if woken {
-            shell.with(|core| core.carry_out(inbox));
+/// A worker that is ready to run: its data, its tasks, its orders.
+pub struct Worker<D: Driver + 'static> {
+    shell: Shell<D>,
+    executor: Executor,
+    inbox: Inbox,
+    has_tasks: bool,
+}
+
+/// Whether a worker goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// `busy`: there is work that waits for nothing, so the next turn does not sleep.
+    Goes { busy: bool },
+    /// Its drain is over.
+    Over,
+}
+
+impl<D: Driver + 'static> Worker<D> {
+    pub fn new(core: Core<D>, executor: Executor, inbox: Inbox) -> Self {
+        Self {
+            shell: Shell::new(core, executor.spawner()),
+            executor,
+            inbox,
+            has_tasks: false,
         }
-        start_journeys(&shell);
-        has_tasks = run_tasks(executor);
+    }
+
+    /// Runs turns until a drain is over.
+    pub fn run(&mut self) -> io::Result<()> {
+        while self.turn()? != Life::Over {}
+        Ok(())
+    }
+
+    pub fn turn(&mut self) -> io::Result<Life> {
+        let woken = self.shell.with(|core| core.poll(self.has_tasks))?;
+        if woken {
+            self.shell.with(|core| core.carry_out(&self.inbox));
+        }
+        start_journeys(&self.shell);
+        let mut has_tasks = run_tasks(&self.executor);
         // What a task gave to a session that already has a request for another task starts in the next turn.
-        has_tasks |= shell.with(|core| {
+        has_tasks |= self.shell.with(|core| {
             core.flush();
             core.answer_reports();
             !core.captured.is_empty() || !core.requests.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
-        has_tasks |= executor.has_woken();
-        if shell.with(|core| core.is_drained()) {
-            return Ok(());
-        }
+        has_tasks |= self.executor.has_woken();
+        self.has_tasks = has_tasks;
+        Ok(match self.shell.with(|core| core.is_drained()) {
+            true => Life::Over,
+            false => Life::Goes { busy: has_tasks },
+        })
+    }
+
+    /// Looks at the worker's data between turns.
+    pub fn look<R>(&self, look: impl FnOnce(&mut Core<D>) -> R) -> R {
+        self.shell.with(look)
     }
 }
 

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
+use uztunnel::sys::descriptor::Descriptor;
 use uztunnel::sys::driver::{Close, Driver, Event, Owner, SocketId};
 
 use crate::rig::{OWNER, PATIENCE, Rig};
 
-fn next_accepted<D: Driver>(rig: &mut Rig<D>, of: SocketId) -> (Owner, OwnedFd, SocketAddr) {
+fn next_accepted<D: Driver>(rig: &mut Rig<D>, of: SocketId) -> (Owner, Descriptor, SocketAddr) {
     rig.next("accepted connection", |event| match event {
         Event::Accepted {
             owner,
@@ -29,7 +30,11 @@ pub fn a_connection_is_accepted_with_its_peer_and_not_registered<D: Driver>(make
     assert_eq!(owner, OWNER);
     assert_eq!(peer, client.local_addr().expect("address"));
     assert_eq!(rig.driver.in_use().sockets, 1, "the listener alone");
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).expect("fdinfo");
+    let info = std::fs::read_to_string(format!(
+        "/proc/self/fdinfo/{}",
+        fd.as_fd().expect("a socket of the kernel").as_raw_fd()
+    ))
+    .expect("fdinfo");
     let flags = info
         .lines()
         .find_map(|line| line.strip_prefix("flags:"))

@@ -24,7 +24,8 @@ pub fn a_stale_handle_does_nothing_and_never_reaches_the_next_socket<D: Driver>(
     rig.driver.listen(stale);
     rig.driver
         .connect(stale, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
-    assert!(rig.driver.descriptor(stale).is_none());
+    assert!(rig.driver.local_address(stale).is_err());
+    assert!(rig.driver.original_destination(stale).is_err());
     let error = rig.driver.shutdown_send(stale).expect_err("stale");
     assert_eq!(error.kind(), io::ErrorKind::NotConnected);
     let payload = Payload::whole(b"nobody's".to_vec());

@@ -17,6 +17,7 @@ use uztunnel::mesh::{
     Builder, LocalState, Locale, NamespacedHostname, NetworkAddress, Service, TunnelProtocol, Workload,
 };
 use uztunnel::runtime::tasks::Executor;
+use uztunnel::sys::descriptor::Descriptor;
 use uztunnel::sys::driver::Driver;
 use uztunnel::sys::epoll::EpollDriver;
 use uztunnel::sys::netns::Namespace;
@@ -28,7 +29,7 @@ use uztunnel::tls::handshake::RecordMode;
 use uztunnel::worker::Setup;
 use uztunnel::worker::core::Core;
 use uztunnel::worker::settings::Settings;
-use uztunnel::worker::turn;
+use uztunnel::worker::turn::Worker;
 use uztunnel_rig::namespace;
 
 use crate::counting::{self, Counter};
@@ -298,7 +299,7 @@ fn work<D: Driver + 'static>(
         .expect("the starter waits");
     let executor = Executor::default();
     let core = Core::new(setup, driver, Arc::new([handle]), executor.spawner());
-    turn::run(core, &executor, &inbox)
+    Worker::new(core, executor, inbox).run()
 }
 
 /// Only the client's pod has applications that call, so only its outbound port is one that they use.
@@ -313,7 +314,7 @@ fn listeners(ip: Ipv4Addr) -> PodListeners {
             transparent: Some(false),
             backlog: limits::LISTEN_BACKLOG,
         });
-        listening.expect("the port is free").fd
+        Descriptor::from(listening.expect("the port is free").fd)
     };
     PodListeners {
         outbound: match ip {

@@ -107,7 +107,7 @@ impl EpollDriver {
                 Ok((fd, peer)) => events.push(Event::Accepted {
                     owner: entry.owner,
                     listener: id,
-                    fd,
+                    fd: fd.into(),
                     peer,
                 }),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -122,7 +122,7 @@ impl UringDriver {
             events.push(Event::Accepted {
                 owner: listener.owner,
                 listener: key.socket_id(),
-                fd,
+                fd: fd.into(),
                 peer,
             });
         }

@@ -51,7 +51,7 @@ pub fn probe(mask: Option<FeatureSet>, release: Option<KernelRelease>) -> Result
 fn exercise(mut driver: UringDriver) -> Result<(), RingError> {
     let (ours, theirs) = UnixStream::pair().map_err(|error| Step::Receive.failed(error))?;
     let mut adopt = |fd: OwnedFd| {
-        let adopted = driver.adopt(fd, Owner(0));
+        let adopted = driver.adopt(fd.into(), Owner(0));
         adopted.map_err(|error| Step::Receive.failed(error))
     };
     let sender = adopt(ours.into())?;
@@ -123,7 +123,9 @@ fn accept(driver: &mut UringDriver) -> Result<(), RingError> {
     listener.bind(&unnamed).map_err(failed)?;
     listener.listen(2).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let listener = driver.adopt(listener.into(), Owner(0)).map_err(failed)?;
+    let listener = driver
+        .adopt(OwnedFd::from(listener).into(), Owner(0))
+        .map_err(failed)?;
     driver.listen(listener);
     for _ in 0..2 {
         let client = socket(Type::STREAM)?;

@@ -1,6 +1,7 @@
 //! What the contract list cannot see: blocks, classes, bounds and the number of enters.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::*;
@@ -16,7 +17,9 @@ fn driver(set: FeatureSet) -> UringDriver {
 fn pair(driver: &mut UringDriver) -> (SocketId, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     theirs.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let id = driver.adopt(ours.into(), Owner(0)).expect("adopted");
+    let id = driver
+        .adopt(OwnedFd::from(ours).into(), Owner(0))
+        .expect("adopted");
     (id, theirs)
 }
 

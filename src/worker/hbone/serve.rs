@@ -17,7 +17,6 @@ use crate::worker::pods::{Counted, CountedHandshake};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
 use crate::worker::workload::own_workload;
-use std::os::fd::AsFd;
 
 /// A CONNECT that waits for its journey to start.
 pub struct Request {
@@ -33,7 +32,7 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     let peer = captured.peer;
     let (now, local) = (
         shell.with(|core| core.now),
-        crate::sys::socket::local_address(captured.fd.as_fd()).unwrap_or(peer),
+        captured.fd.local_address().unwrap_or(peer),
     );
     let pod = captured.pod.clone();
     let established = pod.while_present(establish(&shell, captured)).await;

@@ -1,0 +1,201 @@
+//! One end of a simulated stream, or a simulated listener: what a file descriptor is to the kernel.
+//!
+//! Calls never wait. Dropping it closes it as `close(2)` does.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::network::{Network, Phase, State, Token, Watcher};
+use crate::sys::driver::Close;
+
+pub struct Endpoint {
+    network: Network,
+    index: u32,
+}
+
+impl Endpoint {
+    pub(super) fn new(network: Network, index: u32) -> Self {
+        Self { network, index }
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State, u32) -> R) -> R {
+        let result = change(&mut self.network.lock(), self.index);
+        self.network.changed();
+        result
+    }
+
+    /// The same for the whole life of the network.
+    pub fn number(&self) -> u32 {
+        self.index
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        Ok(self.network.lock().node(self.index).local)
+    }
+
+    pub fn peer_address(&self) -> SocketAddr {
+        self.network.lock().node(self.index).peer
+    }
+
+    /// Where a redirected connection was going.
+    pub fn original_destination(&self) -> SocketAddr {
+        self.network.lock().node(self.index).original
+    }
+
+    /// The watcher is told, by `token`, when the endpoint may have something to do: now for the first time.
+    pub fn watch(&self, watcher: Watcher, token: Token) {
+        self.change(|state, index| state.watch(index, Some((watcher, token))));
+    }
+
+    pub fn connect(&self, peer: SocketAddr) {
+        self.change(|state, index| state.start_connect(index, peer));
+    }
+
+    /// How the connect ended, once; `None` while it is under way.
+    pub fn take_connected(&self) -> Option<io::Result<()>> {
+        self.change(|state, index| {
+            let node = state.node(index);
+            let Phase::Connecting { outcome } = &mut node.phase else {
+                return None;
+            };
+            let outcome = outcome.take()?;
+            if outcome.is_ok() {
+                node.phase = Phase::Stream;
+                state.tell(index);
+            }
+            Some(outcome.map_err(io::Error::from_raw_os_error))
+        })
+    }
+
+    /// # Errors
+    /// `WouldBlock` when nobody waits.
+    pub fn accept(&self) -> io::Result<(Endpoint, SocketAddr)> {
+        let accepted = self.change(|state, index| {
+            let Phase::Listening { queue, .. } = &mut state.node(index).phase else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            queue
+                .pop_front()
+                .ok_or(io::Error::from(io::ErrorKind::WouldBlock))
+        })?;
+        let endpoint = Endpoint::new(self.network.clone(), accepted);
+        let peer = endpoint.peer_address();
+        Ok((endpoint, peer))
+    }
+
+    /// Bytes that wait to be read.
+    pub fn readable_bytes(&self) -> usize {
+        self.network.lock().node(self.index).inbox.len()
+    }
+
+    /// Whether a read has something to say: bytes, the end, or an error.
+    pub fn is_readable(&self) -> bool {
+        let mut state = self.network.lock();
+        let node = state.node(self.index);
+        !node.inbox.is_empty() || node.fin_arrived || node.broken.is_some()
+    }
+
+    /// Bytes that a write would take now.
+    pub fn room(&self) -> usize {
+        self.network.lock().room(self.index)
+    }
+
+    /// Whether a write has something to say.
+    pub fn is_writable(&self) -> bool {
+        let mut state = self.network.lock();
+        let room = state.room(self.index) > 0;
+        let node = state.node(self.index);
+        room || node.broken.is_some()
+    }
+
+    /// 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock`; a reset.
+    pub fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        self.change(|state, index| {
+            let node = state.node(index);
+            if matches!(node.phase, Phase::Fresh | Phase::Connecting { .. }) {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            let n = into.len().min(node.inbox.len());
+            if n > 0 {
+                let (front, back) = node.inbox.as_slices();
+                let first = n.min(front.len());
+                into[..first].copy_from_slice(&front[..first]);
+                into[first..n].copy_from_slice(&back[..n - first]);
+                node.inbox.drain(..n);
+                state.was_read(index, n);
+                return Ok(n);
+            }
+            // What arrived before a reset is read first; the error then comes once, as the kernel's does.
+            if let Some(errno) = node.broken {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            match node.fin_arrived {
+                true => Ok(0),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        })
+    }
+
+    /// Takes as much as there is room for.
+    ///
+    /// # Errors
+    /// `WouldBlock`; a reset; the sending side was shut down.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.change(|state, index| {
+            let room = state.room(index);
+            let node = state.node(index);
+            if node.phase != Phase::Stream {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            if let Some(errno) = node.broken {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            if node.fin_sent {
+                return Err(io::Error::from_raw_os_error(libc::EPIPE));
+            }
+            if room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let n = room.min(bytes.len());
+            state.send(index, &bytes[..n]);
+            Ok(n)
+        })
+    }
+
+    /// # Errors
+    /// The stream is broken, or there is none.
+    pub fn shutdown_send(&self) -> io::Result<()> {
+        self.change(|state, index| {
+            let node = state.node(index);
+            if node.phase != Phase::Stream || node.broken.is_some() {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            state.end(index);
+            Ok(())
+        })
+    }
+
+    pub fn close(self, how: Close) {
+        self.change(|state, index| state.close(index, how == Close::Reset));
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.change(|state, index| state.close(index, false));
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({})", self.index)
+    }
+}

@@ -1,0 +1,739 @@
+//! The simulated network: hosts, listeners, and streams with finite buffers, a latency and a bandwidth each, in
+//! virtual time.
+//!
+//! One lock around everything, so that an endpoint can be handed from worker to worker like a descriptor, and so
+//! that the contract tests may use threads. In a simulation there is one thread and the lock is never contended.
+//! Invariant: what happens depends on the seed and on the order of calls alone.
+//!
+//! A stream behaves as Linux's TCP does where a proxy can tell: bytes arrive in order; a FIN comes behind them; a
+//! reset overtakes nothing that arrived before it; closing with unread bytes resets; writing to a peer that has
+//! closed is answered by a reset; a full accept queue drops the SYN, which is sent again.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::endpoint::Endpoint;
+use super::faults::{Fault, Rates, Struck};
+use super::trace::Trace;
+
+/// A host: a pod, or something outside of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostId(pub u32);
+
+/// Where the redirection of a mesh's pod leads.
+const OUTBOUND: u16 = 15001;
+const INBOUND_PLAINTEXT: u16 = 15006;
+const INBOUND_HBONE: u16 = 15008;
+
+/// A SYN that met a full queue is sent again after this time.
+const SYN_AGAIN: Duration = Duration::from_secs(1);
+
+const EPHEMERAL_FIRST: u16 = 32_768;
+
+/// What streams are like: ranges to draw from, both ends included.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Bytes that a stream holds in one direction, sent and not read.
+    pub buffer_bytes: (usize, usize),
+    pub latency_us: (u64, u64),
+    /// Bytes a second; `None`: unlimited.
+    pub bandwidth: Option<(u64, u64)>,
+    /// Whether reads and writes take less than they could.
+    pub short: bool,
+    pub rates: Rates,
+}
+
+impl Shape {
+    /// As loopback is: nothing takes time, nothing fails.
+    pub fn instant() -> Self {
+        Self {
+            buffer_bytes: (256 * 1024, 256 * 1024),
+            latency_us: (0, 0),
+            bandwidth: None,
+            short: false,
+            rates: Rates::default(),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Network(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Whom the network tells that an endpoint may have something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watcher(pub(super) usize);
+
+/// The watchers are told of an endpoint by this word.
+pub type Token = u64;
+
+pub(super) struct State {
+    pub now: Duration,
+    pub random: fastrand::Rng,
+    pub shape: Shape,
+    pub struck: Struck,
+    pub trace: Trace,
+    pub findings: Vec<String>,
+    pub nodes: Vec<Node>,
+    hosts: Vec<Host>,
+    listeners: BTreeMap<(HostId, u16), u32>,
+    happenings: BinaryHeap<Reverse<Scheduled>>,
+    sequence: u64,
+    ready: Vec<Vec<(u32, Token)>>,
+    spare: Vec<Vec<u8>>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Scheduled {
+    at: Duration,
+    sequence: u64,
+    what: Happening,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    /// A connect reaches its destination.
+    Syn {
+        from: u32,
+    },
+    /// A connect's answer is back; `refused`, or made with this node.
+    SynAnswer {
+        to: u32,
+        refused: bool,
+    },
+    Bytes {
+        to: u32,
+        bytes: Vec<u8>,
+    },
+    Fin {
+        to: u32,
+    },
+    Reset {
+        to: u32,
+    },
+}
+
+struct Host {
+    addresses: Vec<IpAddr>,
+    /// Its unmarked connections are redirected to the proxy, and so are those of others to it.
+    captured: bool,
+    next_port: u16,
+}
+
+/// One end of a stream, or a listener. Never removed, so that an index means one thing for ever.
+pub(super) struct Node {
+    pub host: HostId,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    /// Where a redirected connection was going.
+    pub original: SocketAddr,
+    pub marked: bool,
+    pub phase: Phase,
+    pub other: Option<u32>,
+    /// Arrived, not read.
+    pub inbox: VecDeque<u8>,
+    /// Sent by this end and not read by the other.
+    pub unread: usize,
+    pub buffer_bytes: usize,
+    latency: Duration,
+    bandwidth: Option<u64>,
+    /// When what was sent last will have left, and when it will have arrived.
+    sent_at: Duration,
+    arrives_at: Duration,
+    pub fin_sent: bool,
+    pub fin_arrived: bool,
+    /// The end or an error was told to the reader.
+    pub broken: Option<i32>,
+    pub closed: bool,
+    watcher: Option<(Watcher, Token)>,
+    listed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Fresh,
+    Connecting { outcome: Option<Result<(), i32>> },
+    Stream,
+    Listening { queue: VecDeque<u32>, queue_max: usize },
+}
+
+impl Node {
+    fn new(host: HostId, local: SocketAddr, phase: Phase) -> Self {
+        Self {
+            host,
+            local,
+            peer: local,
+            original: local,
+            marked: false,
+            phase,
+            other: None,
+            inbox: VecDeque::new(),
+            unread: 0,
+            buffer_bytes: 0,
+            latency: Duration::ZERO,
+            bandwidth: None,
+            sent_at: Duration::ZERO,
+            arrives_at: Duration::ZERO,
+            fin_sent: false,
+            fin_arrived: false,
+            broken: None,
+            closed: false,
+            watcher: None,
+            listed: false,
+        }
+    }
+}
+
+impl Network {
+    pub fn new(seed: u64, shape: Shape) -> Self {
+        let state = State {
+            now: Duration::ZERO,
+            random: fastrand::Rng::with_seed(seed),
+            shape,
+            struck: Struck::default(),
+            trace: Trace::default(),
+            findings: Vec::new(),
+            nodes: Vec::new(),
+            hosts: Vec::new(),
+            listeners: BTreeMap::new(),
+            happenings: BinaryHeap::new(),
+            sequence: 0,
+            ready: Vec::new(),
+            spare: Vec::new(),
+        };
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Tells threads that wait for another thread's doing.
+    pub(super) fn changed(&self) {
+        self.0.changed.notify_all();
+    }
+
+    /// Waits, in real time, for another thread to do something.
+    pub fn wait_for_others(&self, patience: Duration) {
+        let state = self.lock();
+        // Whoever waits looks again anyway, at what it waits for.
+        drop(self.0.changed.wait_timeout(state, patience));
+    }
+
+    /// Virtual time since the network was made.
+    pub fn now(&self) -> Duration {
+        self.lock().now
+    }
+
+    /// When the next thing happens by itself.
+    pub fn next_happening(&self) -> Option<Duration> {
+        self.lock().happenings.peek().map(|Reverse(next)| next.at)
+    }
+
+    /// Moves time on and lets happen what is due until then. Time does not go back.
+    pub fn advance(&self, until: Duration) {
+        let mut state = self.lock();
+        while state
+            .happenings
+            .peek()
+            .is_some_and(|Reverse(next)| next.at <= until)
+        {
+            let Some(Reverse(next)) = state.happenings.pop() else {
+                break;
+            };
+            state.now = state.now.max(next.at);
+            state.happen(next.what);
+        }
+        state.now = state.now.max(until);
+        drop(state);
+        self.changed();
+    }
+
+    pub fn add_host(&self, addresses: &[IpAddr]) -> HostId {
+        let mut state = self.lock();
+        state.hosts.push(Host {
+            addresses: addresses.to_vec(),
+            captured: false,
+            next_port: EPHEMERAL_FIRST,
+        });
+        HostId(state.hosts.len() as u32 - 1)
+    }
+
+    /// Whether connections of and to this host are redirected to its proxy.
+    pub fn set_captured(&self, host: HostId, captured: bool) {
+        self.lock().hosts[host.0 as usize].captured = captured;
+    }
+
+    /// What the address belongs to from now on.
+    pub fn move_address(&self, address: IpAddr, to: HostId) {
+        let mut state = self.lock();
+        for host in &mut state.hosts {
+            host.addresses.retain(|known| *known != address);
+        }
+        state.hosts[to.0 as usize].addresses.push(address);
+    }
+
+    pub fn set_rate(&self, fault: Fault, rate: f64) {
+        self.lock().shape.rates.set(fault, rate);
+    }
+
+    pub fn struck(&self) -> Struck {
+        self.lock().struck
+    }
+
+    /// Somebody else caused a fault.
+    pub fn strike(&self, fault: Fault) {
+        self.lock().strike(fault);
+    }
+
+    /// Something that must never be. The run is over as soon as somebody looks.
+    pub fn report(&self, finding: String) {
+        self.lock().findings.push(finding);
+    }
+
+    pub fn findings(&self) -> Vec<String> {
+        self.lock().findings.clone()
+    }
+
+    pub fn trace<R>(&self, look: impl FnOnce(&mut Trace, Duration) -> R) -> R {
+        let mut state = self.lock();
+        let now = state.now;
+        look(&mut state.trace, now)
+    }
+
+    /// A random number below `bound`, of the network's own.
+    pub fn draw(&self, bound: u64) -> u64 {
+        self.lock().random.u64(..bound)
+    }
+
+    pub fn add_watcher(&self) -> Watcher {
+        let mut state = self.lock();
+        state.ready.push(Vec::new());
+        Watcher(state.ready.len() - 1)
+    }
+
+    pub fn has_ready(&self, watcher: Watcher) -> bool {
+        !self.lock().ready[watcher.0].is_empty()
+    }
+
+    /// Moves the tokens of endpoints that may have something to do to the end of `into`.
+    pub fn take_ready(&self, watcher: Watcher, into: &mut Vec<Token>) {
+        let mut state = self.lock();
+        let State { ready, nodes, .. } = &mut *state;
+        for (index, token) in ready[watcher.0].drain(..) {
+            let node = &mut nodes[index as usize];
+            if node.watcher == Some((watcher, token)) {
+                node.listed = false;
+                into.push(token);
+            }
+        }
+    }
+
+    /// A socket that is not connected yet.
+    pub fn open(&self, host: HostId, marked: bool, bind: Option<IpAddr>, family_of: IpAddr) -> Endpoint {
+        let mut state = self.lock();
+        let local = state.local_address(host, bind, bind.unwrap_or(family_of));
+        let mut node = Node::new(host, local, Phase::Fresh);
+        node.marked = marked;
+        let index = state.add(node);
+        drop(state);
+        Endpoint::new(self.clone(), index)
+    }
+
+    /// # Errors
+    /// The port is taken.
+    pub fn listen(&self, host: HostId, port: u16, queue_max: usize) -> io::Result<Endpoint> {
+        let mut state = self.lock();
+        let local = match port {
+            0 => state.local_address(host, None, IpAddr::from([127, 0, 0, 1])),
+            port => {
+                let ip = state.hosts[host.0 as usize].addresses.first().copied();
+                SocketAddr::new(ip.unwrap_or(IpAddr::from([127, 0, 0, 1])), port)
+            }
+        };
+        if state.listeners.contains_key(&(host, local.port())) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let queue = VecDeque::new();
+        let index = state.add(Node::new(host, local, Phase::Listening { queue, queue_max }));
+        state.listeners.insert((host, local.port()), index);
+        drop(state);
+        Ok(Endpoint::new(self.clone(), index))
+    }
+
+    /// Two connected ends on one host.
+    pub fn pair(&self, host: HostId) -> (Endpoint, Endpoint) {
+        let mut state = self.lock();
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let [a, b] = [(); 2].map(|()| {
+            let local = state.local_address(host, None, loopback);
+            state.add(Node::new(host, local, Phase::Stream))
+        });
+        state.join(a, b);
+        drop(state);
+        (Endpoint::new(self.clone(), a), Endpoint::new(self.clone(), b))
+    }
+}
+
+impl State {
+    fn add(&mut self, node: Node) -> u32 {
+        self.nodes.push(node);
+        u32::try_from(self.nodes.len() - 1).expect("invariant: a simulation ends long before 2^32 sockets")
+    }
+
+    pub fn node(&mut self, index: u32) -> &mut Node {
+        &mut self.nodes[index as usize]
+    }
+
+    pub fn strike(&mut self, fault: Fault) {
+        let struck = self.struck.get(fault) + 1;
+        self.struck.set(fault, struck);
+        self.trace
+            .note(self.now, 0xF0 + fault as u64, 0, 0, || format!("fault: {fault}"));
+    }
+
+    /// Whether the fault strikes now.
+    pub fn chance(&mut self, fault: Fault) -> bool {
+        let rate = self.shape.rates.get(fault);
+        let strikes = rate > 0.0 && self.random.f64() < rate;
+        if strikes {
+            self.strike(fault);
+        }
+        strikes
+    }
+
+    fn local_address(&mut self, host: HostId, bind: Option<IpAddr>, family_of: IpAddr) -> SocketAddr {
+        let host = &mut self.hosts[host.0 as usize];
+        let port = host.next_port;
+        host.next_port = host.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
+        let own = host
+            .addresses
+            .iter()
+            .find(|address| address.is_ipv4() == family_of.is_ipv4());
+        let ip = bind.or(own.copied()).unwrap_or(family_of);
+        SocketAddr::new(ip, port)
+    }
+
+    /// The listener that a connect of this node reaches, if any, and whether its destination was changed.
+    fn route(&self, from: u32) -> Option<u32> {
+        let node = &self.nodes[from as usize];
+        let own = &self.hosts[node.host.0 as usize];
+        let to = node.peer;
+        if own.captured && !node.marked && !to.ip().is_loopback() {
+            return self.listeners.get(&(node.host, OUTBOUND)).copied();
+        }
+        let host = match to.ip().is_loopback() || own.addresses.contains(&to.ip()) {
+            true => node.host,
+            false => self.host_of(to.ip())?,
+        };
+        let redirected =
+            host != node.host && self.hosts[host.0 as usize].captured && to.port() != INBOUND_HBONE;
+        let port = if redirected { INBOUND_PLAINTEXT } else { to.port() };
+        self.listeners.get(&(host, port)).copied()
+    }
+
+    fn host_of(&self, address: IpAddr) -> Option<HostId> {
+        self.hosts
+            .iter()
+            .position(|host| host.addresses.contains(&address))
+            .map(|at| HostId(at as u32))
+    }
+
+    fn schedule(&mut self, at: Duration, what: Happening) {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        self.happenings.push(Reverse(Scheduled { at, sequence, what }));
+    }
+
+    pub fn watch(&mut self, index: u32, watcher: Option<(Watcher, Token)>) {
+        let node = self.node(index);
+        node.watcher = watcher;
+        node.listed = false;
+        self.tell(index);
+    }
+
+    /// The endpoint's watcher shall look at it.
+    pub fn tell(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        if let Some((watcher, token)) = node.watcher
+            && !node.listed
+        {
+            node.listed = true;
+            self.ready[watcher.0].push((index, token));
+        }
+    }
+
+    // ---- connecting ------------------------------------------------------------------------------------
+
+    pub fn start_connect(&mut self, index: u32, peer: SocketAddr) {
+        let latency = self.draw_latency();
+        let node = self.node(index);
+        node.peer = peer;
+        node.original = peer;
+        node.latency = latency;
+        node.phase = Phase::Connecting { outcome: None };
+        let at = self.now + latency;
+        if self.chance(Fault::ConnectUnanswered) {
+            return;
+        }
+        self.happen_at(at, Happening::Syn { from: index });
+    }
+
+    /// At once when it takes no time, so that an instant network needs nobody to move time on.
+    fn happen_at(&mut self, at: Duration, what: Happening) {
+        if self.is_next(at) {
+            self.happen(what);
+        } else {
+            self.schedule(at, what);
+        }
+    }
+
+    /// Whether something that happens at this time happens now, before everything that is scheduled.
+    fn is_next(&self, at: Duration) -> bool {
+        at <= self.now && self.happenings.peek().is_none_or(|Reverse(next)| next.at > at)
+    }
+
+    fn draw_latency(&mut self) -> Duration {
+        let (from, to) = self.shape.latency_us;
+        Duration::from_micros(self.random.u64(from..=to))
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Syn { from } => self.syn(from),
+            Happening::SynAnswer { to, refused } => {
+                let node = self.node(to);
+                if let Phase::Connecting { outcome } = &mut node.phase {
+                    *outcome = Some(match refused {
+                        true => Err(libc::ECONNREFUSED),
+                        false => Ok(()),
+                    });
+                }
+                self.tell(to);
+            }
+            Happening::Bytes { to, bytes } => self.bytes(to, bytes),
+            Happening::Fin { to } => {
+                self.node(to).fin_arrived = true;
+                self.tell(to);
+            }
+            Happening::Reset { to } => self.reset_arrives(to),
+        }
+    }
+
+    fn syn(&mut self, from: u32) {
+        if self.nodes[from as usize].closed {
+            return;
+        }
+        let back = self.now + self.nodes[from as usize].latency;
+        let listener = self.route(from);
+        let Some(listener) = listener.filter(|_| !self.chance(Fault::ConnectRefused)) else {
+            return self.happen_at(
+                back,
+                Happening::SynAnswer {
+                    to: from,
+                    refused: true,
+                },
+            );
+        };
+        let Phase::Listening { queue, queue_max } = &self.nodes[listener as usize].phase else {
+            return;
+        };
+        let is_full = queue.len() >= *queue_max;
+        if is_full {
+            self.strike(Fault::QueueFull);
+        }
+        if is_full || self.chance(Fault::QueueFull) {
+            let again = self.now + SYN_AGAIN;
+            return self.schedule(again, Happening::Syn { from });
+        }
+        let (host, local) = {
+            let node = &self.nodes[listener as usize];
+            (node.host, node.local)
+        };
+        let client = &self.nodes[from as usize];
+        let mut node = Node::new(host, local, Phase::Stream);
+        node.peer = client.local;
+        node.original = client.peer;
+        // A listener that was not redirected to is where the client wanted to go.
+        if client.peer.port() == local.port() {
+            node.local = client.peer;
+        }
+        let accepted = self.add(node);
+        self.join(accepted, from);
+        if let Phase::Listening { queue, .. } = &mut self.node(listener).phase {
+            queue.push_back(accepted);
+        }
+        self.tell(listener);
+        self.happen_at(
+            back,
+            Happening::SynAnswer {
+                to: from,
+                refused: false,
+            },
+        );
+    }
+
+    /// Makes two nodes the ends of one stream.
+    fn join(&mut self, a: u32, b: u32) {
+        let latency = self.nodes[b as usize].latency;
+        let bandwidth = self
+            .shape
+            .bandwidth
+            .map(|(from, to)| self.random.u64(from..=to).max(1));
+        for (one, other) in [(a, b), (b, a)] {
+            let (from, to) = self.shape.buffer_bytes;
+            let buffer_bytes = self.random.usize(from..=to).max(1);
+            let now = self.now;
+            let address = self.nodes[other as usize].local;
+            let node = self.node(one);
+            node.other = Some(other);
+            node.buffer_bytes = buffer_bytes;
+            node.latency = latency;
+            node.bandwidth = bandwidth;
+            node.sent_at = now;
+            node.arrives_at = now;
+            if node.phase == Phase::Stream && node.peer == node.local {
+                node.peer = address;
+            }
+        }
+    }
+
+    // ---- streams ---------------------------------------------------------------------------------------
+
+    /// Bytes that a write of this node would be taken of.
+    pub fn room(&self, index: u32) -> usize {
+        let node = &self.nodes[index as usize];
+        node.buffer_bytes.saturating_sub(node.unread)
+    }
+
+    /// Sends bytes for which there is room.
+    pub fn send(&mut self, index: u32, bytes: &[u8]) {
+        let Some(to) = self.nodes[index as usize].other else {
+            return;
+        };
+        let cut = self
+            .chance(Fault::Reset)
+            .then(|| self.random.usize(..=bytes.len()));
+        let sent = &bytes[..cut.unwrap_or(bytes.len())];
+        let now = self.now;
+        let node = self.node(index);
+        node.unread += sent.len();
+        let takes = match node.bandwidth {
+            Some(rate) => Duration::from_nanos((sent.len() as u64).saturating_mul(1_000_000_000) / rate),
+            None => Duration::ZERO,
+        };
+        node.sent_at = node.sent_at.max(now) + takes;
+        node.arrives_at = node.arrives_at.max(node.sent_at + node.latency);
+        let at = node.arrives_at;
+        if self.is_next(at) {
+            self.nodes[to as usize].inbox.extend(sent);
+            self.tell(to);
+        } else {
+            let mut segment = self.spare.pop().unwrap_or_default();
+            segment.extend_from_slice(sent);
+            self.schedule(at, Happening::Bytes { to, bytes: segment });
+        }
+        if cut.is_some() {
+            self.schedule(at, Happening::Reset { to });
+            let back = self.now + self.nodes[index as usize].latency;
+            self.schedule(back, Happening::Reset { to: index });
+        }
+    }
+
+    fn bytes(&mut self, to: u32, mut bytes: Vec<u8>) {
+        let node = self.node(to);
+        if node.closed || node.broken.is_some() {
+            // Nobody reads here any more: the sender is told.
+            let back = self.now + self.nodes[to as usize].latency;
+            if let Some(from) = self.nodes[to as usize].other
+                && self.nodes[to as usize].closed
+            {
+                self.schedule(back, Happening::Reset { to: from });
+            }
+        } else {
+            node.inbox.extend(&bytes);
+            self.tell(to);
+        }
+        bytes.clear();
+        self.spare.push(bytes);
+    }
+
+    fn reset_arrives(&mut self, to: u32) {
+        let node = self.node(to);
+        if node.closed {
+            return;
+        }
+        node.broken = node.broken.or(Some(libc::ECONNRESET));
+        self.tell(to);
+    }
+
+    /// This end sends nothing more.
+    pub fn end(&mut self, index: u32) {
+        let now = self.now;
+        let node = self.node(index);
+        if std::mem::replace(&mut node.fin_sent, true) {
+            return;
+        }
+        let at = node.arrives_at.max(now + node.latency);
+        node.arrives_at = at;
+        if let Some(to) = node.other {
+            self.happen_at(at, Happening::Fin { to });
+        }
+    }
+
+    /// Gives a node up. `reset`: the other end must see it as a reset.
+    pub fn close(&mut self, index: u32, reset: bool) {
+        let now = self.now;
+        let node = self.node(index);
+        if std::mem::replace(&mut node.closed, true) {
+            return;
+        }
+        node.watcher = None;
+        let (host, port) = (node.host, node.local.port());
+        if let Phase::Listening { queue, .. } = &mut node.phase {
+            let waiting = std::mem::take(queue);
+            self.listeners.remove(&(host, port));
+            for accepted in waiting {
+                self.close(accepted, true);
+            }
+            return;
+        }
+        let resets = reset || !node.inbox.is_empty();
+        node.inbox = VecDeque::new();
+        if !resets {
+            if node.broken.is_none() {
+                self.end(index);
+            }
+            return;
+        }
+        let at = node.arrives_at.max(now + node.latency);
+        if let Some(to) = node.other
+            && node.broken.is_none()
+        {
+            self.happen_at(at, Happening::Reset { to });
+        }
+    }
+
+    /// `n` bytes of this node's inbox were read: the other end may send as many more.
+    pub fn was_read(&mut self, index: u32, n: usize) {
+        if let Some(other) = self.nodes[index as usize].other {
+            let sender = self.node(other);
+            sender.unread = sender.unread.saturating_sub(n);
+            self.tell(other);
+        }
+    }
+}

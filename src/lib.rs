@@ -49,6 +49,7 @@ pub mod control;
 pub mod identity;
 pub mod limits;
 pub mod mesh;
+pub mod planted;
 pub mod process;
 pub mod runtime;
 #[allow(unsafe_code)]

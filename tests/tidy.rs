@@ -13,7 +13,7 @@ use source::Tree;
 
 /// Every module of the crate and the modules that it may import.
 ///
-/// process > worker, control > bridge > tls, runtime > sys, wire, mesh, config > limits, identity, clock; `worker`
+/// process > worker, control > bridge > tls, runtime > sys, wire, mesh, config > limits, identity, clock, planted; `worker`
 /// and `control` never see each other, nor do `sys`, `wire` and `mesh`.
 pub const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["process", "config"]),
@@ -21,33 +21,42 @@ pub const LAYERS: &[(&str, &[&str])] = &[
         "process",
         &[
             "worker", "control", "bridge", "tls", "runtime", "sys", "wire", "mesh", "config", "limits",
-            "identity", "clock",
+            "identity", "clock", "planted",
         ],
     ),
     (
         "worker",
         &[
             "bridge", "tls", "runtime", "sys", "wire", "mesh", "config", "limits", "identity", "clock",
+            "planted",
         ],
     ),
     (
         "control",
         &[
             "bridge", "tls", "runtime", "sys", "wire", "mesh", "config", "limits", "identity", "clock",
+            "planted",
         ],
     ),
     (
         "bridge",
         &[
-            "tls", "runtime", "sys", "wire", "mesh", "config", "limits", "identity", "clock",
+            "tls", "runtime", "sys", "wire", "mesh", "config", "limits", "identity", "clock", "planted",
         ],
     ),
-    ("tls", &["sys", "wire", "config", "limits", "identity", "clock"]),
-    ("runtime", &["sys", "config", "limits", "identity", "clock"]),
-    ("sys", &["limits", "identity", "clock"]),
-    ("wire", &["limits", "identity"]),
+    (
+        "tls",
+        &["sys", "wire", "config", "limits", "identity", "clock", "planted"],
+    ),
+    (
+        "runtime",
+        &["sys", "config", "limits", "identity", "clock", "planted"],
+    ),
+    ("sys", &["limits", "identity", "clock", "planted"]),
+    ("wire", &["limits", "identity", "planted"]),
     ("mesh", &["limits", "identity"]),
     ("config", &["limits", "identity"]),
+    ("planted", &[]),
     ("limits", &[]),
     ("identity", &[]),
     ("clock", &[]),

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use self::endpoint::Endpoint;
 use self::faults::Fault;
-pub use self::network::{HostId, Network, Shape, Token, Watcher};
+pub use self::network::{Blame, HostId, Network, Shape, Token, Watcher};
 pub use self::trace::Trace;
 use super::buffer::{Payload, RecvBuffer, RecvPool};
 use super::descriptor::Descriptor;
@@ -32,6 +32,7 @@ use super::driver::{
     Wake,
 };
 use crate::limits;
+use crate::planted::{Bug, is_planted};
 
 /// How a driver uses its freedom.
 #[derive(Debug, Clone)]
@@ -81,8 +82,7 @@ pub struct SimDriver {
     lingering: Vec<Lingering>,
     copies: Vec<Vec<u8>>,
     counters: Counters,
-    /// Until when the last poll would have slept.
-    sleeps_until: Option<Duration>,
+    is_dead: bool,
 }
 
 #[derive(Default)]
@@ -139,6 +139,8 @@ struct Lingering {
     block: Option<Scribbled>,
     send: Option<Sending>,
     operations: usize,
+    /// Only when the bug is planted: was given back already, and the kernel still writes.
+    given_back: Option<Scribbled>,
 }
 
 struct SimWaker {
@@ -151,15 +153,6 @@ impl Wake for SimWaker {
         self.woken.store(true, Ordering::Release);
         self.network.changed();
     }
-}
-
-/// What a worker waits for, as its driver knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attention {
-    /// A poll would find something.
-    pub is_due: bool,
-    /// When its last poll would end by itself.
-    pub sleeps_until: Option<Duration>,
 }
 
 impl SimDriver {
@@ -185,18 +178,33 @@ impl SimDriver {
             lingering: Vec::new(),
             copies: Vec::new(),
             counters: Counters::default(),
-            sleeps_until: None,
+            is_dead: false,
         })
     }
 
-    pub fn attention(&self) -> Attention {
-        Attention {
-            is_due: !self.ready.is_empty()
-                || !self.lingering.is_empty()
-                || self.waker.woken.load(Ordering::Acquire)
-                || self.network.has_ready(self.watcher),
-            sleeps_until: self.sleeps_until,
+    /// Whether a poll would find something now.
+    pub fn is_due(&self) -> bool {
+        !self.ready.is_empty()
+            || !self.lingering.is_empty()
+            || self.waker.woken.load(Ordering::Acquire)
+            || self.network.has_ready(self.watcher)
+    }
+
+    /// The process is gone: every socket is closed, orderly or not as chance has it, and there will be no other.
+    pub fn kill(&mut self) {
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let Some(socket) = slot.socket.take() else {
+                continue;
+            };
+            slot.generation = slot.generation.wrapping_add(1);
+            let how = match self.random.bool() {
+                true => Close::Orderly,
+                false => Close::Reset,
+            };
+            socket.endpoint.close(how);
         }
+        self.is_dead = true;
     }
 
     /// The kernel's number of a socket, for traces.
@@ -632,11 +640,12 @@ impl SimDriver {
     /// Ends what closed sockets had under way, or scribbles on: the kernel still may.
     fn end_lingering(&mut self) {
         for at in (0..self.lingering.len()).rev() {
+            let left = &self.lingering[at];
+            if let Some(Scribbled { block, byte }) = left.block.as_ref().or(left.given_back.as_ref()) {
+                let (block, byte) = (*block, *byte);
+                self.memory(block).fill(byte);
+            }
             if self.percent(self.habits.linger) {
-                if let Some(Scribbled { block, byte }) = &self.lingering[at].block {
-                    let (block, byte) = (*block, *byte);
-                    self.memory(block).fill(byte);
-                }
                 continue;
             }
             let Lingering {
@@ -658,7 +667,7 @@ impl SimDriver {
     /// Nothing was there: waits for other threads a little, then moves time on.
     fn wait(&mut self, timeout: Option<Duration>) {
         self.network.wait_for_others(Duration::from_micros(500));
-        if self.attention().is_due {
+        if self.is_due() {
             return;
         }
         let end = timeout.map(|timeout| self.network.now() + timeout);
@@ -695,6 +704,9 @@ impl Driver for SimDriver {
 
     fn adopt(&mut self, fd: Descriptor, owner: Owner) -> io::Result<SocketId> {
         let endpoint = fd.into_endpoint()?;
+        if self.is_dead {
+            return Err(not_connected());
+        }
         let id = self.insert(endpoint, owner);
         let token = u64::from(id.generation) << 32 | u64::from(id.index);
         if let Some(socket) = self.get(id) {
@@ -704,15 +716,18 @@ impl Driver for SimDriver {
     }
 
     fn open(&mut self, spec: &SocketSpec, family_of: IpAddr, owner: Owner) -> io::Result<SocketId> {
-        if self.network.lock().chance(Fault::NoDescriptors) {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
         let host = match &spec.namespace {
             Some(namespace) => {
                 HostId(u32::try_from(namespace.id().inode).map_err(|_| io::ErrorKind::InvalidInput)?)
             }
             None => self.home,
         };
+        let mut state = self.network.lock();
+        if state.chance(Fault::NoDescriptors) {
+            state.blame(Fault::NoDescriptors, host, host);
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        drop(state);
         let marked = spec.options.mark.is_some();
         let endpoint = self.network.open(host, marked, spec.bind_transparent, family_of);
         self.adopt(endpoint.into(), owner)
@@ -853,8 +868,16 @@ impl Driver for SimDriver {
                 None
             }
         };
+        let (block, given_back) = match block {
+            Some(scribbled) if is_planted(Bug::CancelTakenForCompletion) => {
+                self.pool.put(scribbled.block);
+                (None, Some(scribbled))
+            }
+            block => (block, None),
+        };
         if operations > 0 {
             self.lingering.push(Lingering {
+                given_back,
                 endpoint,
                 block,
                 send,
@@ -879,11 +902,10 @@ impl Driver for SimDriver {
         self.counters.waits += 1;
         if self.habits.keeps_time {
             self.network.advance(self.network.now());
-            if timeout != Some(Duration::ZERO) && !self.attention().is_due {
+            if timeout != Some(Duration::ZERO) && !self.is_due() {
                 self.wait(timeout);
             }
         }
-        self.sleeps_until = timeout.map(|timeout| self.network.now() + timeout);
         let from = events.len();
         self.end_lingering();
         self.serve(events);

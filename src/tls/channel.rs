@@ -118,6 +118,18 @@ impl Channel {
         }
     }
 
+    /// Has the sending key replaced with the next record. `false` where only the library can say when.
+    #[cfg(feature = "sim")]
+    pub fn update_key_soon(&mut self) -> bool {
+        match &mut self.0 {
+            Kind::Own(own) => {
+                own.update_key_soon();
+                true
+            }
+            Kind::Buffered(_) => false,
+        }
+    }
+
     pub fn flush_control(&mut self, out: &mut Output) {
         match &mut self.0 {
             Kind::Own(own) => own.flush_control(out),

@@ -21,7 +21,8 @@ use super::workload::own_workload;
 use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
-use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Workload};
+use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Snapshot, Workload};
+use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
 use crate::sys::driver::{Driver, SocketSpec};
 use crate::wire::hbone::{Authority, ConnectResponse, IncomingRequest, Method};
@@ -163,18 +164,49 @@ async fn deliver<D: Driver + 'static>(
     own: &Arc<Workload>,
     delivery: &Delivery,
 ) -> Result<Socket<D>, Outcome> {
-    let permit = shell
-        .with(|core| core.authorize(own, origin.peer, delivery.address, Some(&origin.identity)))
-        .map_err(Outcome::Denied)?;
     if delivery.preamble.is_some() {
         return Err(Outcome::Unsupported("PROXY application tunnels"));
     }
-    connect_application(shell, &origin.pod, origin.peer, delivery.address, &permit).await
+    let facts = Facts {
+        peer: origin.peer,
+        application: delivery.address,
+        identity: Some(&origin.identity),
+    };
+    authorize_and_connect(shell, &origin.pod, own, &facts).await
+}
+
+/// What a policy may ask of a connection.
+pub struct Facts<'a> {
+    pub peer: SocketAddr,
+    pub application: SocketAddr,
+    /// `None` for a peer that did not prove one.
+    pub identity: Option<&'a Identity>,
+}
+
+/// Connects to the application if policies allow it, before and after: what a policy forbids from now on must
+/// not be let in because its application took seconds to accept.
+pub async fn authorize_and_connect<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    own: &Arc<Workload>,
+    facts: &Facts<'_>,
+) -> Result<Socket<D>, Outcome> {
+    let (permit, seen) = shell
+        .with(|core| {
+            let permit = core.authorize(own, facts)?;
+            Ok((permit, core.snapshot.load()))
+        })
+        .map_err(Outcome::Denied)?;
+    let server = connect_application(shell, pod, facts.peer, facts.application, &permit).await?;
+    shell
+        .with(|core| core.authorize_again(pod, own, facts, &seen))
+        .map_err(Outcome::Denied)?;
+    Ok(server)
 }
 
 /// Connects to the pod's application, from the client's own address where sources are preserved. Takes the
 /// proof that this was authorized.
-pub async fn connect_application<D: Driver + 'static>(
+async fn connect_application<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     peer: SocketAddr,
@@ -258,17 +290,26 @@ impl<D: Driver + 'static> Core<D> {
         Ok(delivery)
     }
 
-    pub fn authorize(
+    /// Asks the policies again when they may have changed since `seen`.
+    fn authorize_again(
         &mut self,
-        own: &Workload,
-        peer: SocketAddr,
-        application: SocketAddr,
-        identity: Option<&Identity>,
-    ) -> Result<Permit, Denial> {
+        pod: &PodState,
+        own: &Arc<Workload>,
+        facts: &Facts<'_>,
+        seen: &Arc<Snapshot>,
+    ) -> Result<(), Denial> {
+        if Arc::ptr_eq(seen, &self.snapshot.load()) || is_planted(Bug::PermitNotRechecked) {
+            return Ok(());
+        }
+        let own = self.find_own_workload(pod).unwrap_or_else(|| own.clone());
+        self.authorize(&own, facts).map(drop)
+    }
+
+    fn authorize(&mut self, own: &Workload, facts: &Facts<'_>) -> Result<Permit, Denial> {
         let facts = ConnectionFacts {
-            source: peer,
-            destination: application,
-            identity,
+            source: facts.peer,
+            destination: facts.application,
+            identity: facts.identity,
         };
         self.snapshot
             .load()

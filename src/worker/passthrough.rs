@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::core::Core;
-use super::inbound::connect_application;
+use super::inbound::{Facts, authorize_and_connect};
 use super::listen::Captured;
 use super::outcome::Outcome;
 use super::pods::PodState;
@@ -40,14 +40,13 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             return;
         }
     };
-    let delivered = match shell.with(|core| core.authorize(&own, peer, target, None)) {
-        Ok(permit) => {
-            let connected = connect_application(&shell, &pod, peer, target, &permit);
-            pod.while_present(connected).await.and_then(|connected| connected)
-        }
-        Err(denial) => Err(Outcome::Denied(denial)),
+    let facts = Facts {
+        peer,
+        application: target,
+        identity: None,
     };
-    match delivered {
+    let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts));
+    match connected.await.and_then(|connected| connected) {
         Ok(server) => {
             let (client, server) = (client.release(), server.release());
             shell.with(|core| core.attach_pipe(pod, client, server, Box::new(account), share));

@@ -17,6 +17,7 @@ use super::pods::PodState;
 use super::telemetry::Account;
 use crate::bridge::load::LoadShare;
 use crate::limits;
+use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::Key;
 use crate::sys::buffer::{Payload, RecvBuffer, Slice};
 use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
@@ -324,7 +325,7 @@ impl<D: Driver + 'static> Core<D> {
             Writing::Open { end, .. } => end && tunnel.queue.is_empty(),
         };
         // RFC 9113 section 8.1: NO_ERROR after a complete answer only asks to stop sending.
-        let how = if said_all && code == ErrorCode::NoError {
+        let how = if (said_all && code == ErrorCode::NoError) || is_planted(Bug::ResetTurnedIntoEnd) {
             Close::Orderly
         } else {
             Close::Reset
@@ -408,7 +409,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         tunnel.writing = Writing::Ended;
-        if !matches!(tunnel.reading, Reading::Ended) {
+        if !matches!(tunnel.reading, Reading::Ended) && !is_planted(Bug::HalfCloseLost) {
             // Fails only when the application has gone; the reading direction notices that by itself.
             let _ = self.driver.shutdown_send(tunnel.app);
         }

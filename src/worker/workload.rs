@@ -44,7 +44,7 @@ pub async fn own_workload<D: Driver + 'static>(
 }
 
 impl<D: Driver + 'static> Core<D> {
-    fn find_own_workload(&self, pod: &PodState) -> Option<Arc<Workload>> {
+    pub(super) fn find_own_workload(&self, pod: &PodState) -> Option<Arc<Workload>> {
         let info = &pod.pod.info;
         self.snapshot
             .load()

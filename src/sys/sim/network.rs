@@ -68,6 +68,14 @@ struct Shared {
     changed: Condvar,
 }
 
+/// A fault that connections between two hosts may fail of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blame {
+    pub at: Duration,
+    pub fault: Fault,
+    pub hosts: (HostId, HostId),
+}
+
 /// Whom the network tells that an endpoint may have something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watcher(pub(super) usize);
@@ -82,6 +90,7 @@ pub(super) struct State {
     pub struck: Struck,
     pub trace: Trace,
     pub findings: Vec<String>,
+    pub blames: Vec<Blame>,
     pub nodes: Vec<Node>,
     hosts: Vec<Host>,
     listeners: BTreeMap<(HostId, u16), u32>,
@@ -201,6 +210,7 @@ impl Network {
             struck: Struck::default(),
             trace: Trace::default(),
             findings: Vec::new(),
+            blames: Vec::new(),
             nodes: Vec::new(),
             hosts: Vec::new(),
             listeners: BTreeMap::new(),
@@ -298,6 +308,11 @@ impl Network {
     /// Somebody else caused a fault.
     pub fn strike(&self, fault: Fault) {
         self.lock().strike(fault);
+    }
+
+    /// The faults so far that a connection may fail of.
+    pub fn blames(&self) -> Vec<Blame> {
+        self.lock().blames.clone()
     }
 
     /// Something that must never be. The run is over as soon as somebody looks.
@@ -406,6 +421,12 @@ impl State {
             .note(self.now, 0xF0 + fault as u64, 0, 0, || format!("fault: {fault}"));
     }
 
+    pub fn blame(&mut self, fault: Fault, one: HostId, other: HostId) {
+        let at = self.now;
+        let hosts = (one, other);
+        self.blames.push(Blame { at, fault, hosts });
+    }
+
     /// Whether the fault strikes now.
     pub fn chance(&mut self, fault: Fault) -> bool {
         let rate = self.shape.rates.get(fault);
@@ -488,7 +509,9 @@ impl State {
         node.phase = Phase::Connecting { outcome: None };
         let at = self.now + latency;
         if self.chance(Fault::ConnectUnanswered) {
-            return;
+            let from = self.nodes[index as usize].host;
+            let to = self.route(index).map_or(from, |to| self.nodes[to as usize].host);
+            return self.blame(Fault::ConnectUnanswered, from, to);
         }
         self.happen_at(at, Happening::Syn { from: index });
     }
@@ -540,7 +563,12 @@ impl State {
         }
         let back = self.now + self.nodes[from as usize].latency;
         let listener = self.route(from);
-        let Some(listener) = listener.filter(|_| !self.chance(Fault::ConnectRefused)) else {
+        let is_refused = listener.is_some() && self.chance(Fault::ConnectRefused);
+        if let Some(listener) = listener.filter(|_| is_refused) {
+            let hosts = [from, listener].map(|node| self.nodes[node as usize].host);
+            self.blame(Fault::ConnectRefused, hosts[0], hosts[1]);
+        }
+        let Some(listener) = listener.filter(|_| !is_refused) else {
             return self.happen_at(
                 back,
                 Happening::SynAnswer {
@@ -648,6 +676,8 @@ impl State {
             self.schedule(at, Happening::Bytes { to, bytes: segment });
         }
         if cut.is_some() {
+            let hosts = [index, to].map(|node| self.nodes[node as usize].host);
+            self.blame(Fault::Reset, hosts[0], hosts[1]);
             self.schedule(at, Happening::Reset { to });
             let back = self.now + self.nodes[index as usize].latency;
             self.schedule(back, Happening::Reset { to: index });

@@ -8,6 +8,7 @@
 use rustls::{AlertDescription, ConnectionTrafficSecrets, ExtractedSecrets};
 
 use crate::limits;
+use crate::planted::{Bug, is_planted};
 use crate::tls::channel::{Kernel, Opened};
 use crate::tls::error::{RecordError, TlsError};
 use crate::tls::output::Output;
@@ -116,6 +117,12 @@ impl Own {
         result
     }
 
+    /// The next record is sealed under a new key.
+    #[cfg(feature = "sim")]
+    pub(super) fn update_key_soon(&mut self) {
+        self.answer_due |= !self.close_sent && matches!(self.reading, Reading::Open);
+    }
+
     pub(super) fn wants_control(&self) -> bool {
         self.alert_due.is_some() || self.answer_due
     }
@@ -146,6 +153,7 @@ impl Own {
     pub(super) fn send_key_update(&mut self, out: &mut Output, message: [u8; 5]) {
         self.sealer.seal(out, HANDSHAKE, &message);
         let (sequence, secrets) = self.kernel.next_sending();
+        let sequence = sequence + u64::from(is_planted(Bug::SequenceAfterKeyUpdate));
         self.sealer = Sealer::new(sequence, &secrets).expect("invariant: the suite does not change");
         self.answer_due = false;
     }
@@ -266,6 +274,9 @@ impl ControlBudget {
     }
 
     fn earn(&mut self) {
+        if is_planted(Bug::ControlBudgetNeverRefilled) {
+            return;
+        }
         self.records += 1;
         if self.records >= limits::CONTROL_EARN_RECORDS {
             self.records = 0;

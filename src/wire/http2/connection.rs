@@ -21,6 +21,7 @@ use super::hpack;
 use super::stream::{Answer, Phase, Stream, Streams};
 use super::{ConnectionError, ErrorCode, Event, OpenError, Settings, StreamId};
 use crate::limits;
+use crate::planted::{Bug, is_planted};
 use crate::wire::hbone;
 
 use receive::Parser;
@@ -161,7 +162,9 @@ impl Connection {
     pub fn open(&mut self, key: u32, request: &hbone::ConnectRequest<'_>) -> Result<StreamId, OpenError> {
         self.check_open()?;
         let number = self.number_next;
-        self.number_next += 2;
+        if !is_planted(Bug::StreamIdReused) || number != 5 {
+            self.number_next += 2;
+        }
         self.insert(number, key);
         self.write_headers(number, false, |out| request.encode(out));
         Ok(StreamId(number))
@@ -319,6 +322,10 @@ impl Connection {
             .goaway
             .sent
             .map_or(self.number_peer, |sent| sent.min(self.number_peer));
+        let last = match is_planted(Bug::GoAwayLosesLastStream) {
+            true => last.saturating_sub(2),
+            false => last,
+        };
         self.goaway.sent = Some(last);
         let text = &reason.as_bytes()[..reason.len().min(limits::HTTP2_GOAWAY_TEXT_BYTES)];
         frame::write_goaway(&mut self.output, last, code, text);
@@ -388,7 +395,9 @@ impl Connection {
     fn forget(&mut self, number: u32) -> Option<Stream> {
         let stream = self.streams.remove(number)?;
         self.guard.release_tiny(stream.tiny_held);
-        self.receive.consume(stream.receive.unread());
+        if !is_planted(Bug::WindowKeptAfterReset) {
+            self.receive.consume(stream.receive.unread());
+        }
         self.credit_connection();
         Some(stream)
     }

@@ -301,11 +301,12 @@ impl SimDriver {
         };
         let readable = socket.endpoint.readable_bytes();
         let without = held.is_none() && self.network.lock().chance(Fault::NoBuffer);
-        let held = match (held, without) {
-            (None, false) => self.scribble(),
-            (held, _) => held,
+        let block = match (held, without) {
+            (None, true) => None,
+            (None, false) => self.pool.take(),
+            (Some(scribbled), _) => Some(self.unscribble(scribbled)),
         };
-        let room = match &held {
+        let room = match block {
             Some(_) => self.pool.block_bytes(),
             None => limits::RECEIVE_FALLBACK_BYTES,
         };
@@ -313,7 +314,6 @@ impl SimDriver {
         if short && readable > 1 && self.random.u8(..4) == 0 {
             asked = asked.min(self.random.usize(1..=readable));
         }
-        let block = held.map(|scribbled| self.unscribble(scribbled));
         let Some(block) = block else {
             self.counters.buffer_fallbacks += 1;
             let mut bytes = vec![0; asked.min(readable.max(1))];

@@ -108,9 +108,8 @@ impl Endpoint {
     /// Whether a write has something to say.
     pub fn is_writable(&self) -> bool {
         let mut state = self.network.lock();
-        let room = state.room(self.index) > 0;
         let node = state.node(self.index);
-        room || node.broken.is_some()
+        node.is_worth_writing() || node.broken.is_some()
     }
 
     /// 0 is the end of the stream.

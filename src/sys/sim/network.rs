@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -66,6 +67,8 @@ pub struct Network(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Threads that wait for `changed`: without any, telling them costs no system call.
+    waiting: AtomicUsize,
 }
 
 /// A fault that connections between two hosts may fail of.
@@ -175,6 +178,12 @@ pub(super) enum Phase {
 }
 
 impl Node {
+    /// Room for a few bytes is not worth a wake: without this, two sides could pass single bytes for ever (the
+    /// silly window syndrome, RFC 9293 section 3.8.6.2).
+    pub fn is_worth_writing(&self) -> bool {
+        self.unread <= self.buffer_bytes - self.buffer_bytes.div_ceil(3)
+    }
+
     fn new(host: HostId, local: SocketAddr, phase: Phase) -> Self {
         Self {
             host,
@@ -222,6 +231,7 @@ impl Network {
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
+            waiting: AtomicUsize::new(0),
         }))
     }
 
@@ -234,14 +244,18 @@ impl Network {
 
     /// Tells threads that wait for another thread's doing.
     pub(super) fn changed(&self) {
-        self.0.changed.notify_all();
+        if self.0.waiting.load(Ordering::SeqCst) > 0 {
+            self.0.changed.notify_all();
+        }
     }
 
     /// Waits, in real time, for another thread to do something.
     pub fn wait_for_others(&self, patience: Duration) {
         let state = self.lock();
+        self.0.waiting.fetch_add(1, Ordering::SeqCst);
         // Whoever waits looks again anyway, at what it waits for.
         drop(self.0.changed.wait_timeout(state, patience));
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Virtual time since the network was made.
@@ -763,7 +777,9 @@ impl State {
         if let Some(other) = self.nodes[index as usize].other {
             let sender = self.node(other);
             sender.unread = sender.unread.saturating_sub(n);
-            self.tell(other);
+            if sender.is_worth_writing() {
+                self.tell(other);
+            }
         }
     }
 }

@@ -55,6 +55,14 @@ pub struct Connection {
     failed: Option<ConnectionError>,
 }
 
+/// Bytes of the connection's windows, in either direction.
+#[cfg(feature = "sim")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    pub may_send: i64,
+    pub granted: i64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Client,
@@ -351,6 +359,15 @@ impl Connection {
     /// The same for all streams together: at most `connection_window_bytes + unread_bytes_max`.
     pub fn unread_bytes_all(&self) -> u64 {
         self.receive.unread()
+    }
+
+    /// What the windows of the connection are now: for tests that look at both of its ends.
+    #[cfg(feature = "sim")]
+    pub fn credit(&self) -> Credit {
+        Credit {
+            may_send: self.send.signed(),
+            granted: self.receive.granted(),
+        }
     }
 
     /// Streams that the peer lets us have open; `HTTP2_STREAMS_ASSUMED` before its SETTINGS.

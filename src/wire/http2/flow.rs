@@ -24,6 +24,11 @@ impl SendWindow {
         self.0.max(0) as usize
     }
 
+    #[cfg(feature = "sim")]
+    pub fn signed(self) -> i64 {
+        self.0
+    }
+
     pub fn take(&mut self, bytes: usize) {
         assert!(
             bytes <= self.available(),

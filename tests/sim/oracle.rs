@@ -1,0 +1,415 @@
+//! What must be true of every run, whatever struck it.
+
+use std::time::Duration;
+
+use uztunnel::sys::driver::{Driver, InUse};
+use uztunnel::sys::sim::Blame;
+use uztunnel::sys::sim::faults::Fault;
+use uztunnel::worker::hbone::session::Role;
+
+use crate::actor::{Actor, Ended, Saw};
+use crate::plan::{ConnectionPlan, Ends, Script, Target};
+use crate::world::{Excuse, Finding, Whom, World};
+
+/// Those who are not done although everything that they could wait for is over.
+pub fn stuck(world: &World) -> Finding {
+    let mut connections: Vec<usize> = world
+        .actors
+        .iter()
+        .filter(|actor| !actor.is_done())
+        .map(|actor| world.plan.connections[actor.connection].number)
+        .collect();
+    connections.dedup();
+    let what = format!("{} connections have not ended", connections.len());
+    Finding {
+        connections,
+        ..Finding::new("ends", what)
+    }
+}
+
+/// Every connection came to the end that its two applications and its faults allow.
+pub fn connections(world: &World) -> Result<(), Finding> {
+    let blames = world.network.blames();
+    for (place, plan) in world.plan.connections.iter().enumerate() {
+        let Some(client) = world.clients[place] else {
+            continue;
+        };
+        Case {
+            world,
+            plan,
+            client: &world.actors[client],
+            servers: world.servers[place]
+                .iter()
+                .map(|server| &world.actors[*server])
+                .collect(),
+            blames: &blames,
+        }
+        .check()
+        .map_err(|(oracle, what)| {
+            let case = format!("connection {} ({:?}): {what}", plan.number, plan.target);
+            Finding::of(oracle, plan.number, case)
+        })?;
+    }
+    Ok(())
+}
+
+type Wrong = (&'static str, String);
+
+struct Case<'a> {
+    world: &'a World,
+    plan: &'a ConnectionPlan,
+    client: &'a Actor,
+    servers: Vec<&'a Actor>,
+    blames: &'a [Blame],
+}
+
+impl Case<'_> {
+    fn check(&self) -> Result<(), Wrong> {
+        let delivered: Vec<&&Actor> = self.servers.iter().filter(|server| server.received > 0).collect();
+        if delivered.len() > 1 {
+            return Err(("bytes", "was delivered to two servers".to_owned()));
+        }
+        self.check_denials()?;
+        let server = delivered
+            .first()
+            .map(|server| **server)
+            .or_else(|| self.servers.last().copied());
+        if !self.met_a_killed_proxy() {
+            self.check_end(self.client, server)?;
+            for server in &self.servers {
+                self.check_end(server, Some(self.client))?;
+            }
+        }
+        if self.is_excused() || !self.leads_somewhere() {
+            return Ok(());
+        }
+        let Some(server) = server else {
+            // Whoever gives up may do so before anybody has looked.
+            if self.plan.client_script.ends != Ends::HalfClose {
+                return Ok(());
+            }
+            return Err((
+                "served",
+                format!("never reached its server; the client saw {:?}", self.client.saw),
+            ));
+        };
+        if self.servers.len() > 1 {
+            return Err(("served", format!("reached {} servers", self.servers.len())));
+        }
+        let (client_script, server_script) = (&self.plan.client_script, &self.plan.server_script);
+        check_view("client", self.client, client_script, server, server_script)?;
+        check_view("server", server, server_script, self.client, client_script)
+    }
+
+    /// Outside of the mesh nobody knows its services.
+    fn leads_somewhere(&self) -> bool {
+        match self.plan.target {
+            Target::Pod(_) => true,
+            Target::Service(_) => self.world.plan.pods[self.client.pod].meshed,
+            Target::Nowhere => false,
+        }
+    }
+
+    /// An end that was seen was said, and nothing before it is missing.
+    fn check_end(&self, reader: &Actor, writer: Option<&Actor>) -> Result<(), Wrong> {
+        if reader.saw != Some(Saw::End) {
+            return Ok(());
+        }
+        let Some(writer) = writer else {
+            // Refused before there was anybody.
+            return Ok(());
+        };
+        let said = matches!(writer.ended, Some(Ended::End | Ended::Closed));
+        let refused = reader.received == 0 && writer.received == 0 && self.is_excused();
+        if (!said || reader.received != writer.sent) && !refused {
+            return Err((
+                "ends",
+                format!(
+                    "{:?} was received as a clean end after {} bytes, of {} sent by a side that ended by {:?}",
+                    writer.sends, reader.received, writer.sent, writer.ended
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_denials(&self) -> Result<(), Wrong> {
+        for server in &self.servers {
+            if !self.world.plan.pods[server.pod].meshed {
+                continue;
+            }
+            let until = server.finished_at.unwrap_or(Duration::MAX);
+            let denied = self.denied_throughout(server.pod, server.opened_at, until);
+            if denied && (server.received > 0 || server.saw == Some(Saw::End)) {
+                return Err((
+                    "denied",
+                    format!(
+                        "{} bytes were delivered although policy forbade it",
+                        server.received
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn changes(&self, server: usize) -> impl Iterator<Item = (Duration, bool)> {
+        let client = self.client.pod;
+        self.world
+            .policies
+            .iter()
+            .filter(move |(_, of, to, _)| (*of, *to) == (client, server))
+            .map(|(at, _, _, denied)| (*at, *denied))
+    }
+
+    fn denied_throughout(&self, server: usize, from: Duration, until: Duration) -> bool {
+        let before = self.changes(server).take_while(|(at, _)| *at <= from).last();
+        let allowed_later = self
+            .changes(server)
+            .any(|(at, denied)| at > from && at <= until && !denied);
+        before.is_some_and(|(at, denied)| denied && at < from) && !allowed_later
+    }
+
+    fn met_a_killed_proxy(&self) -> bool {
+        let servers = self.world.plan.servers_of(self.plan);
+        servers
+            .iter()
+            .chain([&self.client.pod])
+            .any(|pod| self.world.proxies[self.world.plan.pods[*pod].node].is_killed)
+    }
+
+    /// Whether something happened that a connection may fail of.
+    fn is_excused(&self) -> bool {
+        let servers = self.world.plan.servers_of(self.plan);
+        let ended = [Some(self.client), self.servers.last().copied()]
+            .into_iter()
+            .flatten()
+            .filter_map(|actor| actor.finished_at)
+            .max()
+            .unwrap_or(Duration::MAX);
+        let started = self.plan.start;
+        let among = |pod: usize| pod == self.client.pod || servers.contains(&pod);
+        let excused = |excuse: &Excuse| match excuse.whom {
+            Whom::Connection(number) => number == self.plan.number,
+            Whom::Pod(pod) => among(pod) && excuse.from <= ended && started <= excuse.until,
+            Whom::Pods(one, other) => among(one) && among(other) && excuse.from <= ended,
+        };
+        let blamed = |blame: &Blame| {
+            // A dial that fails fails for all who come until it has.
+            let lasts = match blame.fault {
+                Fault::ConnectUnanswered => Duration::from_secs(12),
+                _ => Duration::from_secs(1),
+            };
+            let pod = |host| self.world.hosts.iter().position(|known| *known == host);
+            let hit = match (pod(blame.hosts.0), pod(blame.hosts.1)) {
+                (Some(one), Some(other)) => among(one) && among(other),
+                _ => true,
+            };
+            hit && blame.at <= ended && started <= blame.at + lasts
+        };
+        let denied = |server: &usize| {
+            let before = self.changes(*server).take_while(|(at, _)| *at <= started).last();
+            before.is_some_and(|(_, denied)| denied)
+                || self
+                    .changes(*server)
+                    .any(|(at, denied)| at > started && at <= ended && denied)
+        };
+        self.world.excuses.iter().any(excused) || self.blames.iter().any(blamed) || servers.iter().any(denied)
+    }
+}
+
+/// What one side must have seen of the other when nothing struck the connection.
+fn check_view(who: &str, reader: &Actor, own: &Script, writer: &Actor, script: &Script) -> Result<(), Wrong> {
+    // Whoever gives up itself need not see anything.
+    if own.ends != Ends::HalfClose {
+        return Ok(());
+    }
+    let all = reader.saw == Some(Saw::End) && reader.received == script.bytes;
+    let (fine, expected) = match script.ends {
+        Ends::HalfClose => (all, "everything and the end"),
+        // Closing with something unread, or being sent to afterwards, resets.
+        Ends::Close if own.bytes == 0 => (all, "everything and the end"),
+        Ends::Close => (
+            all || reader.saw == Some(Saw::Reset),
+            "everything and the end, or a reset",
+        ),
+        Ends::ResetAfterSending(_) | Ends::ResetAfterReceiving(_) => {
+            (reader.saw == Some(Saw::Reset), "a reset")
+        }
+    };
+    if fine {
+        return Ok(());
+    }
+    Err((
+        "served",
+        format!(
+            "the {who} should have seen {expected}; it saw {:?} after {} of {} bytes (the other side: sent {}, {:?}, saw {:?})",
+            reader.saw, reader.received, script.bytes, writer.sent, writer.ended, writer.saw
+        ),
+    ))
+}
+
+/// A moment when nothing is going on: whatever a connection had taken is back.
+pub fn idle(world: &World) -> Result<(), Finding> {
+    for (node, proxy) in world.proxies.iter().enumerate() {
+        for (index, worker) in proxy.workers.iter().enumerate() {
+            let found = worker.worker.look(|core| {
+                let mut left = Left::default();
+                left.count("tunnels", core.tunnels.len());
+                left.count("pipes", core.pipes.len());
+                left.count("waits of tasks", core.waits.len());
+                left.count("dirty sessions", core.dirty_sessions.len());
+                left.count("dirty tunnels", core.dirty_tunnels.len());
+                left.count("requests", core.requests.len());
+                left.count("bytes of remains", core.remains_bytes);
+                left.count("chunks pinned", core.buffers.chunks_pinned());
+                left.count("receive buffers", core.driver.in_use().buffers);
+                for (_, session) in core.sessions.iter() {
+                    left.count("streams", session.users.len());
+                    left.count("streams in the engine", usize::from(!session.http2.is_idle()));
+                    left.count(
+                        "unread bytes of ended streams",
+                        session.http2.unread_bytes_all() as usize,
+                    );
+                    left.count("armed bytes", session.armed_bytes);
+                    left.count("tunnels blocked by windows", session.blocked_window.len());
+                    left.count("tunnels blocked by room", session.blocked_room.len());
+                    left.count("buffered bytes of sessions", session.buffered_bytes());
+                    let is_timed = session.timer.is_some_and(|timer| core.timers.is_running(timer));
+                    left.count("sessions whose timer is lost", usize::from(!is_timed));
+                    left.count("handshakes of a pod", session.pod.handshakes.get());
+                    left.count("connections of a pod being set up", session.pod.setups.get());
+                }
+                left.found
+            });
+            if let Some(found) = found {
+                let what = format!("node {node}, worker {index}, with nothing going on: {found}");
+                return Err(Finding::new("left", what));
+            }
+        }
+        let loads: u32 = (0..proxy.workers.len())
+            .map(|worker| proxy.load.connections(worker))
+            .sum();
+        let served: usize = proxy
+            .workers
+            .iter()
+            .map(|worker| worker.worker.look(|core| served(core)))
+            .sum();
+        if loads as usize != served {
+            let what = format!("node {node}: the load table counts {loads} connections of {served}");
+            return Err(Finding::new("left", what));
+        }
+    }
+    windows(world)
+}
+
+/// Sessions that were accepted: each has a place in the load table.
+fn served(core: &uztunnel::worker::core::Core<uztunnel::sys::sim::SimDriver>) -> usize {
+    let is_server = |role: &Role| match role {
+        Role::Server => true,
+        Role::Client { .. } => false,
+    };
+    core.sessions
+        .iter()
+        .filter(|(_, session)| is_server(&session.role))
+        .count()
+}
+
+/// Both ends of an idle session agree about what may be sent.
+fn windows(world: &World) -> Result<(), Finding> {
+    let mut clients = Vec::new();
+    let mut servers = Vec::new();
+    for proxy in &world.proxies {
+        for worker in &proxy.workers {
+            worker.worker.look(|core| {
+                for (_, session) in core.sessions.iter() {
+                    let credit = session.http2.credit();
+                    match session.role {
+                        Role::Client { .. } => clients.push((session.local_address, credit)),
+                        Role::Server => servers.push((session.peer_address, credit)),
+                    }
+                }
+            });
+        }
+    }
+    for (address, client) in clients {
+        let Some((_, server)) = servers.iter().find(|(peer, _)| *peer == address) else {
+            continue;
+        };
+        for (way, sender, receiver) in [
+            ("to the server", client, *server),
+            ("to the client", *server, client),
+        ] {
+            if sender.may_send != receiver.granted {
+                let what = format!(
+                    "session of {address}, {way}: {} bytes may be sent, {} are granted",
+                    sender.may_send, receiver.granted
+                );
+                return Err(Finding::new("credit", what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every pod is gone: so is everything that was made for them.
+pub fn empty(world: &World) -> Result<(), Finding> {
+    for (node, proxy) in world.proxies.iter().enumerate() {
+        for (index, worker) in proxy.workers.iter().enumerate() {
+            let found = worker.worker.look(|core| {
+                let mut left = Left::default();
+                let in_use = core.driver.in_use();
+                if in_use != InUse::default() {
+                    left.found = Some(format!("{in_use:?}"));
+                }
+                left.count("sessions", core.sessions.len());
+                left.count("listeners", core.listeners.len());
+                // A worker whose drain is over takes no orders any more, nor does it look at the clock.
+                if !worker.is_over {
+                    left.count("pods", core.pods.len());
+                    left.count("timers", core.timers.len());
+                }
+                left.count("destinations in the pool", core.pool.len());
+                left.count("chunks pinned", core.buffers.chunks_pinned());
+                left.count(
+                    "connections in the load table",
+                    proxy.load.connections(index) as usize,
+                );
+                left.found
+            });
+            if let Some(found) = found {
+                let what = format!("node {node}, worker {index}, without pods: {found}");
+                return Err(Finding::new("left", what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every worker has ended.
+pub fn over(world: &World) -> Result<(), Finding> {
+    let running = world
+        .proxies
+        .iter()
+        .flat_map(|proxy| &proxy.workers)
+        .filter(|worker| !worker.is_over)
+        .count();
+    match running {
+        0 => Ok(()),
+        running => Err(Finding::new("left", format!("{running} workers do not end"))),
+    }
+}
+
+/// Remembers the first thing that is not zero.
+#[derive(Default)]
+struct Left {
+    found: Option<String>,
+}
+
+impl Left {
+    fn count(&mut self, what: &str, count: usize) {
+        if count != 0 && self.found.is_none() {
+            self.found = Some(format!("{what}: {count}"));
+        }
+    }
+}

@@ -232,13 +232,64 @@ fn a_retired_session_says_goodbye_only_when_its_last_bytes_are_sent() {
     core.retire_session(key);
     core.flush();
     let session = core.sessions.get_mut(key).expect("it waits for its send");
-    assert!(!session.closing);
+    assert!(!session.is_closing());
     session.sending = false;
     core.mark_session(key);
     core.flush();
-    assert!(core.sessions.is_empty());
     // SETTINGS and the window, then GOAWAY.
     assert_eq!(peer.read_to_end()[3], 4);
+    drop(peer);
+    while !core.sessions.is_empty() {
+        fixture::turn(&mut core);
+    }
+}
+
+#[test]
+fn the_last_bytes_of_a_retired_session_arrive_although_the_peer_still_sends() {
+    let executor = Executor::default();
+    let Relay {
+        mut core,
+        session: key,
+        mut peer,
+        stream,
+        mut application,
+        ..
+    } = relay(&executor);
+    // More than the peer's socket takes in, less than the worker's holds.
+    let answer = vec![7; 160 << 10];
+    peer.set_receive_buffer_size(4 << 10);
+    let session = core.sessions.get(key).expect("just made");
+    let socket = core.driver.descriptor(session.socket).expect("open");
+    socket2::SockRef::from(&socket)
+        .set_send_buffer_size(1 << 20)
+        .expect("an open socket");
+    peer.send(&frame(0, 0, 1, stream));
+    let saying = std::thread::spawn({
+        let answer = answer.clone();
+        move || std::io::Write::write_all(&mut application, &answer)
+    });
+    core.retire_session(key);
+    while core
+        .sessions
+        .get(key)
+        .is_some_and(|session| !session.is_closing())
+    {
+        fixture::turn(&mut core);
+    }
+    saying.join().expect("no panic").expect("all was taken");
+    // As a peer gives window back for what it takes in.
+    peer.http2.ping(*b"any time");
+    peer.send(&[]);
+    fixture::turn(&mut core);
+    let reading = std::thread::spawn(move || peer.read_to_end());
+    while !reading.is_finished() {
+        fixture::turn(&mut core);
+    }
+    let plain = reading.join().expect("an orderly end");
+    assert!(plain.len() > answer.len(), "{} bytes arrived", plain.len());
+    while !core.sessions.is_empty() {
+        fixture::turn(&mut core);
+    }
 }
 
 #[test]

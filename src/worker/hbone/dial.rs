@@ -257,7 +257,7 @@ impl<D: Driver + 'static> Core<D> {
         request: &ConnectRequest<'_>,
     ) -> Option<(StreamId, u32, oneshot::Receiver<Answer>)> {
         let session = self.sessions.get_mut(key)?;
-        if session.retired || session.closing {
+        if session.retired || session.is_closing() {
             return None;
         }
         let stream = session.http2.open(0, request).ok()?;

@@ -47,6 +47,7 @@ macro_rules! on {
             removal::a_removed_server_pod_resets_its_connections_and_leaves_nothing_behind,
             removal::a_pod_that_goes_takes_its_unfinished_setups_along,
             sessions::a_retired_session_ends_with_its_last_stream,
+            sessions::a_drain_lets_a_connection_that_is_being_set_up_through,
             sessions::a_failed_dial_answers_all_who_wait_for_it_at_once,
             sessions::more_streams_than_one_session_takes_use_a_further_one,
             sessions::a_thousand_short_connections_share_one_session,

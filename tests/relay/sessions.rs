@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uztunnel::bridge::Order;
 
@@ -27,6 +27,28 @@ pub fn a_retired_session_ends_with_its_last_stream(world: &World) {
         .until("the session ended", |report| report.sessions == 0);
     assert_eq!((report.streams, report.tunnels), (0, 0));
     world.server.until_ended();
+}
+
+pub fn a_drain_lets_a_connection_that_is_being_set_up_through(world: &World) {
+    echo(ECHO);
+    world.client.take_certificate_away();
+    let mut connection = connect(TO_ECHO);
+    world
+        .client
+        .until("the connection is being set up", |report| report.waits > 0);
+    world.client.send(Order::Drain { deadline: PATIENCE });
+    world
+        .client
+        .until("it accepts no more", |report| report.listeners == 0);
+    world.client.certify();
+    ask(&mut connection, &[4; 5000]);
+    drop(connection);
+    let start = Instant::now();
+    world.client.until_ended();
+    assert!(
+        start.elapsed() < PATIENCE / 2,
+        "the last connection ends the drain, not its deadline"
+    );
 }
 
 pub fn a_failed_dial_answers_all_who_wait_for_it_at_once(world: &World) {

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use uztunnel::bridge::{
-    LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, SnapshotCell, WorkerHandle, WorkerReport, demands,
-    log, orders,
+    CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, SnapshotCell, WorkerHandle,
+    WorkerReport, demands, log, orders,
 };
 use uztunnel::identity::Identity;
 use uztunnel::limits;
@@ -162,6 +162,15 @@ fn identity(name: &str) -> Identity {
     Identity::new("cluster.local", "test", name)
 }
 
+fn certificate(name: &str) -> Order {
+    let identity = identity(name);
+    let certificate = FakeCa::new().issue(&identity, SystemTime::now());
+    Order::Certificate {
+        identity,
+        result: Ok(Arc::new(certificate.expect("issued"))),
+    }
+}
+
 fn settings() -> Settings {
     Settings {
         socket_options: Options::default(),
@@ -204,12 +213,8 @@ impl Node {
             })
             .expect("a thread");
         let (handle, allocations) = hellos.recv().expect("the worker started");
-        let certificate = FakeCa::new().issue(&identity(name), SystemTime::now());
-        handle.send(Order::Certificate {
-            identity: identity(name),
-            result: Ok(Arc::new(certificate.expect("issued"))),
-        });
         let pod = PodUid::new(name);
+        handle.send(certificate(name));
         handle.send(Order::AddPod {
             pod: Arc::new(Pod {
                 uid: pod.clone(),
@@ -235,6 +240,19 @@ impl Node {
 
     pub fn send(&self, order: Order) {
         assert!(self.handle.send(order), "the worker of {} lives", self.pod);
+    }
+
+    /// Gives the pod its certificate once more.
+    pub fn certify(&self) {
+        self.send(certificate(&self.pod.to_string()));
+    }
+
+    /// From now on connections that need the pod's certificate wait for it.
+    pub fn take_certificate_away(&self) {
+        self.send(Order::Certificate {
+            identity: identity(&self.pod.to_string()),
+            result: Err(CertificateError("taken away".into())),
+        });
     }
 
     pub fn remove_pod(&self) {

@@ -387,7 +387,9 @@ impl<D: Driver + 'static> Core<D> {
             Stage::Goodbye { lingers: true } => self.linger(key),
             Stage::Lingering => {}
             Stage::Open => {
-                if session.retired && session.users.is_empty() && session.http2.is_idle() {
+                // What was dialled while a drain went on serves those who waited for it, and no others come.
+                let is_last = session.retired || (self.draining && session.served > 0);
+                if is_last && session.users.is_empty() && session.http2.is_idle() {
                     // The last bytes of its streams may be on their way, and the peer sends window for them.
                     self.end_session(key, ErrorCode::NoError, "retired", true);
                 }

@@ -70,7 +70,7 @@ pub struct Session {
     pub stage: Stage,
     /// Nothing more can be sealed or sent.
     pub channel_broken: bool,
-    /// CONNECT requests taken so far (server).
+    /// Streams so far: CONNECT requests taken (server) or sent (client).
     pub served: u64,
     /// Its places in the load table and among its pod's sessions (server; a client session belongs to the
     /// connections that use it).

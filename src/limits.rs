@@ -357,7 +357,7 @@ pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
 pub const SESSION_LINGER: Duration = PING_TIMEOUT;
 /// A failed dial answers for others to the same destination for so long.
 pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
-/// Dials that one connection waits for: more waiters than a session has streams need further sessions.
+/// Dials that one connection is told of: each time others may have taken the room before it.
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;

@@ -63,3 +63,13 @@ macro_rules! on {
 
 on!(epoll, crate::world::Backend::Epoll);
 on!(uring, crate::world::Backend::Uring; steady::a_ring_is_entered_at_most_once_for_four_messages,);
+
+#[test]
+fn connections_that_need_a_session_each_are_all_set_up() {
+    let settings = uztunnel::worker::settings::Settings {
+        session_streams_max: 1,
+        ..world::settings()
+    };
+    let scenario = sessions::connections_that_need_a_session_each_are_all_set_up;
+    world::World::enter_with(world::Backend::Epoll, settings, scenario);
+}

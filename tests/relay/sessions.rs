@@ -94,6 +94,15 @@ pub fn more_streams_than_one_session_takes_use_a_further_one(world: &World) {
     assert_eq!((report.sessions, report.pooled), (3, 1));
 }
 
+/// There is one dial at a time, so that the last of them waits for all others.
+pub fn connections_that_need_a_session_each_are_all_set_up(world: &World) {
+    const CONNECTIONS: usize = 100;
+    echo(ECHO);
+    let mut connections = connect_many(TO_ECHO, CONNECTIONS);
+    round(&mut connections, &[4; 1000]);
+    assert_eq!(world.client.report().sessions, CONNECTIONS);
+}
+
 pub fn a_thousand_short_connections_share_one_session(world: &World) {
     echo(ECHO);
     drop(connect_many(TO_ECHO, 1));

@@ -83,6 +83,11 @@ pub struct Node {
 impl World {
     /// Runs a scenario in a world of its own; at its end both workers have ended without a fault.
     pub fn enter(backend: Backend, scenario: fn(&World)) {
+        Self::enter_with(backend, settings(), scenario);
+    }
+
+    /// The same with other settings than the usual ones.
+    pub fn enter_with(backend: Backend, settings: Settings, scenario: fn(&World)) {
         static WORLDS: AtomicUsize = AtomicUsize::new(0);
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let name = format!("relay-{}-{number}", std::process::id());
@@ -91,17 +96,17 @@ impl World {
             .run_program("ip", &["link", "set", "lo", "up"], "")
             .expect("loopback is up");
         namespace.run(|| {
-            let world = Self::start(backend);
+            let world = Self::start(backend, &settings);
             scenario(&world);
             world.client.end();
             world.server.end();
         });
     }
 
-    fn start(backend: Backend) -> Self {
+    fn start(backend: Backend, settings: &Settings) -> Self {
         let snapshot = SnapshotCell::new(mesh());
-        let client = Node::start(backend, "client", CLIENT, &snapshot);
-        let server = Node::start(backend, "server", SERVER, &snapshot);
+        let client = Node::start(backend, settings, "client", CLIENT, &snapshot);
+        let server = Node::start(backend, settings, "server", SERVER, &snapshot);
         // Both answer: the listeners are in place.
         client.report();
         server.report();
@@ -171,7 +176,7 @@ fn certificate(name: &str) -> Order {
     }
 }
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     Settings {
         socket_options: Options::default(),
         tls_mode: RecordMode::Own,
@@ -187,7 +192,13 @@ fn settings() -> Settings {
 }
 
 impl Node {
-    fn start(backend: Backend, name: &str, ip: Ipv4Addr, snapshot: &SnapshotCell) -> Self {
+    fn start(
+        backend: Backend,
+        settings: &Settings,
+        name: &str,
+        ip: Ipv4Addr,
+        snapshot: &SnapshotCell,
+    ) -> Self {
         let (demands, demand_queue) = demands::channel();
         let (sink, log) = log::log_queue();
         let setup = Setup {
@@ -195,7 +206,7 @@ impl Node {
             backend: Arc::new(Choice::Epoll(None)),
             cpu: None,
             seed: 1,
-            settings: settings(),
+            settings: settings.clone(),
             snapshot: snapshot.clone(),
             demands,
             load: LoadTable::new(1),

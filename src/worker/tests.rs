@@ -91,8 +91,8 @@ fn relay(executor: &Executor) -> Relay {
 
 impl Relay {
     /// The peer says everything that it has to say: as long as the worker's window has room.
-    fn say_all(&mut self) -> Vec<u8> {
-        let said: Vec<u8> = (0..ANSWER_BYTES).map(|at| (at / 7) as u8).collect();
+    fn say_all(&mut self, bytes: usize) -> Vec<u8> {
+        let said: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
         let mut plain = Vec::new();
         for piece in said.chunks(16_384) {
             let header = frame(piece.len(), 0, 0, self.stream);
@@ -137,25 +137,60 @@ fn frame(bytes: usize, kind: u8, flags: u8, stream: StreamId) -> Vec<u8> {
 }
 
 #[test]
-fn a_complete_answer_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
+fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
+    for code in [ErrorCode::NoError, ErrorCode::Cancel] {
+        let executor = Executor::default();
+        let mut relay = relay(&executor);
+        let said = relay.say_all(ANSWER_BYTES);
+        relay.peer.http2.reset(relay.stream, code);
+        relay.peer.send(&[]);
+        while relay
+            .core
+            .sessions
+            .iter()
+            .any(|(_, session)| !session.http2.is_idle())
+        {
+            fixture::turn(&mut relay.core);
+        }
+        assert!(
+            relay.read_application() == said,
+            "{code:?}: other bytes than were sent"
+        );
+        assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+        assert_eq!(relay.core.sessions.len(), 1, "the session goes on");
+    }
+}
+
+#[test]
+fn a_reset_behind_the_end_leaves_the_application_what_its_socket_took() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    let said = relay.say_all();
-    relay.peer.http2.reset(relay.stream, ErrorCode::NoError);
+    // The application's socket takes in less than ours holds.
+    socket2::SockRef::from(&relay.application)
+        .set_recv_buffer_size(1)
+        .expect("an open socket");
+    let said = relay.say_all(100 << 10);
+    while !relay
+        .core
+        .tunnels
+        .iter()
+        .all(|(_, tunnel)| tunnel.buffered_bytes() == 0)
+    {
+        fixture::turn(&mut relay.core);
+    }
+    relay.peer.http2.reset(relay.stream, ErrorCode::Cancel);
     relay.peer.send(&[]);
-    while relay.core.remains_bytes == 0 {
+    while !relay.core.tunnels.is_empty() {
         fixture::turn(&mut relay.core);
     }
     assert!(relay.read_application() == said, "other bytes than were sent");
-    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
-    assert_eq!(relay.core.sessions.len(), 1, "the session goes on");
 }
 
 #[test]
 fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    let said = relay.say_all();
+    let said = relay.say_all(ANSWER_BYTES);
     let session = relay.session;
     relay.core.close_session(session, "test");
     fixture::turn(&mut relay.core);
@@ -169,7 +204,7 @@ fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it()
 fn what_streams_left_behind_is_cut_with_their_pod() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    relay.say_all();
+    relay.say_all(ANSWER_BYTES);
     let session = relay.session;
     relay.core.close_session(session, "test");
     assert_eq!(relay.core.tunnels.len(), 1);
@@ -182,7 +217,7 @@ fn what_streams_left_behind_is_cut_with_their_pod() {
 fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    relay.say_all();
+    relay.say_all(ANSWER_BYTES);
     relay.core.remains_bytes = limits::REMAINS_BYTES_MAX;
     let session = relay.session;
     relay.core.close_session(session, "test");

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::core::Core;
+use super::core::{Core, Wait};
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
 use super::hbone::session::{Held, Role, Session};
+use super::inbound;
 use super::owner::Owned;
 use super::pods::{Counted, PodState};
 use super::shell::Shell;
@@ -346,6 +347,39 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
     held.give_up(ErrorCode::Cancel);
     executor.run(10);
     assert_eq!(outcome.get(), Some(None));
+}
+
+#[test]
+fn a_full_worker_refuses_further_streams() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let (session, mut peer) = fixture::session(&mut core, &pod);
+    peer.http2.open(0, &REQUEST).expect("the first stream");
+    peer.send(&[]);
+    while core.requests.is_empty() {
+        fixture::turn(&mut core);
+    }
+    let request = core.requests.remove(0);
+    let places: Vec<_> = (0..limits::CONNECTIONS_WORKER_MAX)
+        .map(|_| core.waits.insert(Wait::default()))
+        .collect();
+    assert!(!core.has_room());
+    let shell = Shell::new(core, executor.spawner());
+    shell.spawn(inbound::serve(shell.clone(), request));
+    executor.run(10);
+    shell.with(|core| {
+        assert_eq!(
+            (core.waits.len(), core.shed),
+            (places.len(), 1),
+            "nothing is set up"
+        );
+        core.flush();
+        core.close_session(session, "test");
+        core.flush();
+    });
+    // The status of the answer, as it stands in the header block.
+    assert!(peer.read_to_end().windows(3).any(|bytes| bytes == b"503"));
 }
 
 #[test]

@@ -352,9 +352,12 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const SILENT_SESSION: Duration = Duration::from_secs(30);
 /// How long a closing session may take to send its last bytes.
 pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
+/// How long one whose streams all ended well may take, and then wait for its peer's end: as long as a peer may leave
+/// a PING unanswered.
+pub const SESSION_LINGER: Duration = PING_TIMEOUT;
 /// A failed dial answers for others to the same destination for so long.
 pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
-/// Dials that one connection waits for: more waiters than a session has streams need further sessions.
+/// Dials that one connection is told of: each time others may have taken the room before it.
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;

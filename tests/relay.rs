@@ -47,6 +47,7 @@ macro_rules! on {
             removal::a_removed_server_pod_resets_its_connections_and_leaves_nothing_behind,
             removal::a_pod_that_goes_takes_its_unfinished_setups_along,
             sessions::a_retired_session_ends_with_its_last_stream,
+            sessions::a_drain_lets_a_connection_that_is_being_set_up_through,
             sessions::a_failed_dial_answers_all_who_wait_for_it_at_once,
             sessions::more_streams_than_one_session_takes_use_a_further_one,
             sessions::a_thousand_short_connections_share_one_session,
@@ -62,3 +63,13 @@ macro_rules! on {
 
 on!(epoll, crate::world::Backend::Epoll);
 on!(uring, crate::world::Backend::Uring; steady::a_ring_is_entered_at_most_once_for_four_messages,);
+
+#[test]
+fn connections_that_need_a_session_each_are_all_set_up() {
+    let settings = uztunnel::worker::settings::Settings {
+        session_streams_max: 1,
+        ..world::settings()
+    };
+    let scenario = sessions::connections_that_need_a_session_each_are_all_set_up;
+    world::World::enter_with(world::Backend::Epoll, settings, scenario);
+}

@@ -144,7 +144,7 @@ pub struct WorkerReport {
     pub buffered_bytes: usize,
     /// Chunks of opened plaintext that something still refers to.
     pub chunks_pinned: usize,
-    /// Connections closed at once because the worker was full.
+    /// Connections closed, and streams refused, at once because the worker was full.
     pub shed: u64,
 }
 

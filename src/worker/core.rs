@@ -102,7 +102,7 @@ pub struct Core<D: Driver> {
     pub draining: bool,
     /// Set when the drain's deadline has passed.
     pub drain_over: bool,
-    /// Connections closed at once because the worker was full.
+    /// Connections closed, and streams refused, at once because the worker was full.
     pub shed: u64,
     /// Of `limits::REMAINS_BYTES_MAX`.
     pub remains_bytes: usize,

@@ -118,6 +118,12 @@ impl Peer {
         io::Write::write_all(&mut self.socket, out.filled()).expect("sent");
     }
 
+    pub fn set_receive_buffer_size(&self, bytes: usize) {
+        socket2::SockRef::from(&self.socket)
+            .set_recv_buffer_size(bytes)
+            .expect("an open socket");
+    }
+
     /// All plaintext until the end, told from close_notify.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -135,6 +135,7 @@ async fn identify<D: Driver + 'static>(
     request: &IncomingRequest,
     account: &mut Account,
 ) -> Result<(Arc<Workload>, Delivery), Outcome> {
+    shell.with(Core::check_room)?;
     if let Method::Other(method) = &request.method {
         return Err(Outcome::Malformed(format!(
             "expected method CONNECT, got {method}"
@@ -257,6 +258,19 @@ impl<D: Driver + 'static> Core<D> {
             identity: session.peer.first().clone(),
         };
         Some((origin, given_up))
+    }
+
+    /// A stream is a connection like a captured one: the newest is shed when the worker is full.
+    fn check_room(&mut self) -> Result<(), Outcome> {
+        if self.has_room() {
+            return Ok(());
+        }
+        self.shed += 1;
+        let limit = limits::CONNECTIONS_WORKER_MAX;
+        Err(Outcome::Overloaded {
+            what: "connections of one worker",
+            limit,
+        })
     }
 
     fn validate(

@@ -110,8 +110,8 @@ impl<D: Driver + 'static> Core<D> {
         match data {
             Received::Data(buffer) => self.pipe_data(key, from, buffer),
             Received::End => self.pipe_end(key, from),
-            Received::Failed(error) if ends_a_copy(&error) => self.cut_pipe(key, Outcome::Complete),
-            Received::Failed(error) => self.cut_pipe(key, Outcome::Receive(error)),
+            Received::Failed(error) if ends_a_copy(&error) => self.break_pipe(key, from, Outcome::Complete),
+            Received::Failed(error) => self.break_pipe(key, from, Outcome::Receive(error)),
         }
     }
 
@@ -144,8 +144,8 @@ impl<D: Driver + 'static> Core<D> {
         }
         match error {
             None => self.read_pipe(key, from),
-            Some(error) if ends_a_copy(&error) => self.cut_pipe(key, Outcome::Complete),
-            Some(error) => self.cut_pipe(key, Outcome::Send(error)),
+            Some(error) if ends_a_copy(&error) => self.break_pipe(key, from.other(), Outcome::Complete),
+            Some(error) => self.break_pipe(key, from.other(), Outcome::Send(error)),
         }
     }
 
@@ -158,24 +158,93 @@ impl<D: Driver + 'static> Core<D> {
         let other = pipe.end(from.other());
         let done = other.flow == Flow::Ended;
         if done {
-            self.remove_pipe(key, Close::Orderly, Outcome::Complete);
+            self.remove_pipe(key, [Close::Orderly; 2], Outcome::Complete);
         } else {
             // Fails only when that side has gone; its reading direction notices that by itself.
             let _ = self.driver.shutdown_send(other.socket);
         }
     }
 
-    /// Ends both sides with a reset.
-    pub fn cut_pipe(&mut self, key: Key<Pipe>, outcome: Outcome) {
-        self.remove_pipe(key, Close::Reset, outcome);
+    /// One side broke: the other sees a reset, unless it was given the end already. Then a reset would only throw
+    /// away what its socket took and it has not read.
+    fn break_pipe(&mut self, key: Key<Pipe>, broken: Side, outcome: Outcome) {
+        let Some(pipe) = self.pipes.get_mut(key) else {
+            return;
+        };
+        let other = match pipe.end(broken).flow {
+            Flow::Ended => Close::Orderly,
+            Flow::Receiving | Flow::Sending => Close::Reset,
+        };
+        let how = match broken {
+            Side::Client => [Close::Reset, other],
+            Side::Server => [other, Close::Reset],
+        };
+        self.remove_pipe(key, how, outcome);
     }
 
-    fn remove_pipe(&mut self, key: Key<Pipe>, how: Close, outcome: Outcome) {
+    /// Ends both sides with a reset.
+    pub fn cut_pipe(&mut self, key: Key<Pipe>, outcome: Outcome) {
+        self.remove_pipe(key, [Close::Reset; 2], outcome);
+    }
+
+    /// `how` the client's socket is closed, and the server's.
+    fn remove_pipe(&mut self, key: Key<Pipe>, how: [Close; 2], outcome: Outcome) {
         let Some(pipe) = self.pipes.remove(key) else {
             return;
         };
-        self.driver.close(pipe.client.socket, how);
-        self.driver.close(pipe.server.socket, how);
+        self.driver.close(pipe.client.socket, how[0]);
+        self.driver.close(pipe.server.socket, how[1]);
         self.telemetry.record(*pipe.account, self.now, &outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::runtime::tasks::Executor;
+    use crate::sys::epoll::EpollDriver;
+    use crate::worker::fixture;
+
+    fn adopt(core: &mut Core<EpollDriver>, socket: std::net::TcpStream) -> SocketId {
+        let owner = Owned::Task(Key::from_bits(0)).to_owner();
+        core.driver.adopt(socket.into(), owner).expect("adopted")
+    }
+
+    #[test]
+    fn a_reset_behind_the_end_leaves_the_other_side_what_its_socket_took() {
+        let mut core = fixture::core(&Executor::default());
+        let (near_client, mut client) = fixture::connection();
+        let (near_server, mut server) = fixture::connection();
+        // The server takes in less than the socket before it holds.
+        socket2::SockRef::from(&server)
+            .set_recv_buffer_size(1)
+            .expect("an open socket");
+        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
+        let (account, share) = (fixture::account(&core), core.load.share(0));
+        core.attach_pipe(fixture::pod(), near_client, near_server, account, share);
+        let said = vec![7; 100 << 10];
+        client.write_all(&said).expect("sent");
+        client.shutdown(Shutdown::Write).expect("ended");
+        let has_ended =
+            |core: &Core<EpollDriver>| core.pipes.iter().all(|(_, pipe)| pipe.client.flow == Flow::Ended);
+        while !has_ended(&core) {
+            fixture::turn(&mut core);
+        }
+        let reset = Some(Duration::ZERO);
+        socket2::SockRef::from(&client)
+            .set_linger(reset)
+            .expect("an open socket");
+        drop(client);
+        server.write_all(b"x").expect("sent");
+        while !core.pipes.is_empty() {
+            fixture::turn(&mut core);
+        }
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).expect("an orderly end");
+        assert!(received == said, "{} bytes arrived", received.len());
     }
 }

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::core::Core;
+use super::core::{Core, Wait};
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
 use super::hbone::session::{Held, Role, Session};
+use super::inbound;
 use super::owner::Owned;
 use super::pods::{Counted, PodState};
 use super::shell::Shell;
@@ -91,8 +92,8 @@ fn relay(executor: &Executor) -> Relay {
 
 impl Relay {
     /// The peer says everything that it has to say: as long as the worker's window has room.
-    fn say_all(&mut self) -> Vec<u8> {
-        let said: Vec<u8> = (0..ANSWER_BYTES).map(|at| (at / 7) as u8).collect();
+    fn say_all(&mut self, bytes: usize) -> Vec<u8> {
+        let said: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
         let mut plain = Vec::new();
         for piece in said.chunks(16_384) {
             let header = frame(piece.len(), 0, 0, self.stream);
@@ -137,25 +138,60 @@ fn frame(bytes: usize, kind: u8, flags: u8, stream: StreamId) -> Vec<u8> {
 }
 
 #[test]
-fn a_complete_answer_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
+fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
+    for code in [ErrorCode::NoError, ErrorCode::Cancel] {
+        let executor = Executor::default();
+        let mut relay = relay(&executor);
+        let said = relay.say_all(ANSWER_BYTES);
+        relay.peer.http2.reset(relay.stream, code);
+        relay.peer.send(&[]);
+        while relay
+            .core
+            .sessions
+            .iter()
+            .any(|(_, session)| !session.http2.is_idle())
+        {
+            fixture::turn(&mut relay.core);
+        }
+        assert!(
+            relay.read_application() == said,
+            "{code:?}: other bytes than were sent"
+        );
+        assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+        assert_eq!(relay.core.sessions.len(), 1, "the session goes on");
+    }
+}
+
+#[test]
+fn a_reset_behind_the_end_leaves_the_application_what_its_socket_took() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    let said = relay.say_all();
-    relay.peer.http2.reset(relay.stream, ErrorCode::NoError);
+    // The application's socket takes in less than ours holds.
+    socket2::SockRef::from(&relay.application)
+        .set_recv_buffer_size(1)
+        .expect("an open socket");
+    let said = relay.say_all(100 << 10);
+    while !relay
+        .core
+        .tunnels
+        .iter()
+        .all(|(_, tunnel)| tunnel.buffered_bytes() == 0)
+    {
+        fixture::turn(&mut relay.core);
+    }
+    relay.peer.http2.reset(relay.stream, ErrorCode::Cancel);
     relay.peer.send(&[]);
-    while relay.core.remains_bytes == 0 {
+    while !relay.core.tunnels.is_empty() {
         fixture::turn(&mut relay.core);
     }
     assert!(relay.read_application() == said, "other bytes than were sent");
-    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
-    assert_eq!(relay.core.sessions.len(), 1, "the session goes on");
 }
 
 #[test]
 fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    let said = relay.say_all();
+    let said = relay.say_all(ANSWER_BYTES);
     let session = relay.session;
     relay.core.close_session(session, "test");
     fixture::turn(&mut relay.core);
@@ -169,7 +205,7 @@ fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it()
 fn what_streams_left_behind_is_cut_with_their_pod() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    relay.say_all();
+    relay.say_all(ANSWER_BYTES);
     let session = relay.session;
     relay.core.close_session(session, "test");
     assert_eq!(relay.core.tunnels.len(), 1);
@@ -182,7 +218,7 @@ fn what_streams_left_behind_is_cut_with_their_pod() {
 fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    relay.say_all();
+    relay.say_all(ANSWER_BYTES);
     relay.core.remains_bytes = limits::REMAINS_BYTES_MAX;
     let session = relay.session;
     relay.core.close_session(session, "test");
@@ -232,13 +268,64 @@ fn a_retired_session_says_goodbye_only_when_its_last_bytes_are_sent() {
     core.retire_session(key);
     core.flush();
     let session = core.sessions.get_mut(key).expect("it waits for its send");
-    assert!(!session.closing);
+    assert!(!session.is_closing());
     session.sending = false;
     core.mark_session(key);
     core.flush();
-    assert!(core.sessions.is_empty());
     // SETTINGS and the window, then GOAWAY.
     assert_eq!(peer.read_to_end()[3], 4);
+    drop(peer);
+    while !core.sessions.is_empty() {
+        fixture::turn(&mut core);
+    }
+}
+
+#[test]
+fn the_last_bytes_of_a_retired_session_arrive_although_the_peer_still_sends() {
+    let executor = Executor::default();
+    let Relay {
+        mut core,
+        session: key,
+        mut peer,
+        stream,
+        mut application,
+        ..
+    } = relay(&executor);
+    // More than the peer's socket takes in, less than the worker's holds.
+    let answer = vec![7; 160 << 10];
+    peer.set_receive_buffer_size(4 << 10);
+    let session = core.sessions.get(key).expect("just made");
+    let socket = core.driver.descriptor(session.socket).expect("open");
+    socket2::SockRef::from(&socket)
+        .set_send_buffer_size(1 << 20)
+        .expect("an open socket");
+    peer.send(&frame(0, 0, 1, stream));
+    let saying = std::thread::spawn({
+        let answer = answer.clone();
+        move || std::io::Write::write_all(&mut application, &answer)
+    });
+    core.retire_session(key);
+    while core
+        .sessions
+        .get(key)
+        .is_some_and(|session| !session.is_closing())
+    {
+        fixture::turn(&mut core);
+    }
+    saying.join().expect("no panic").expect("all was taken");
+    // As a peer gives window back for what it takes in.
+    peer.http2.ping(*b"any time");
+    peer.send(&[]);
+    fixture::turn(&mut core);
+    let reading = std::thread::spawn(move || peer.read_to_end());
+    while !reading.is_finished() {
+        fixture::turn(&mut core);
+    }
+    let plain = reading.join().expect("an orderly end");
+    assert!(plain.len() > answer.len(), "{} bytes arrived", plain.len());
+    while !core.sessions.is_empty() {
+        fixture::turn(&mut core);
+    }
 }
 
 #[test]
@@ -260,6 +347,39 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
     held.give_up(ErrorCode::Cancel);
     executor.run(10);
     assert_eq!(outcome.get(), Some(None));
+}
+
+#[test]
+fn a_full_worker_refuses_further_streams() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let (session, mut peer) = fixture::session(&mut core, &pod);
+    peer.http2.open(0, &REQUEST).expect("the first stream");
+    peer.send(&[]);
+    while core.requests.is_empty() {
+        fixture::turn(&mut core);
+    }
+    let request = core.requests.remove(0);
+    let places: Vec<_> = (0..limits::CONNECTIONS_WORKER_MAX)
+        .map(|_| core.waits.insert(Wait::default()))
+        .collect();
+    assert!(!core.has_room());
+    let shell = Shell::new(core, executor.spawner());
+    shell.spawn(inbound::serve(shell.clone(), request));
+    executor.run(10);
+    shell.with(|core| {
+        assert_eq!(
+            (core.waits.len(), core.shed),
+            (places.len(), 1),
+            "nothing is set up"
+        );
+        core.flush();
+        core.close_session(session, "test");
+        core.flush();
+    });
+    // The status of the answer, as it stands in the header block.
+    assert!(peer.read_to_end().windows(3).any(|bytes| bytes == b"503"));
 }
 
 #[test]

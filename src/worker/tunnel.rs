@@ -311,28 +311,26 @@ impl<D: Driver + 'static> Core<D> {
         self.mark_tunnel(key);
     }
 
-    /// The peer reset the stream: so is the application's connection, unless everything had been said.
+    /// The peer reset the stream: so is the application's connection, unless everything had been said. Then all of
+    /// it arrives, as it does when RST follows FIN: what was received stays readable, and only what the application
+    /// still writes fails. RFC 9113 section 8.1 demands it for NO_ERROR, which a server sends behind an answer that
+    /// it gave early; a client whose application is gone sends CANCEL behind its last request.
     pub fn tunnel_reset(&mut self, key: Key<Tunnel>, code: ErrorCode) {
-        // RFC 9113 section 8.1: "Clients MUST NOT discard responses as a result of receiving such a RST_STREAM".
-        if code == ErrorCode::NoError && self.leave_remains(key, Outcome::Complete).is_ok() {
-            return;
-        }
-        let Some(tunnel) = self.tunnels.get(key) else {
-            return;
-        };
-        let said_all = match tunnel.writing {
-            Writing::Ended => true,
-            Writing::Open { end, .. } => end && tunnel.queue.is_empty(),
-        };
-        // RFC 9113 section 8.1: NO_ERROR after a complete answer only asks to stop sending.
-        let how = if (said_all && code == ErrorCode::NoError) || is_planted(Bug::ResetTurnedIntoEnd) {
-            Close::Orderly
-        } else {
-            Close::Reset
-        };
         let outcome = match code {
             ErrorCode::NoError | ErrorCode::Cancel | ErrorCode::StreamClosed => Outcome::Complete,
             _ => Outcome::StreamReset(code),
+        };
+        let Err(outcome) = self.leave_remains(key, outcome) else {
+            return;
+        };
+        let Some(tunnel) = self.tunnels.get(key) else {
+            return;
+        };
+        // A reset would throw away what the socket took and the application has not read.
+        let how = match tunnel.writing {
+            Writing::Ended => Close::Orderly,
+            Writing::Open { .. } if is_planted(Bug::ResetTurnedIntoEnd) => Close::Orderly,
+            Writing::Open { .. } => Close::Reset,
         };
         self.remove_tunnel(key, how, outcome);
     }

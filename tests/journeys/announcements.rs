@@ -1,9 +1,72 @@
 //! The CNI socket: pods come and go while traffic runs, and garbage changes nothing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use uztunnel_rig::agent::{Answer, Sender};
-use uztunnel_rig::{Blueprint, Family, World, http, zds};
+use uztunnel_rig::applications::echo;
+use uztunnel_rig::{Blueprint, Family, Pod, World, http, zds};
 
 use crate::setup::{HTTP_PORT, options, serve_http, start, two_nodes};
+
+const ECHO_PORT: u16 = 4600;
+
+/// Requests one after the other, in turn on a connection that stays and on a new one. None may fail.
+struct Traffic<'a> {
+    client: &'a Pod,
+    served: Arc<AtomicU64>,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+impl<'a> Traffic<'a> {
+    fn start(world: &'a World, client: &str, server: &str) -> Self {
+        let target = world.pod(server).address(Family::V4, HTTP_PORT);
+        let served = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&served);
+        let (stop, mut stopped) = oneshot::channel();
+        let running = world.pod(client).spawn(async move {
+            let mut stays = http::Client::connect(target).await?;
+            while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+                stays.get("/").await?;
+                http::get(target, "/").await?;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Self {
+            client: world.pod(client),
+            served,
+            stop,
+            running,
+        }
+    }
+
+    /// It goes on now, not only before.
+    fn wait_for_more(&self) {
+        let before = self.served.load(Ordering::Relaxed);
+        uztunnel_rig::wait_until("further requests to be served", || {
+            (self.served.load(Ordering::Relaxed) >= before + 10 || self.running.is_finished()).then_some(())
+        });
+        assert!(!self.running.is_finished(), "a request failed");
+    }
+
+    fn end(self) {
+        let Self {
+            client,
+            stop,
+            running,
+            ..
+        } = self;
+        stop.send(()).expect("it runs");
+        let ended = client.run(async move { running.await.expect("no panic") });
+        ended.expect("no request failed");
+    }
+}
 
 fn assert_served(world: &World, client: &str, server: &str) {
     let target = world.pod(server).address(Family::V4, HTTP_PORT);
@@ -32,7 +95,9 @@ fn a_pod_added_while_traffic_runs_is_served_and_a_deleted_one_no_more() {
     let mut world = world;
     world.start_proxies(&options()).expect("ready proxies");
     let _servers = ["server", "cart"].map(|name| serve_http(world.pod(name)));
-    assert_served(&world, "client", "cart");
+    let _echo = world.pod("server").serve(ECHO_PORT, echo);
+    let traffic = Traffic::start(&world, "client", "cart");
+    traffic.wait_for_more();
 
     let late = world.pod("server");
     let agent = &world.nodes[1].agent;
@@ -41,16 +106,31 @@ fn a_pod_added_while_traffic_runs_is_served_and_a_deleted_one_no_more() {
         .expect("sent");
     assert_eq!(added, Answer::Ack);
     assert_served(&world, "client", "server");
+    let to_late = late.address(Family::V4, ECHO_PORT);
+    let mut open = world
+        .pod("client")
+        .run(async move {
+            let mut stream = TcpStream::connect(to_late).await?;
+            stream.write_u8(7).await?;
+            stream.read_u8().await?;
+            std::io::Result::Ok(stream)
+        })
+        .expect("a connection to the new pod");
+    traffic.wait_for_more();
 
     assert_eq!(agent.delete(&late.uid).expect("sent"), Answer::Ack);
+    let cut = world.pod("client").run(async move { open.read_u8().await });
+    let cut = cut.map_err(|error| error.kind());
+    assert_eq!(cut, Err(std::io::ErrorKind::ConnectionReset));
     let target = late.address(Family::V4, 15008);
     uztunnel_rig::wait_until("the listener of the deleted pod to close", || {
         let refused = world
             .pod("stranger")
-            .run(async move { tokio::net::TcpStream::connect(target).await });
+            .run(async move { TcpStream::connect(target).await });
         refused.is_err().then_some(())
     });
-    assert_served(&world, "client", "cart");
+    traffic.wait_for_more();
+    traffic.end();
     assert_eq!(agent.delete("an-unknown-uid").expect("sent"), Answer::Ack);
 }
 

@@ -1,8 +1,11 @@
 //! Hostile peers that hold a valid certificate. Beside each, an honest client's new connections do not fail, the
 //! proxy's memory stays within bounds, and the peer is cut off with a reason in the log.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 use uztunnel_rig::{Family, World, http};
 
@@ -11,6 +14,7 @@ use crate::frames::{
 };
 use crate::openssl::{Credentials, Peer};
 use crate::setup::{HTTP_PORT, serve_http, two_nodes};
+use crate::tiny_records;
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
 
@@ -27,6 +31,8 @@ const ATTACK_BYTES_MAX: usize = 64 << 20;
 
 /// Where nobody reads what arrives.
 const SILENT_PORT: u16 = 4300;
+/// Where everything is read and nothing answered.
+const SINK_PORT: u16 = 4301;
 
 /// Runs `attack` while the honest client works, and checks what has to hold beside any attack.
 fn beside_honest_work(world: &World, attack: impl FnOnce(&World) + Send) {
@@ -221,6 +227,50 @@ fn tiny_frames_for_a_reader_that_stopped_cost_no_more_than_their_window() {
         let accepted = (0..1_000).take_while(|_| peer.send(&tiny)).count();
         assert!(accepted > 0);
     });
+}
+
+/// They are legal, and each costs the peer as much as us: they are delivered, and nobody else notices.
+#[test]
+fn records_of_one_byte_cost_honest_clients_nothing() {
+    let world = two_nodes();
+    let _server = serve_http(world.pod("server"));
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&arrived);
+    let sink = world.pod("server").serve(SINK_PORT, move |mut stream, _| {
+        let count = Arc::clone(&count);
+        async move {
+            let mut buffer = [0; 64 * 1024];
+            while let got @ 1.. = stream.read(&mut buffer).await? {
+                assert!(buffer[..got].iter().all(|byte| *byte == 7));
+                count.fetch_add(got, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    });
+    let server = world.pod("server");
+    let mut peer = tiny_records::Peer::connect(
+        &world.pod("stranger").namespace,
+        server.address(Family::V4, 15008),
+        FRIEND,
+        &server.identity(),
+    );
+    let mut sent = 0;
+    beside_honest_work(&world, |world| {
+        let request = frames::connect(1, &authority(world, SINK_PORT));
+        peer.send(&[frames::opening(), request].concat())
+            .expect("not cut off");
+        let frame = frames::frame(DATA, 0, 1, &[7; 1_000]);
+        let until = Instant::now() + Duration::from_secs(u64::from(HONEST_SECONDS));
+        // The window that every stream starts with holds all of it.
+        while Instant::now() < until && sent < 3 << 20 {
+            peer.send(&frame).expect("not cut off");
+            sent += 1_000;
+        }
+        peer.send(&frames::frame(DATA, END_STREAM, 1, &[]))
+            .expect("not cut off");
+    });
+    assert_eq!(sink.wait_for_ends(1), [Ok(())]);
+    assert_eq!((arrived.load(Ordering::Relaxed), sent > 0), (sent, true));
 }
 
 #[test]

@@ -22,5 +22,6 @@ mod setup;
 mod start;
 mod storm;
 mod streams;
+mod tiny_records;
 mod transfers;
 mod wire;

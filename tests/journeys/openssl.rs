@@ -121,12 +121,9 @@ impl Peer {
     }
 
     /// `openssl s_server` on port 15008 of a namespace, ready when this returns.
-    pub fn listen(at: &Namespace, credentials: &Credentials) -> Self {
-        let mut arguments: Vec<String> = [
-            "s_server", "-accept", "15008", "-alpn", "h2", "-Verify", "3", "-tls1_3",
-        ]
-        .map(String::from)
-        .to_vec();
+    pub fn listen(at: &Namespace, credentials: &Credentials, more: &[&str]) -> Self {
+        let own = ["s_server", "-accept", "15008", "-Verify", "3"];
+        let mut arguments: Vec<String> = own.iter().chain(more).map(|text| (*text).to_owned()).collect();
         arguments.extend(credentials.arguments());
         let peer = Self::start(at, &arguments);
         peer.wait_for("ACCEPT", |bytes| {

@@ -10,6 +10,7 @@ use crate::openssl::{Credentials, HOUR, Peer};
 use crate::setup::{BODY_BYTES, HTTP_PORT, serve_http, start, two_nodes};
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
+const FOREIGNER: &str = "spiffe://elsewhere.org/ns/shop/sa/friend";
 
 /// An authority that nobody trusts.
 fn foreign_authority() -> FakeCa {
@@ -38,11 +39,16 @@ fn a_client_that_is_refused_on_15008_leaves_the_reason_in_the_log() {
     let expired = Credentials::issue(&world, &FakeCa::new(), FRIEND, now - 2 * HOUR, now - HOUR).arguments();
     let foreign =
         Credentials::issue(&world, &foreign_authority(), FRIEND, now - HOUR, now + HOUR).arguments();
+    let foreigner = Credentials::valid(&world, FOREIGNER).arguments();
     let with = |arguments: &[String], more: &[&str]| {
         let more = more.iter().map(|argument| (*argument).to_owned());
         arguments.iter().cloned().chain(more).collect::<Vec<String>>()
     };
     let cases = [
+        (
+            with(&foreigner, &["-alpn", "h2"]),
+            "did not present the expected trustdomain",
+        ),
         (with(&expired, &["-alpn", "h2"]), "expired at"),
         (with(&foreign, &["-alpn", "h2"]), "unknown CA"),
         (with(&[], &["-alpn", "h2"]), "no certificate"),
@@ -100,22 +106,29 @@ fn a_server_that_is_refused_leaves_the_reason_in_the_log() {
     let world = world_with_impostor();
     let now = SystemTime::now();
     let own = world.pod("impostor").identity();
+    let h2: &[&str] = &["-alpn", "h2", "-tls1_3"];
+    let valid = || Credentials::valid(&world, &own);
     let cases = [
         (
             Credentials::valid(&world, FRIEND),
+            h2,
             "did not present the expected SAN",
         ),
         (
             Credentials::issue(&world, &FakeCa::new(), &own, now - 2 * HOUR, now - HOUR),
+            h2,
             "expired at",
         ),
         (
             Credentials::issue(&world, &foreign_authority(), &own, now - HOUR, now + HOUR),
+            h2,
             "unknown CA",
         ),
+        (valid(), &["-alpn", "h2", "-tls1_2"], "TLS 1.3"),
+        (valid(), &["-alpn", "http/1.1", "-tls1_3"], "does not speak h2"),
     ];
-    for (credentials, expected) in cases {
-        let _server = Peer::listen(&world.pod("impostor").namespace, &credentials);
+    for (credentials, arguments, expected) in cases {
+        let _server = Peer::listen(&world.pod("impostor").namespace, &credentials, arguments);
         let target = world.pod("impostor").address(Family::V4, HTTP_PORT);
         let failed = world
             .pod("client")

@@ -82,6 +82,24 @@ fn uring_that_is_asked_for_and_denied_stops_the_start_with_the_same_reason() {
 }
 
 #[test]
+fn as_many_workers_run_as_the_setting_says() {
+    let three = options().map(|options| ProxyOptions {
+        workers: 3,
+        ..options
+    });
+    let world = World::start(Blueprint::two_nodes(), &three).expect("ready proxies");
+    let threads = format!("/proc/{}/task", world.nodes[0].proxy().pid());
+    let mut names: Vec<String> = std::fs::read_dir(threads)
+        .expect("it runs")
+        .map(|thread| std::fs::read_to_string(thread.expect("listed").path().join("comm")))
+        .map(|name| name.expect("it runs").trim_end().to_owned())
+        .filter(|name| name.starts_with("uztunnel-"))
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["uztunnel-0", "uztunnel-1", "uztunnel-2"]);
+}
+
+#[test]
 fn readiness_is_withdrawn_until_the_snapshot_of_pods_was_taken() {
     let world = World::build(Blueprint::two_nodes()).expect("a world");
     // An agent's socket that nobody listens on.

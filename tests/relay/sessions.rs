@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uztunnel::bridge::Order;
 
@@ -27,6 +27,28 @@ pub fn a_retired_session_ends_with_its_last_stream(world: &World) {
         .until("the session ended", |report| report.sessions == 0);
     assert_eq!((report.streams, report.tunnels), (0, 0));
     world.server.until_ended();
+}
+
+pub fn a_drain_lets_a_connection_that_is_being_set_up_through(world: &World) {
+    echo(ECHO);
+    world.client.take_certificate_away();
+    let mut connection = connect(TO_ECHO);
+    world
+        .client
+        .until("the connection is being set up", |report| report.waits > 0);
+    world.client.send(Order::Drain { deadline: PATIENCE });
+    world
+        .client
+        .until("it accepts no more", |report| report.listeners == 0);
+    world.client.certify();
+    ask(&mut connection, &[4; 5000]);
+    drop(connection);
+    let start = Instant::now();
+    world.client.until_ended();
+    assert!(
+        start.elapsed() < PATIENCE / 2,
+        "the last connection ends the drain, not its deadline"
+    );
 }
 
 pub fn a_failed_dial_answers_all_who_wait_for_it_at_once(world: &World) {
@@ -70,6 +92,15 @@ pub fn more_streams_than_one_session_takes_use_a_further_one(world: &World) {
     round(&mut connections, &[4; 1000]);
     let report = world.client.report();
     assert_eq!((report.sessions, report.pooled), (3, 1));
+}
+
+/// There is one dial at a time, so that the last of them waits for all others.
+pub fn connections_that_need_a_session_each_are_all_set_up(world: &World) {
+    const CONNECTIONS: usize = 100;
+    echo(ECHO);
+    let mut connections = connect_many(TO_ECHO, CONNECTIONS);
+    round(&mut connections, &[4; 1000]);
+    assert_eq!(world.client.report().sessions, CONNECTIONS);
 }
 
 pub fn a_thousand_short_connections_share_one_session(world: &World) {

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use uztunnel::bridge::{
-    LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, SnapshotCell, WorkerHandle, WorkerReport, demands,
-    log, orders,
+    CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, SnapshotCell, WorkerHandle,
+    WorkerReport, demands, log, orders,
 };
 use uztunnel::identity::Identity;
 use uztunnel::limits;
@@ -84,6 +84,11 @@ pub struct Node {
 impl World {
     /// Runs a scenario in a world of its own; at its end both workers have ended without a fault.
     pub fn enter(backend: Backend, scenario: fn(&World)) {
+        Self::enter_with(backend, settings(), scenario);
+    }
+
+    /// The same with other settings than the usual ones.
+    pub fn enter_with(backend: Backend, settings: Settings, scenario: fn(&World)) {
         static WORLDS: AtomicUsize = AtomicUsize::new(0);
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let name = format!("relay-{}-{number}", std::process::id());
@@ -92,17 +97,17 @@ impl World {
             .run_program("ip", &["link", "set", "lo", "up"], "")
             .expect("loopback is up");
         namespace.run(|| {
-            let world = Self::start(backend);
+            let world = Self::start(backend, &settings);
             scenario(&world);
             world.client.end();
             world.server.end();
         });
     }
 
-    fn start(backend: Backend) -> Self {
+    fn start(backend: Backend, settings: &Settings) -> Self {
         let snapshot = SnapshotCell::new(mesh());
-        let client = Node::start(backend, "client", CLIENT, &snapshot);
-        let server = Node::start(backend, "server", SERVER, &snapshot);
+        let client = Node::start(backend, settings, "client", CLIENT, &snapshot);
+        let server = Node::start(backend, settings, "server", SERVER, &snapshot);
         // Both answer: the listeners are in place.
         client.report();
         server.report();
@@ -163,7 +168,16 @@ fn identity(name: &str) -> Identity {
     Identity::new("cluster.local", "test", name)
 }
 
-fn settings() -> Settings {
+fn certificate(name: &str) -> Order {
+    let identity = identity(name);
+    let certificate = FakeCa::new().issue(&identity, SystemTime::now());
+    Order::Certificate {
+        identity,
+        result: Ok(Arc::new(certificate.expect("issued"))),
+    }
+}
+
+pub fn settings() -> Settings {
     Settings {
         socket_options: Options::default(),
         tls_mode: RecordMode::Own,
@@ -179,7 +193,13 @@ fn settings() -> Settings {
 }
 
 impl Node {
-    fn start(backend: Backend, name: &str, ip: Ipv4Addr, snapshot: &SnapshotCell) -> Self {
+    fn start(
+        backend: Backend,
+        settings: &Settings,
+        name: &str,
+        ip: Ipv4Addr,
+        snapshot: &SnapshotCell,
+    ) -> Self {
         let (demands, demand_queue) = demands::channel();
         let (sink, log) = log::log_queue();
         let setup = Setup {
@@ -187,7 +207,7 @@ impl Node {
             backend: Arc::new(Choice::Epoll(None)),
             cpu: None,
             seed: 1,
-            settings: settings(),
+            settings: settings.clone(),
             snapshot: snapshot.clone(),
             demands,
             load: LoadTable::new(1),
@@ -205,12 +225,8 @@ impl Node {
             })
             .expect("a thread");
         let (handle, allocations) = hellos.recv().expect("the worker started");
-        let certificate = FakeCa::new().issue(&identity(name), SystemTime::now());
-        handle.send(Order::Certificate {
-            identity: identity(name),
-            result: Ok(Arc::new(certificate.expect("issued"))),
-        });
         let pod = PodUid::new(name);
+        handle.send(certificate(name));
         handle.send(Order::AddPod {
             pod: Arc::new(Pod {
                 uid: pod.clone(),
@@ -236,6 +252,19 @@ impl Node {
 
     pub fn send(&self, order: Order) {
         assert!(self.handle.send(order), "the worker of {} lives", self.pod);
+    }
+
+    /// Gives the pod its certificate once more.
+    pub fn certify(&self) {
+        self.send(certificate(&self.pod.to_string()));
+    }
+
+    /// From now on connections that need the pod's certificate wait for it.
+    pub fn take_certificate_away(&self) {
+        self.send(Order::Certificate {
+            identity: identity(&self.pod.to_string()),
+            result: Err(CertificateError("taken away".into())),
+        });
     }
 
     pub fn remove_pod(&self) {

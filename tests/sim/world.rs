@@ -698,7 +698,7 @@ impl World {
                     let keys = core.sessions.keys();
                     let key = *keys.get(draw as usize % keys.len().max(1))?;
                     let session = core.sessions.get_mut(key)?;
-                    if session.closing {
+                    if session.is_closing() {
                         return None;
                     }
                     if what == Disturb::GoAway {

@@ -175,6 +175,7 @@ pub fn start_session<D: Driver + 'static>(
     places: Option<(LoadShare, Counted)>,
 ) -> Key<Session> {
     let id = socket.release();
+    let is_server = matches!(role, Role::Server);
     shell.with(|core| {
         let local_address = core.local_address(id).unwrap_or(peer_address);
         let session = Session::new(SessionParts {
@@ -198,7 +199,8 @@ pub fn start_session<D: Driver + 'static>(
             core.session_received(key, &buffer);
         }
         core.mark_session(key);
-        if core.draining {
+        // One that was dialled is for connections that were accepted before the drain; it ends with them.
+        if core.draining && is_server {
             core.retire_session(key);
         }
         key
@@ -257,7 +259,7 @@ impl<D: Driver + 'static> Core<D> {
         request: &ConnectRequest<'_>,
     ) -> Option<(StreamId, u32, oneshot::Receiver<Answer>)> {
         let session = self.sessions.get_mut(key)?;
-        if session.retired || session.closing {
+        if session.retired || session.is_closing() {
             return None;
         }
         let stream = session.http2.open(0, request).ok()?;
@@ -269,6 +271,7 @@ impl<D: Driver + 'static> Core<D> {
                 held: Held::default(),
             },
         );
+        session.served += 1;
         session.last_used = self.now;
         self.mark_session(key);
         Some((stream, user, answer))

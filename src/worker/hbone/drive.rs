@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::serve::Request;
-use super::session::{Answer, Held, Role, Session, SessionError, SessionEvent, StreamUser, UserState};
+use super::session::{Answer, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, UserState};
 use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::buffer::{Payload, RecvBuffer};
@@ -33,7 +33,7 @@ impl<D: Driver + 'static> Core<D> {
     pub fn session_received(&mut self, key: Key<Session>, buffer: &RecvBuffer) {
         let mut events = self.take_session_events();
         let result = match self.sessions.get_mut(key) {
-            Some(session) if !session.closing => {
+            Some(session) if !session.is_closing() => {
                 session.receive(buffer, &mut self.buffers, self.now, &mut events)
             }
             Some(_) | None => Ok(()),
@@ -274,7 +274,7 @@ impl<D: Driver + 'static> Core<D> {
             }
             SessionError::Http2(error) => error.code,
         };
-        self.end_session(key, code, &error.to_string());
+        self.end_session(key, code, &error.to_string(), false);
     }
 
     /// No further streams on this session: it ends when the last one has.
@@ -289,20 +289,27 @@ impl<D: Driver + 'static> Core<D> {
         self.mark_session(key);
     }
 
-    /// Ends every stream of the session, says goodbye, and closes when that has been sent.
+    /// Ends every stream of the session, says goodbye, and closes when that has been sent. One that lingers stops
+    /// that.
     pub fn close_session(&mut self, key: Key<Session>, why: &str) {
-        self.end_session(key, ErrorCode::NoError, why);
+        self.end_session(key, ErrorCode::NoError, why, false);
     }
 
-    fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &str) {
+    fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &str, lingers: bool) {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
-        if session.closing {
+        let was_open = session.stage == Stage::Open;
+        if was_open || !lingers {
+            session.stage = Stage::Goodbye { lingers };
+        }
+        if !lingers {
+            self.driver.stop_receive(session.socket);
+        }
+        if !was_open {
+            self.mark_session(key);
             return;
         }
-        session.closing = true;
-        self.driver.stop_receive(session.socket);
         self.end_users(key, why);
         self.retire_session(key);
         let Some(session) = self.sessions.get_mut(key) else {
@@ -312,7 +319,11 @@ impl<D: Driver + 'static> Core<D> {
             session.http2.goaway(code, "");
             session.end_channel(&mut self.buffers);
         }
-        let deadline = self.now + limits::SESSION_GOODBYE;
+        let limit = match lingers {
+            true => limits::SESSION_LINGER,
+            false => limits::SESSION_GOODBYE,
+        };
+        let deadline = self.now + limit;
         if let Some(timer) = session
             .timer
             .replace(self.timers.start(deadline, TimerEvent::Session(key)))
@@ -327,7 +338,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
-        session.closing = true;
+        session.stage = Stage::Goodbye { lingers: false };
         session.channel_broken = true;
         self.end_users(key, why);
         self.retire_session(key);
@@ -368,17 +379,31 @@ impl<D: Driver + 'static> Core<D> {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
-        if session.closing {
-            if !session.sending {
-                self.remove_session(key);
+        if session.sending {
+            return;
+        }
+        match session.stage {
+            Stage::Goodbye { lingers: false } => self.remove_session(key),
+            Stage::Goodbye { lingers: true } => self.linger(key),
+            Stage::Lingering => {}
+            Stage::Open => {
+                // What was dialled while a drain went on serves those who waited for it, and no others come.
+                let is_last = session.retired || (self.draining && session.served > 0);
+                if is_last && session.users.is_empty() && session.http2.is_idle() {
+                    // The last bytes of its streams may be on their way, and the peer sends window for them.
+                    self.end_session(key, ErrorCode::NoError, "retired", true);
+                }
             }
-        } else if session.retired
-            && session.users.is_empty()
-            && session.http2.is_idle()
-            // The last bytes of its streams take the time they take; the goodbye behind them is cut short.
-            && !session.sending
-        {
-            self.close_session(key, "retired");
+        }
+    }
+
+    fn linger(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        session.stage = Stage::Lingering;
+        if self.driver.shutdown_send(session.socket).is_err() {
+            self.remove_session(key);
         }
     }
 
@@ -414,7 +439,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         session.timer = None;
-        if session.closing {
+        if session.is_closing() {
             self.remove_session(key);
             return;
         }

@@ -1,7 +1,8 @@
 //! The worker's HBONE sessions by destination: finds one with room, or has one dialled.
 //!
-//! One dial per key at a time; its result goes to everybody who waits, and a failure is remembered briefly, so
-//! that a dead destination fails all its waiters at once instead of one after the other.
+//! One dial per key at a time. A session goes to as many of those who wait as it has room for, and is followed by
+//! another dial for the others; a failure goes to all of them and is remembered briefly, so that a dead destination
+//! fails its waiters at once instead of one after the other.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -116,11 +117,11 @@ impl<D: Driver + 'static> Core<D> {
         Step::Wait { result, dial }
     }
 
-    fn dialled(&mut self, key: &Rc<PoolKey>, result: Dialled) {
+    /// Whether to dial again: more wait than the session has room for.
+    fn dialled(&mut self, key: &Rc<PoolKey>, result: Dialled) -> bool {
         let Some(entry) = self.pool.entries.get_mut(key) else {
-            return;
+            return false;
         };
-        entry.dialing = false;
         // A session that ended between its handshake and this task's turn was forgotten before it was known:
         // in the list it would stay for ever, and whoever waits would dial it again at once.
         let lives = |session: &Key<Session>| {
@@ -133,14 +134,17 @@ impl<D: Driver + 'static> Core<D> {
                 "the peer ended it at once".to_owned(),
             ))),
         });
-        match &result {
+        let room = match &result {
             Ok(session) => {
-                // What came behind the handshake may have ended it already; nobody would take it out again.
-                let live = self.sessions.get(*session).is_some_and(|found| !found.retired);
-                if live {
-                    entry.sessions.push(*session);
-                }
+                entry.sessions.push(*session);
                 entry.failed = None;
+                let streams_max = self.settings.session_streams_max;
+                let peers_max = self
+                    .sessions
+                    .get(*session)
+                    .map_or(0, |found| found.http2.streams_max());
+                // Somebody has to find out that a peer takes none at all.
+                streams_max.min(peers_max as usize).max(1)
             }
             Err(outcome) => {
                 let until = self.now + limits::DIAL_FAILURE_KEPT;
@@ -148,12 +152,20 @@ impl<D: Driver + 'static> Core<D> {
                 if !std::mem::replace(&mut self.pool.sweeping, true) {
                     self.timers.start(until, TimerEvent::Sweep);
                 }
+                usize::MAX
+            }
+        };
+        let mut told = 0;
+        for waiter in std::mem::take(&mut entry.waiting) {
+            if told < room {
+                // A task that gave up meanwhile does not want it.
+                told += usize::from(waiter.send(result.clone()).is_ok());
+            } else if !waiter.is_abandoned() {
+                entry.waiting.push(waiter);
             }
         }
-        for waiter in std::mem::take(&mut entry.waiting) {
-            // A task that gave up meanwhile does not want it.
-            let _ = waiter.send(result.clone());
-        }
+        entry.dialing = !entry.waiting.is_empty();
+        entry.dialing
     }
 
     /// Forgets failures whose time is over. Looks again as long as there are others.
@@ -180,7 +192,7 @@ pub async fn session<D: Driver + 'static>(
     pod: &Rc<PodState>,
     key: &Rc<PoolKey>,
 ) -> Dialled {
-    // More waiters than one session has streams: the rest dials again.
+    // Others may take the room first, or the peer may have less than it was thought to have.
     for _ in 0..limits::POOL_ROUNDS_MAX {
         match shell.with(|core| core.find_session(key)) {
             Step::Use(session) => return Ok(session),
@@ -189,9 +201,13 @@ pub async fn session<D: Driver + 'static>(
                 if dial {
                     let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
                     shell.clone().spawn(async move {
-                        let dialled = pod.while_present(dial::dial(&shell, &pod, &key)).await;
-                        let result = dialled.and_then(|result| result).map_err(Rc::new);
-                        shell.with(|core| core.dialled(&key, result));
+                        loop {
+                            let dialled = pod.while_present(dial::dial(&shell, &pod, &key)).await;
+                            let result = dialled.and_then(|result| result).map_err(Rc::new);
+                            if !shell.with(|core| core.dialled(&key, result)) {
+                                return;
+                            }
+                        }
                     });
                 }
                 match result.await {
@@ -232,7 +248,7 @@ mod tests {
         });
         assert!(matches!(core.find_session(&key), Step::Wait { dial: true, .. }));
         core.close_session(session, "test");
-        core.dialled(&key, Ok(session));
+        assert!(!core.dialled(&key, Ok(session)));
         assert!(matches!(core.find_session(&key), Step::Fail(_)));
         assert!(core.pool.entries[&key].sessions.is_empty());
     }

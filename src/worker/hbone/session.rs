@@ -67,11 +67,10 @@ pub struct Session {
     pub dirty: bool,
     /// Takes no further streams; ends when the last one has.
     pub retired: bool,
-    /// Saying goodbye: ends when that has been sent.
-    pub closing: bool,
+    pub stage: Stage,
     /// Nothing more can be sealed or sent.
     pub channel_broken: bool,
-    /// CONNECT requests taken so far (server).
+    /// Streams so far: CONNECT requests taken (server) or sent (client).
     pub served: u64,
     /// Its places in the load table and among its pod's sessions (server; a client session belongs to the
     /// connections that use it).
@@ -83,6 +82,19 @@ pub struct Session {
     record_start: Option<usize>,
     /// The kernel holds a send buffer of this session.
     pub sending: bool,
+}
+
+/// How near its end a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Open,
+    /// Sends its last bytes; `lingers`: closes only after the peer then.
+    Goodbye {
+        lingers: bool,
+    },
+    /// Everything was sent and our direction is shut down. What still comes is read and dropped: closing a socket
+    /// on it would make the kernel send RST and throw away what the peer has not got yet.
+    Lingering,
 }
 
 /// Who gets what arrives on a stream.
@@ -216,7 +228,7 @@ impl Session {
             timer: None,
             dirty: false,
             retired: false,
-            closing: false,
+            stage: Stage::Open,
             channel_broken: false,
             served: 0,
             _places: parts.places,
@@ -225,6 +237,11 @@ impl Session {
             record_start: None,
             sending: false,
         }
+    }
+
+    /// Whether it has said goodbye: what arrives means nothing any more.
+    pub fn is_closing(&self) -> bool {
+        self.stage != Stage::Open
     }
 
     /// The user of a stream, unless the stream has another by now.

@@ -190,7 +190,7 @@ impl SimDriver {
             || self.network.has_ready(self.watcher)
     }
 
-    /// The process is gone: every socket is closed, orderly or not as chance has it, and there will be no other.
+    /// The process is gone: the kernel closes every socket, and there will be no other.
     pub fn kill(&mut self) {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
@@ -198,11 +198,12 @@ impl SimDriver {
                 continue;
             };
             slot.generation = slot.generation.wrapping_add(1);
-            let how = match self.random.bool() {
-                true => Close::Orderly,
-                false => Close::Reset,
-            };
-            socket.endpoint.close(how);
+            socket.endpoint.close(Close::Orderly);
+        }
+        for Lingering { endpoint, .. } in &mut self.lingering {
+            if let Some((endpoint, how)) = endpoint.take() {
+                endpoint.close(how);
+            }
         }
         self.is_dead = true;
     }
@@ -677,6 +678,17 @@ impl SimDriver {
             (None, None) => return,
         };
         self.network.advance(until);
+    }
+}
+
+impl Drop for SimDriver {
+    /// What was to be closed with a reset is, whatever it waited for.
+    fn drop(&mut self) {
+        for Lingering { endpoint, .. } in self.lingering.drain(..) {
+            if let Some((endpoint, how)) = endpoint {
+                endpoint.close(how);
+            }
+        }
     }
 }
 

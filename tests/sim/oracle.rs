@@ -253,7 +253,7 @@ fn check_view(who: &str, reader: &Actor, own: &Script, writer: &Actor, script: &
 pub fn idle(world: &World) -> Result<(), Finding> {
     for (node, proxy) in world.proxies.iter().enumerate() {
         for (index, worker) in proxy.workers.iter().enumerate() {
-            let found = worker.worker.look(|core| {
+            let found = worker.look(|core| {
                 let mut left = Left::default();
                 left.count("tunnels", core.tunnels.len());
                 left.count("pipes", core.pipes.len());
@@ -282,7 +282,7 @@ pub fn idle(world: &World) -> Result<(), Finding> {
                 }
                 left.found
             });
-            if let Some(found) = found {
+            if let Some(found) = found.flatten() {
                 let what = format!("node {node}, worker {index}, with nothing going on: {found}");
                 return Err(Finding::new("left", what));
             }
@@ -293,7 +293,7 @@ pub fn idle(world: &World) -> Result<(), Finding> {
         let served: usize = proxy
             .workers
             .iter()
-            .map(|worker| worker.worker.look(|core| served(core)))
+            .map(|worker| worker.look(|core| served(core)).unwrap_or(0))
             .sum();
         if loads as usize != served {
             let what = format!("node {node}: the load table counts {loads} connections of {served}");
@@ -321,7 +321,7 @@ fn windows(world: &World) -> Result<(), Finding> {
     let mut servers = Vec::new();
     for proxy in &world.proxies {
         for worker in &proxy.workers {
-            worker.worker.look(|core| {
+            worker.look(|core| {
                 for (_, session) in core.sessions.iter() {
                     let credit = session.http2.credit();
                     match session.role {
@@ -356,7 +356,7 @@ fn windows(world: &World) -> Result<(), Finding> {
 pub fn empty(world: &World) -> Result<(), Finding> {
     for (node, proxy) in world.proxies.iter().enumerate() {
         for (index, worker) in proxy.workers.iter().enumerate() {
-            let found = worker.worker.look(|core| {
+            let found = worker.look(|core| {
                 let mut left = Left::default();
                 let in_use = core.driver.in_use();
                 if in_use != InUse::default() {
@@ -364,11 +364,8 @@ pub fn empty(world: &World) -> Result<(), Finding> {
                 }
                 left.count("sessions", core.sessions.len());
                 left.count("listeners", core.listeners.len());
-                // A worker whose drain is over takes no orders any more, nor does it look at the clock.
-                if !worker.is_over {
-                    left.count("pods", core.pods.len());
-                    left.count("timers", core.timers.len());
-                }
+                left.count("pods", core.pods.len());
+                left.count("timers", core.timers.len());
                 left.count("destinations in the pool", core.pool.len());
                 left.count("chunks pinned", core.buffers.chunks_pinned());
                 left.count(
@@ -377,7 +374,7 @@ pub fn empty(world: &World) -> Result<(), Finding> {
                 );
                 left.found
             });
-            if let Some(found) = found {
+            if let Some(found) = found.flatten() {
                 let what = format!("node {node}, worker {index}, without pods: {found}");
                 return Err(Finding::new("left", what));
             }
@@ -392,7 +389,7 @@ pub fn over(world: &World) -> Result<(), Finding> {
         .proxies
         .iter()
         .flat_map(|proxy| &proxy.workers)
-        .filter(|worker| !worker.is_over)
+        .filter(|worker| !worker.is_over())
         .count();
     match running {
         0 => Ok(()),

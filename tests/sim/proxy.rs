@@ -42,14 +42,13 @@ pub struct Proxy {
 }
 
 pub struct SimWorker {
-    pub worker: Worker<SimDriver>,
+    /// `None` when its drain is over: its thread would have ended.
+    worker: Option<Worker<SimDriver>>,
     pub is_busy: bool,
     /// When its next timer is due.
     pub wakes_at: Option<Duration>,
     /// A slow worker's next turn.
     pub paused_until: Duration,
-    pub is_over: bool,
-    pub turns: u64,
 }
 
 impl Proxy {
@@ -99,12 +98,10 @@ impl Proxy {
                 let executor = Executor::default();
                 let core = Core::new(setup, driver, handles.clone().into(), executor.spawner());
                 SimWorker {
-                    worker: Worker::new(core, executor, inbox),
+                    worker: Some(Worker::new(core, executor, inbox)),
                     is_busy: true,
                     wakes_at: None,
                     paused_until: Duration::ZERO,
-                    is_over: false,
-                    turns: 0,
                 }
             })
             .collect();
@@ -202,7 +199,7 @@ impl Proxy {
     pub fn kill(&mut self, pods: usize) {
         self.is_killed = true;
         for worker in &self.workers {
-            worker.worker.look(|core| core.driver.kill());
+            worker.look(|core| core.driver.kill());
         }
         for pod in 0..pods {
             self.remove_pod(pod);
@@ -223,16 +220,16 @@ impl Proxy {
 
 impl SimWorker {
     pub fn is_runnable(&self, now: Duration) -> bool {
-        !self.is_over
+        !self.is_over()
             && self.paused_until <= now
             && (self.is_busy
                 || self.wakes_at.is_some_and(|at| at <= now)
-                || self.worker.look(|core| core.driver.is_due()))
+                || self.look(|core| core.driver.is_due()) == Some(true))
     }
 
     /// When it has something to do although nothing arrives.
     pub fn next_at(&self) -> Option<Duration> {
-        if self.is_over {
+        if self.is_over() {
             return None;
         }
         match self.wakes_at {
@@ -243,17 +240,32 @@ impl SimWorker {
 
     /// One turn at `now`, on the clock that the thread has been given.
     pub fn turn(&mut self, now: Duration) -> Result<(), String> {
-        self.turns += 1;
-        match self.worker.turn() {
+        let Some(worker) = &mut self.worker else {
+            return Ok(());
+        };
+        match worker.turn() {
             Ok(Life::Goes { busy }) => self.is_busy = busy,
-            Ok(Life::Over) => self.is_over = true,
+            Ok(Life::Over) => {
+                // What its drain did not wait for ends with the process.
+                worker.look(|core| core.driver.kill());
+                self.worker = None;
+            }
             Err(error) => return Err(format!("a worker ended: {error}")),
         }
         self.wakes_at = self
-            .worker
             .look(|core| core.timers.next_in(core.now))
+            .flatten()
             .map(|wait| now + wait);
         Ok(())
+    }
+
+    /// `None` when it has ended.
+    pub fn look<R>(&self, look: impl FnOnce(&mut Core<SimDriver>) -> R) -> Option<R> {
+        self.worker.as_ref().map(|worker| worker.look(look))
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.worker.is_none()
     }
 }
 

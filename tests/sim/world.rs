@@ -681,7 +681,7 @@ impl World {
             let draw = self.random.u64(..);
             proxy::set_clock(self.base + self.now, self.wall(), Duration::ZERO);
             let it = &mut self.proxies[node].workers[worker];
-            let done = it.worker.look(|core| match what {
+            let done = it.look(|core| match what {
                 Disturb::ResetStream => {
                     let keys = core.tunnels.keys();
                     let key = *keys.get(draw as usize % keys.len().max(1))?;
@@ -714,7 +714,7 @@ impl World {
                     Some(None)
                 }
             });
-            if let Some(port) = done {
+            if let Some(port) = done.flatten() {
                 it.is_busy = true;
                 if let Some(port) = port {
                     self.excuse(self.now, Whom::Connection(usize::from(port - PORT_FIRST)));

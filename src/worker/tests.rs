@@ -350,6 +350,26 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
 }
 
 #[test]
+fn a_request_that_crosses_the_goaway_of_a_drain_is_served() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let (key, mut peer) = fixture::session(&mut core, &pod);
+    // What a drain does.
+    let session = core.sessions.get_mut(key).expect("just made");
+    session.http2.goaway(ErrorCode::NoError, "");
+    core.retire_session(key);
+    core.flush();
+    peer.http2.open(0, &REQUEST).expect("it has not heard of it");
+    peer.send(&[]);
+    while core.requests.is_empty() {
+        let session = core.sessions.get(key).expect("nobody has closed it");
+        assert!(!session.is_closing(), "nobody takes the request");
+        fixture::turn(&mut core);
+    }
+}
+
+#[test]
 fn a_full_worker_refuses_further_streams() {
     let executor = Executor::default();
     let mut core = fixture::core(&executor);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use uztunnel_rig::{Family, World, http};
 
@@ -277,14 +277,14 @@ fn records_of_one_byte_cost_honest_clients_nothing() {
 fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
     let world = two_nodes();
     let _server = serve_http(world.pod("server"));
+    let mut half = Vec::new();
     beside_honest_work(&world, |world| {
         let target = world.pod("server").address(Family::V4, 15008);
         let credentials = Credentials::valid(world, FRIEND);
         let silent: Vec<Peer> = (0..20)
             .map(|_| Peer::connect_h2(&world.pod("stranger").namespace, target, &credentials))
             .collect();
-        world.pod("stranger").run(async move {
-            use tokio::io::AsyncWriteExt;
+        half = world.pod("stranger").run(async move {
             let mut half = Vec::new();
             for _ in 0..200 {
                 let mut stream = tokio::net::TcpStream::connect(target).await.expect("connected");
@@ -293,9 +293,19 @@ fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
                 half.push(stream);
             }
             tokio::time::sleep(Duration::from_secs(u64::from(HONEST_SECONDS))).await;
+            half
         });
         drop(silent);
     });
+    // Most were refused at once; the others were waited for, but not for ever.
+    for reason in ["too many TLS handshakes", "was not done within 10 s"] {
+        let logged = world.nodes[1]
+            .proxy()
+            .logs
+            .wait_for_access(reason, |record| record.field("error").contains(reason));
+        logged.expect("a reason in the log");
+    }
+    drop(half);
 }
 
 #[test]

@@ -84,7 +84,12 @@ struct PeerSettings {
 struct Goaway {
     sent: Option<u32>,
     received: Option<u32>,
+    /// A server's first GOAWAY and the PING behind it are under way.
+    announced: bool,
 }
+
+/// The PING whose answer shows that a client has seen our first GOAWAY.
+const PING_AFTER_GOAWAY: [u8; 8] = *b"goodbye?";
 
 impl Connection {
     /// `output` holds the preface, SETTINGS and the connection's window.
@@ -321,10 +326,30 @@ impl Connection {
         }
     }
 
+    /// Says that no further streams should be opened. What a client sent before it heard of it is still served: until
+    /// it has answered a PING; `close` follows by itself then. RFC 9113 section 6.8: "This ensures that a connection
+    /// can be cleanly shut down without losing requests." A client, which is sent no requests, closes at once.
+    pub fn goaway(&mut self, code: ErrorCode, reason: &str) {
+        if self.role == Role::Client || self.is_announcing() || self.goaway.sent.is_some() {
+            self.close(code, reason);
+            return;
+        }
+        self.goaway.announced = true;
+        frame::write_goaway(&mut self.output, frame::STREAM_MAX, code, short_text(reason));
+        frame::write_ping(&mut self.output, false, &PING_AFTER_GOAWAY);
+        self.pings_unanswered += 1;
+    }
+
+    /// Whether streams of the client are still served although it was told to open none.
+    pub fn is_announcing(&self) -> bool {
+        self.goaway.announced
+    }
+
     /// Says that no further stream of the peer is served; later ones are dropped without an answer, which the
     /// peer may retry elsewhere (RFC 9113 section 6.8). Live streams go on. May be called again, with another
     /// code.
-    pub fn goaway(&mut self, code: ErrorCode, reason: &str) {
+    pub fn close(&mut self, code: ErrorCode, reason: &str) {
+        self.goaway.announced = false;
         // "Endpoints MUST NOT increase the value they send in the last stream identifier."
         let last = self
             .goaway
@@ -335,8 +360,7 @@ impl Connection {
             false => last,
         };
         self.goaway.sent = Some(last);
-        let text = &reason.as_bytes()[..reason.len().min(limits::HTTP2_GOAWAY_TEXT_BYTES)];
-        frame::write_goaway(&mut self.output, last, code, text);
+        frame::write_goaway(&mut self.output, last, code, short_text(reason));
     }
 
     /// Streams with an open direction.
@@ -377,7 +401,7 @@ impl Connection {
 
     /// True when either side has sent GOAWAY.
     pub fn is_going_away(&self) -> bool {
-        self.goaway.sent.is_some() || self.goaway.received.is_some()
+        self.goaway.announced || self.goaway.sent.is_some() || self.goaway.received.is_some()
     }
 
     /// What the peer makes us hold here. Payload is with the caller: see `unread_bytes_all`.
@@ -451,4 +475,9 @@ impl Connection {
             },
         );
     }
+}
+
+/// What a GOAWAY carries of a text.
+fn short_text(reason: &str) -> &[u8] {
+    &reason.as_bytes()[..reason.len().min(limits::HTTP2_GOAWAY_TEXT_BYTES)]
 }

@@ -96,7 +96,7 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// The peer broke the connection. The session sends `Connection::goaway(code, reason)` and closes.
+/// The peer broke the connection. The session sends `Connection::close(code, reason)` and closes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct ConnectionError {

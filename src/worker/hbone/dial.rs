@@ -201,6 +201,9 @@ pub fn start_session<D: Driver + 'static>(
         core.mark_session(key);
         // One that was dialled is for connections that were accepted before the drain; it ends with them.
         if core.draining && is_server {
+            if let Some(session) = core.sessions.get_mut(key) {
+                session.http2.goaway(ErrorCode::NoError, "");
+            }
             core.retire_session(key);
         }
         key

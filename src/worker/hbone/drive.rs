@@ -316,7 +316,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if !session.channel_broken {
-            session.http2.goaway(code, "");
+            session.http2.close(code, "");
             session.end_channel(&mut self.buffers);
         }
         let limit = match lingers {
@@ -389,7 +389,8 @@ impl<D: Driver + 'static> Core<D> {
             Stage::Open => {
                 // What was dialled while a drain went on serves those who waited for it, and no others come.
                 let is_last = session.retired || (self.draining && session.served > 0);
-                if is_last && session.users.is_empty() && session.http2.is_idle() {
+                let is_idle = session.http2.is_idle() && !session.http2.is_announcing();
+                if is_last && session.users.is_empty() && is_idle {
                     // The last bytes of its streams may be on their way, and the peer sends window for them.
                     self.end_session(key, ErrorCode::NoError, "retired", true);
                 }

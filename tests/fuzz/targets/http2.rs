@@ -109,7 +109,7 @@ impl Session {
                     Ok(None) => break,
                     Err(error) => {
                         self.seen.push(error.to_string());
-                        self.connection.goaway(error.code, &error.to_string());
+                        self.connection.close(error.code, &error.to_string());
                         self.output.append(self.connection.output());
                         return self;
                     }

@@ -10,7 +10,7 @@ use super::super::frame::{self, FLAG_ACK, FLAG_END_STREAM, FLAG_PADDED, FrameHea
 use super::super::stream::{Answer, Phase};
 use super::super::{ConnectionError, ErrorCode, Event, StreamId};
 use super::receive::{Data, State, Step};
-use super::{Connection, Role};
+use super::{Connection, PING_AFTER_GOAWAY, Role};
 use crate::limits;
 
 impl Connection {
@@ -252,6 +252,10 @@ impl Connection {
             return Ok(Step::Next);
         }
         self.pings_unanswered -= 1;
+        if self.is_announcing() && payload == PING_AFTER_GOAWAY {
+            self.close(ErrorCode::NoError, "");
+            return Ok(Step::Next);
+        }
         Ok(Step::Event(Event::Pong { payload }))
     }
 

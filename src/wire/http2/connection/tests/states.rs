@@ -229,10 +229,10 @@ fn goaway_of_the_server_refuses_the_streams_above_it_first() {
 }
 
 #[test]
-fn after_our_goaway_new_streams_are_dropped_and_old_ones_go_on() {
+fn after_our_last_goaway_new_streams_are_dropped_and_old_ones_go_on() {
     let mut bench = Bench::server(Settings::server());
     bench.accept(1);
-    bench.connection.goaway(ErrorCode::NoError, "draining");
+    bench.connection.close(ErrorCode::NoError, "draining");
     let text = [0, 0, 0, 1, 0, 0, 0, 0]
         .iter()
         .chain(b"draining")
@@ -245,7 +245,7 @@ fn after_our_goaway_new_streams_are_dropped_and_old_ones_go_on() {
     assert_eq!(bench.feed(&data(1, b"goes on")).len(), 1);
     bench
         .connection
-        .goaway(ErrorCode::ProtocolError, &"long".repeat(1000));
+        .close(ErrorCode::ProtocolError, &"long".repeat(1000));
     let sent = bench.sent();
     assert_eq!(
         sent[0].3[..8],
@@ -253,6 +253,26 @@ fn after_our_goaway_new_streams_are_dropped_and_old_ones_go_on() {
         "the last stream does not grow"
     );
     assert_eq!(sent[0].3.len(), 8 + limits::HTTP2_GOAWAY_TEXT_BYTES);
+}
+
+#[test]
+fn what_a_client_sent_before_it_saw_our_goaway_is_served() {
+    let mut bench = Bench::server(Settings::server());
+    bench.accept(1);
+    bench.connection.goaway(ErrorCode::NoError, "");
+    let sent = bench.sent();
+    let [(Kind::GoAway, 0, 0, announced), (Kind::Ping, 0, 0, ping)] = &sent[..] else {
+        panic!("{sent:?}");
+    };
+    assert_eq!(announced[..4], frame::STREAM_MAX.to_be_bytes());
+    bench.accept(3);
+    assert!(bench.connection.is_announcing());
+    assert_eq!(bench.feed(&raw(Kind::Ping, FLAG_ACK, 0, ping)), []);
+    let last = [0, 0, 0, 3, 0, 0, 0, 0].to_vec();
+    assert_eq!(bench.sent(), [(Kind::GoAway, 0, 0, last)]);
+    assert!(!bench.connection.is_announcing());
+    assert_eq!(bench.feed(&request(5)), []);
+    assert_eq!(bench.sent(), []);
 }
 
 #[test]

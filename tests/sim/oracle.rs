@@ -9,6 +9,7 @@ use uztunnel::worker::hbone::session::Role;
 
 use crate::actor::{Actor, Ended, Saw};
 use crate::plan::{ConnectionPlan, Ends, Script, Target};
+use crate::proxy::SimWorker;
 use crate::world::{Excuse, Finding, Whom, World};
 
 /// Those who are not done although everything that they could wait for is over.
@@ -295,7 +296,9 @@ pub fn idle(world: &World) -> Result<(), Finding> {
             .iter()
             .map(|worker| worker.look(|core| served(core)).unwrap_or(0))
             .sum();
-        if loads as usize != served {
+        // A process that ends takes what was being set up with it.
+        let has_ended = proxy.workers.iter().any(SimWorker::is_over);
+        if loads as usize != served && !has_ended {
             let what = format!("node {node}: the load table counts {loads} connections of {served}");
             return Err(Finding::new("left", what));
         }

@@ -21,7 +21,10 @@ pub fn stuck(world: &World) -> Finding {
         .map(|actor| world.plan.connections[actor.connection].number)
         .collect();
     connections.dedup();
-    let what = format!("{} connections have not ended", connections.len());
+    let mut what = format!("{} connections have not ended", connections.len());
+    for actor in world.actors.iter().filter(|actor| !actor.is_done()).take(4) {
+        what.push_str(&format!("; {actor:?}"));
+    }
     Finding {
         connections,
         ..Finding::new("ends", what)
@@ -141,7 +144,9 @@ impl Case<'_> {
             }
             let until = server.finished_at.unwrap_or(Duration::MAX);
             let denied = self.denied_throughout(server.pod, server.opened_at, until);
-            if denied && (server.received > 0 || server.saw == Some(Saw::End)) {
+            // A process that dies leaves its ends to the kernel.
+            let ended = server.saw == Some(Saw::End) && !self.met_a_killed_proxy();
+            if denied && (server.received > 0 || ended) {
                 return Err((
                     "denied",
                     format!(

@@ -392,8 +392,7 @@ impl Drawing {
                 0 => self.random.usize(1..200),
                 1 => self.random.usize(200..2_000),
                 _ => self.random.usize(2_000..100_000),
-            }
-            .max(bytes as usize / 200 + 1),
+            },
             think_us_max: match self.percent(20) {
                 true => self.random.u64(1..5_000),
                 false => 0,
@@ -407,6 +406,11 @@ impl Drawing {
 
     fn scripts(&mut self) -> (Script, Script) {
         let (mut first, mut second) = (self.script(), self.script());
+        // Some hundred reads and writes are enough for anybody.
+        let piece = first.bytes.max(second.bytes) as usize / 200 + 1;
+        for script in [&mut first, &mut second] {
+            script.piece_max = script.piece_max.max(piece);
+        }
         // One side begins; the other may wait for what the first surely sends.
         second.starts = match self.random.u8(..4) {
             0 => Starts::After(self.random.u64(..=first.bytes)),
@@ -415,6 +419,8 @@ impl Drawing {
         };
         if let Ends::ResetAfterReceiving(bytes) = &mut first.ends {
             *bytes = (*bytes).min(second.bytes);
+            // Two that wait for each other would wait for ever.
+            second.ends = Ends::HalfClose;
         }
         if let (Starts::After(_) | Starts::AfterEnd, Ends::ResetAfterReceiving(_)) =
             (second.starts, first.ends)

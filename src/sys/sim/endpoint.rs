@@ -133,13 +133,11 @@ impl Endpoint {
                 state.was_read(index, n);
                 return Ok(n);
             }
-            // What arrived before a reset is read first; the error then comes once, as the kernel's does.
-            if let Some(errno) = node.broken {
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            match node.fin_arrived {
-                true => Ok(0),
-                false => Err(io::ErrorKind::WouldBlock.into()),
+            // What arrived before a reset is read first, and so is the end.
+            match (node.fin_arrived, node.broken) {
+                (true, _) => Ok(0),
+                (false, Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
+                (false, None) => Err(io::ErrorKind::WouldBlock.into()),
             }
         })
     }

@@ -150,7 +150,7 @@ pub(super) struct Node {
     arrives_at: Duration,
     pub fin_sent: bool,
     pub fin_arrived: bool,
-    /// The end or an error was told to the reader.
+    /// What a reset makes of every write, and of a read that has nothing else to say.
     pub broken: Option<i32>,
     pub closed: bool,
     watcher: Option<(Watcher, Token)>,
@@ -525,11 +525,12 @@ impl State {
                 }
                 self.tell(to);
             }
-            Happening::Bytes { to, bytes } => self.bytes(to, bytes),
-            Happening::Fin { to } => {
-                self.node(to).fin_arrived = true;
-                self.tell(to);
+            Happening::Bytes { to, mut bytes } => {
+                self.arrive(to, &bytes);
+                bytes.clear();
+                self.spare.push(bytes);
             }
+            Happening::Fin { to } => self.fin_arrives(to),
             Happening::Reset { to } => self.reset_arrives(to),
         }
     }
@@ -640,8 +641,7 @@ impl State {
         node.arrives_at = node.arrives_at.max(node.sent_at + node.latency);
         let at = node.arrives_at;
         if self.is_next(at) {
-            self.nodes[to as usize].inbox.extend(sent);
-            self.tell(to);
+            self.arrive(to, sent);
         } else {
             let mut segment = self.spare.pop().unwrap_or_default();
             segment.extend_from_slice(sent);
@@ -654,30 +654,40 @@ impl State {
         }
     }
 
-    fn bytes(&mut self, to: u32, mut bytes: Vec<u8>) {
+    fn arrive(&mut self, to: u32, bytes: &[u8]) {
+        let back = self.now;
         let node = self.node(to);
-        if node.closed || node.broken.is_some() {
+        if node.closed {
             // Nobody reads here any more: the sender is told.
-            let back = self.now + self.nodes[to as usize].latency;
-            if let Some(from) = self.nodes[to as usize].other
-                && self.nodes[to as usize].closed
-            {
+            let back = back + node.latency;
+            if let Some(from) = node.other {
                 self.schedule(back, Happening::Reset { to: from });
             }
-        } else {
-            node.inbox.extend(&bytes);
+        } else if node.broken.is_none() {
+            node.inbox.extend(bytes);
             self.tell(to);
         }
-        bytes.clear();
-        self.spare.push(bytes);
+    }
+
+    fn fin_arrives(&mut self, to: u32) {
+        let node = self.node(to);
+        // After a reset it would make a stream with a hole look like a whole one.
+        if node.broken.is_none() {
+            node.fin_arrived = true;
+            self.tell(to);
+        }
     }
 
     fn reset_arrives(&mut self, to: u32) {
         let node = self.node(to);
-        if node.closed {
+        if node.closed || node.broken.is_some() {
             return;
         }
-        node.broken = node.broken.or(Some(libc::ECONNRESET));
+        // As in tcp_reset(): who had the end of the stream already is only told when it writes.
+        node.broken = Some(match node.fin_arrived {
+            true => libc::EPIPE,
+            false => libc::ECONNRESET,
+        });
         self.tell(to);
     }
 

@@ -33,6 +33,9 @@ use super::driver::{
 };
 use crate::limits;
 
+/// More events than one slot causes in a poll, so that there is room for a wake as well.
+const SLOT_EVENTS_MAX: usize = 8;
+
 /// How a driver uses its freedom.
 #[derive(Debug, Clone)]
 pub struct Habits {
@@ -76,6 +79,8 @@ pub struct SimDriver {
     pool: RecvPool,
     /// Slots that may have something to do, each once.
     ready: Vec<u32>,
+    /// Those of a poll that is on.
+    serving: Vec<u32>,
     tokens: Vec<Token>,
     /// What closed sockets left behind.
     lingering: Vec<Lingering>,
@@ -181,6 +186,7 @@ impl SimDriver {
             pool: RecvPool::new(habits.blocks, habits.block_bytes)?,
             habits,
             ready: Vec::new(),
+            serving: Vec::new(),
             tokens: Vec::new(),
             lingering: Vec::new(),
             copies: Vec::new(),
@@ -207,6 +213,9 @@ impl SimDriver {
     fn insert(&mut self, endpoint: Endpoint, owner: Owner) -> SocketId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
+            // Room for all of them, so that no poll has to make any.
+            self.ready.reserve(self.slots.len() - self.ready.len());
+            self.serving.reserve(self.slots.len());
             u32::try_from(self.slots.len() - 1).expect("invariant: a simulation has few sockets")
         });
         let slot = &mut self.slots[index as usize];
@@ -408,10 +417,12 @@ impl SimDriver {
             }
         }
         self.tokens = tokens;
-        let mut ready = std::mem::take(&mut self.ready);
-        self.random.shuffle(&mut ready);
-        let full = events.len() + limits::EVENTS_TURN_MAX - 3;
-        for index in ready.drain(..) {
+        // Slots that are listed meanwhile go into the other list: both keep their memory.
+        std::mem::swap(&mut self.ready, &mut self.serving);
+        let mut serving = std::mem::take(&mut self.serving);
+        self.random.shuffle(&mut serving);
+        let full = events.len() + limits::EVENTS_TURN_MAX - SLOT_EVENTS_MAX;
+        for index in serving.drain(..) {
             self.slots[index as usize].listed = false;
             if events.len() >= full || self.percent(self.habits.postpone) {
                 self.list(index);
@@ -425,9 +436,7 @@ impl SimDriver {
                 self.list(index);
             }
         }
-        // What was listed meanwhile is in the new list.
-        ready.append(&mut self.ready);
-        self.ready = ready;
+        self.serving = serving;
     }
 
     /// Whether there is more to do now.
@@ -519,7 +528,7 @@ impl SimDriver {
     }
 
     fn accept(&mut self, id: SocketId, events: &mut Vec<Event>) -> bool {
-        for _ in 0..self.random.usize(1..8) {
+        for _ in 0..self.random.usize(1..SLOT_EVENTS_MAX) {
             let fails = self.network.lock().chance(Fault::NoDescriptors);
             let Some(socket) = self.get_mut(id) else {
                 return false;

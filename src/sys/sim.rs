@@ -648,19 +648,18 @@ impl SimDriver {
                 }
                 continue;
             }
-            let Lingering {
-                endpoint,
-                block,
-                send,
-                ..
-            } = self.lingering.swap_remove(at);
-            self.put_back(block);
-            if let Some(sending) = send {
-                drop(self.end_send(sending));
-            }
-            if let Some((endpoint, how)) = endpoint {
-                endpoint.close(how);
-            }
+            let left = self.lingering.swap_remove(at);
+            self.end_one_lingering(left);
+        }
+    }
+
+    fn end_one_lingering(&mut self, left: Lingering) {
+        self.put_back(left.block);
+        if let Some(sending) = left.send {
+            drop(self.end_send(sending));
+        }
+        if let Some((endpoint, how)) = left.endpoint {
+            endpoint.close(how);
         }
     }
 
@@ -677,6 +676,15 @@ impl SimDriver {
             (None, None) => return,
         };
         self.network.advance(until);
+    }
+}
+
+impl Drop for SimDriver {
+    /// A socket that was to be closed with a reset is, and what its operations owned is looked at.
+    fn drop(&mut self) {
+        while let Some(left) = self.lingering.pop() {
+            self.end_one_lingering(left);
+        }
     }
 }
 

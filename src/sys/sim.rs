@@ -33,6 +33,10 @@ use super::driver::{
 };
 use crate::limits;
 
+/// Virtual time that a poll takes by itself when nobody else moves time on: otherwise nothing would ever arrive
+/// for a user who polls without waiting.
+const POLL_TAKES: Duration = Duration::from_micros(20);
+
 /// More events than one slot causes in a poll, so that there is room for a wake as well.
 const SLOT_EVENTS_MAX: usize = 8;
 
@@ -48,7 +52,7 @@ pub struct Habits {
     pub direct: u8,
     /// In percent: an operation of a closed socket goes on for another poll.
     pub linger: u8,
-    /// Nobody else moves time on: a poll that finds nothing does.
+    /// Nobody else moves time on: every poll does a little, and one that finds nothing until something happens.
     pub keeps_time: bool,
 }
 
@@ -663,19 +667,21 @@ impl SimDriver {
         }
     }
 
-    /// Nothing was there: waits for other threads a little, then moves time on.
+    /// Nothing was there: moves time on to what happens next. When nothing does, other threads get a little real time
+    /// to do something before the wait is over.
     fn wait(&mut self, timeout: Option<Duration>) {
+        let end = timeout.map(|timeout| self.network.now() + timeout);
+        let happens_first = |next: &Duration| end.is_none_or(|end| *next <= end);
+        if let Some(next) = self.network.next_happening().filter(happens_first) {
+            return self.network.advance(next);
+        }
         self.network.wait_for_others(Duration::from_micros(500));
         if self.attention().is_due {
             return;
         }
-        let end = timeout.map(|timeout| self.network.now() + timeout);
-        let until = match (self.network.next_happening(), end) {
-            (Some(next), Some(end)) => next.min(end),
-            (Some(until), None) | (None, Some(until)) => until,
-            (None, None) => return,
-        };
-        self.network.advance(until);
+        if let Some(until) = self.network.next_happening().filter(happens_first).or(end) {
+            self.network.advance(until);
+        }
     }
 }
 
@@ -895,7 +901,7 @@ impl Driver for SimDriver {
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.counters.waits += 1;
         if self.habits.keeps_time {
-            self.network.advance(self.network.now());
+            self.network.advance(self.network.now() + POLL_TAKES);
             if timeout != Some(Duration::ZERO) && !self.attention().is_due {
                 self.wait(timeout);
             }

@@ -533,11 +533,18 @@ impl SimDriver {
 
     fn accept(&mut self, id: SocketId, events: &mut Vec<Event>) -> bool {
         for _ in 0..self.random.usize(1..SLOT_EVENTS_MAX) {
+            let Some(socket) = self.get(id) else {
+                return false;
+            };
+            let owner = socket.owner;
+            // It needs a connection to fail to accept one.
+            if !socket.endpoint.has_waiting() {
+                return false;
+            }
             let fails = self.network.lock().chance(Fault::NoDescriptors);
             let Some(socket) = self.get_mut(id) else {
                 return false;
             };
-            let owner = socket.owner;
             if fails {
                 socket.setup = Setup::Nothing;
                 let error = io::Error::from_raw_os_error(libc::EMFILE);

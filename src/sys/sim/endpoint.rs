@@ -72,6 +72,12 @@ impl Endpoint {
         })
     }
 
+    /// Whether a listener has a connection to accept.
+    pub fn has_waiting(&self) -> bool {
+        let mut state = self.network.lock();
+        matches!(&state.node(self.index).phase, Phase::Listening { queue, .. } if !queue.is_empty())
+    }
+
     /// # Errors
     /// `WouldBlock` when nobody waits.
     pub fn accept(&self) -> io::Result<(Endpoint, SocketAddr)> {

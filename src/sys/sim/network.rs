@@ -379,9 +379,12 @@ impl Network {
     pub fn pair(&self, host: HostId) -> (Endpoint, Endpoint) {
         let mut state = self.lock();
         let loopback = IpAddr::from([127, 0, 0, 1]);
+        let latency = state.draw_latency();
         let [a, b] = [(); 2].map(|()| {
             let local = state.local_address(host, None, loopback);
-            state.add(Node::new(host, local, Phase::Stream))
+            let mut node = Node::new(host, local, Phase::Stream);
+            node.latency = latency;
+            state.add(node)
         });
         state.join(a, b);
         drop(state);

@@ -88,6 +88,7 @@ pub struct SimDriver {
     tokens: Vec<Token>,
     /// What closed sockets left behind.
     lingering: Vec<Lingering>,
+    /// Memory for copies of payloads, of sockets that are closed.
     copies: Vec<Vec<u8>>,
     counters: Counters,
     /// Until when the last poll would have slept.
@@ -107,6 +108,9 @@ struct Socket {
     setup: Setup,
     receive: Receive,
     send: Option<Sending>,
+    /// The memory of `Sending::copy` between two sends: of its own, so that sockets that sent before allocate
+    /// nothing, however many send at once.
+    copy: Vec<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -233,6 +237,7 @@ impl SimDriver {
             setup: Setup::Nothing,
             receive: Receive::Off,
             send: None,
+            copy: self.copies.pop().unwrap_or_default(),
         });
         id
     }
@@ -342,8 +347,11 @@ impl SimDriver {
 
     // ---- sending ---------------------------------------------------------------------------------------
 
-    fn start_send(&mut self, payload: Payload) -> Sending {
-        let mut copy = self.copies.pop().unwrap_or_default();
+    fn start_send(&mut self, id: SocketId, payload: Payload) -> Sending {
+        let mut copy = self
+            .get_mut(id)
+            .map(|socket| std::mem::take(&mut socket.copy))
+            .unwrap_or_default();
         pieces(&payload, |piece| copy.extend_from_slice(piece));
         Sending {
             payload,
@@ -353,7 +361,7 @@ impl SimDriver {
     }
 
     /// The payload is the caller's again: it must still be what it was.
-    fn end_send(&mut self, sending: Sending) -> Payload {
+    fn end_send(&mut self, id: Option<SocketId>, sending: Sending) -> Payload {
         let mut rest = &sending.copy[..];
         let mut same = true;
         pieces(&sending.payload, |piece| {
@@ -366,7 +374,10 @@ impl SimDriver {
         }
         let mut copy = sending.copy;
         copy.clear();
-        self.copies.push(copy);
+        match id.and_then(|id| self.get_mut(id)) {
+            Some(socket) => socket.copy = copy,
+            None => self.copies.push(copy),
+        }
         sending.payload
     }
 
@@ -586,7 +597,7 @@ impl SimDriver {
             return;
         }
         let taken = sending.taken;
-        let payload = self.end_send(sending);
+        let payload = self.end_send(Some(id), sending);
         if let Some(socket) = self.get(id) {
             let owner = socket.owner;
             self.push(
@@ -667,7 +678,7 @@ impl SimDriver {
     fn end_one_lingering(&mut self, left: Lingering) {
         self.put_back(left.block);
         if let Some(sending) = left.send {
-            drop(self.end_send(sending));
+            drop(self.end_send(None, sending));
         }
         if let Some((endpoint, how)) = left.endpoint {
             endpoint.close(how);
@@ -820,12 +831,12 @@ impl Driver for SimDriver {
             };
         };
         assert!(entry.send.is_none(), "one send at a time per socket");
-        let mut sending = self.start_send(payload);
+        let mut sending = self.start_send(socket, payload);
         if self.percent(self.habits.direct) {
             let outcome = self.go_on_sending(socket, &mut sending);
             let taken = sending.taken;
             if let Err(error) = outcome {
-                let payload = self.end_send(sending);
+                let payload = self.end_send(Some(socket), sending);
                 return SendStatus::Failed {
                     taken,
                     error,
@@ -833,7 +844,7 @@ impl Driver for SimDriver {
                 };
             }
             if taken == sending.payload.len() {
-                return SendStatus::Done(self.end_send(sending));
+                return SendStatus::Done(self.end_send(Some(socket), sending));
             }
         }
         if let Some(entry) = self.get_mut(socket) {
@@ -867,8 +878,12 @@ impl Driver for SimDriver {
             setup,
             receive,
             send,
+            copy,
             ..
         } = socket_closed;
+        if copy.capacity() > 0 {
+            self.copies.push(copy);
+        }
         let (block, receiving) = match receive {
             Receive::Armed { block, .. } | Receive::Stopping { block } => (block, true),
             Receive::Off | Receive::Over => (None, false),

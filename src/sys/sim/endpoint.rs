@@ -111,6 +111,11 @@ impl Endpoint {
         self.network.lock().room(self.index)
     }
 
+    /// As a socket's option of that name: what one may write before the other reads.
+    pub fn set_send_buffer(&self, bytes: usize) {
+        self.change(|state, index| state.node(index).buffer_bytes = bytes);
+    }
+
     /// Whether a write has something to say.
     pub fn is_writable(&self) -> bool {
         let mut state = self.network.lock();

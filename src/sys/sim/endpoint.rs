@@ -134,13 +134,14 @@ impl Endpoint {
             if matches!(node.phase, Phase::Fresh | Phase::Connecting { .. }) {
                 return Err(io::ErrorKind::NotConnected.into());
             }
-            let n = into.len().min(node.inbox.len());
+            let n = into.len().min(node.inbox.len()).min(node.until_mark());
             if n > 0 {
                 let (front, back) = node.inbox.as_slices();
                 let first = n.min(front.len());
                 into[..first].copy_from_slice(&front[..first]);
                 into[first..n].copy_from_slice(&back[..n - first]);
                 node.inbox.drain(..n);
+                node.read_bytes += n as u64;
                 state.was_read(index, n);
                 return Ok(n);
             }
@@ -176,6 +177,28 @@ impl Endpoint {
             let n = room.min(bytes.len());
             state.send(index, &bytes[..n]);
             Ok(n)
+        })
+    }
+
+    /// Sends a byte out of band. It takes no room, and nobody can read it: the receiver takes it out of the stream,
+    /// and a read ends where it was.
+    ///
+    /// # Errors
+    /// A reset; the sending side was shut down.
+    pub fn write_urgent(&self) -> io::Result<()> {
+        self.change(|state, index| {
+            let node = state.node(index);
+            if node.phase != Phase::Stream {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            match (node.broken, node.fin_sent) {
+                (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+                (None, true) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+                (None, false) => {
+                    state.send_urgent(index);
+                    Ok(())
+                }
+            }
         })
     }
 

@@ -113,6 +113,10 @@ enum Happening {
         to: u32,
         bytes: Vec<u8>,
     },
+    /// An urgent byte, which is not in the stream any more.
+    Mark {
+        to: u32,
+    },
     Fin {
         to: u32,
     },
@@ -140,6 +144,10 @@ pub(super) struct Node {
     pub other: Option<u32>,
     /// Arrived, not read.
     pub inbox: VecDeque<u8>,
+    /// Ever read.
+    pub read_bytes: u64,
+    /// Places in the stream, as numbers of bytes before them, across which no read goes.
+    pub marks: VecDeque<u64>,
     /// Sent by this end and not read by the other.
     pub unread: usize,
     pub buffer_bytes: usize,
@@ -176,6 +184,8 @@ impl Node {
             phase,
             other: None,
             inbox: VecDeque::new(),
+            read_bytes: 0,
+            marks: VecDeque::new(),
             unread: 0,
             buffer_bytes: 0,
             latency: Duration::ZERO,
@@ -189,6 +199,15 @@ impl Node {
             watcher: None,
             listed: false,
         }
+    }
+
+    /// Bytes before the next mark; one that was reached is passed.
+    pub fn until_mark(&mut self) -> usize {
+        while self.marks.front() == Some(&self.read_bytes) {
+            self.marks.pop_front();
+        }
+        let mark = self.marks.front();
+        mark.map_or(usize::MAX, |mark| (mark - self.read_bytes) as usize)
     }
 }
 
@@ -533,6 +552,12 @@ impl State {
                 bytes.clear();
                 self.spare.push(bytes);
             }
+            Happening::Mark { to } => {
+                let node = self.node(to);
+                let place = node.read_bytes + node.inbox.len() as u64;
+                node.marks.push_back(place);
+                self.tell(to);
+            }
             Happening::Fin { to } => self.fin_arrives(to),
             Happening::Reset { to } => self.reset_arrives(to),
         }
@@ -654,6 +679,17 @@ impl State {
             self.schedule(at, Happening::Reset { to });
             let back = self.now + self.nodes[index as usize].latency;
             self.schedule(back, Happening::Reset { to: index });
+        }
+    }
+
+    /// Sends a byte that only marks its place. It is as light as nothing.
+    pub fn send_urgent(&mut self, index: u32) {
+        let now = self.now;
+        let node = self.node(index);
+        let at = node.arrives_at.max(now + node.latency);
+        node.arrives_at = at;
+        if let Some(to) = node.other {
+            self.happen_at(at, Happening::Mark { to });
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A scenario takes a bench, which makes drivers, talks to blocking sockets of the same bench, and ends with
 //! `Rig::finish`, which asserts that no socket, operation or receive buffer is left. On the kernel's drivers those
-//! are ordinary sockets over loopback TCP.
+//! are ordinary sockets over loopback TCP; with the cargo feature `sim` the list also runs on the simulated driver,
+//! on a network like loopback and on adverse ones.
 
 mod accept;
 mod allocations;
@@ -15,6 +16,8 @@ mod receive;
 mod reset;
 mod rig;
 mod send;
+#[cfg(feature = "sim")]
+mod simulated;
 mod storm;
 mod waiting;
 
@@ -24,6 +27,8 @@ use uztunnel::sys::uring::{FeatureSet, KernelRelease, Profile, UringDriver};
 
 use crate::bench::Bench;
 use crate::kernel::KernelBench;
+#[cfg(feature = "sim")]
+use crate::simulated::SimBench;
 
 /// One scenario on each of the benches.
 fn run<B: Bench>(benches: impl IntoIterator<Item = B>, scenario: impl Fn(&B)) {
@@ -130,3 +135,7 @@ kernel_contract!(uring_5_18, uring(FeatureSet::V5_18));
 kernel_contract!(uring_5_15, uring(FeatureSet::V5_15));
 kernel_contract!(uring_cve_2024_0582, uring_without_buffer_rings());
 
+#[cfg(feature = "sim")]
+contract!(sim_instant, [SimBench::instant()]);
+#[cfg(feature = "sim")]
+contract!(sim_adverse, SimBench::adverse());

@@ -87,6 +87,8 @@ pub struct SimDriver {
     slots: Vec<Slot>,
     free: Vec<u32>,
     pool: RecvPool,
+    /// Blocks that are neither free nor lent.
+    taken: usize,
     /// Slots that may have something to do, each once.
     ready: Vec<u32>,
     /// Those of a poll that is on.
@@ -177,6 +179,7 @@ impl SimDriver {
             slots: Vec::new(),
             free: Vec::new(),
             pool: RecvPool::new(habits.blocks, habits.block_bytes)?,
+            taken: 0,
             habits,
             ready: Vec::new(),
             serving: Vec::new(),
@@ -487,7 +490,7 @@ impl Driver for SimDriver {
         let mut in_use = InUse {
             sockets: 0,
             operations: self.lingering.iter().map(|left| left.operations).sum(),
-            buffers: self.pool.lent(),
+            buffers: self.pool.lent() + self.taken,
         };
         in_use.sockets += self
             .lingering

@@ -20,6 +20,7 @@ impl SimDriver {
     /// Takes a block and fills it with what nobody may see. `None` when there is none.
     pub(super) fn scribble(&mut self) -> Option<Scribbled> {
         let block = self.pool.take()?;
+        self.taken += 1;
         let byte = self.random.u8(..);
         self.memory(block).fill(byte);
         Some(Scribbled { block, byte })
@@ -44,6 +45,7 @@ impl SimDriver {
     pub(super) fn put_back(&mut self, scribbled: Option<Scribbled>) {
         if let Some(scribbled) = scribbled {
             let block = self.unscribble(scribbled);
+            self.taken -= 1;
             self.pool.put(block);
         }
     }
@@ -86,6 +88,7 @@ impl SimDriver {
         };
         // SAFETY: as in `memory`; the driver is not touched while the slice lives.
         let memory = unsafe { std::slice::from_raw_parts_mut(self.pool.address(block).as_ptr(), asked) };
+        self.taken -= 1;
         let socket = self.get(id).expect("invariant: looked up above");
         match socket.endpoint.read(memory) {
             Ok(n @ 1..) => Ok(Some(self.pool.lend(block, n))),

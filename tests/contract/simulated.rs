@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use uztunnel::sys::descriptor::Descriptor;
-use uztunnel::sys::driver::Close;
+use uztunnel::sys::driver::{Close, Driver, Owner, ReceiveMode};
 use uztunnel::sys::sim::faults::{Fault, Rates};
 use uztunnel::sys::sim::{Endpoint, Habits, HostId, Network, Shape, SimDriver};
 
@@ -299,6 +299,41 @@ fn patiently<T>(
             Some(next) => network.advance(next),
             None => network.wait_for_others(Duration::from_millis(1)),
         }
+    }
+}
+
+/// Whether bytes take time or not.
+#[test]
+fn a_writer_is_told_by_a_reset_that_nobody_reads_any_more() {
+    for bench in SimBench::adverse().chain([SimBench::instant()]) {
+        let (ours, mut peer) = bench.pair();
+        drop(ours);
+        let mut written = 0;
+        let error = loop {
+            assert!(written < 1 << 20, "it goes on for ever");
+            match peer.write(&[1; 100]) {
+                Ok(n) => written += n,
+                Err(error) => break error,
+            }
+        };
+        // The end was there before the reset.
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
+
+#[test]
+fn a_dropped_driver_resets_what_was_to_be_reset() {
+    let bench = SimBench::instant();
+    // Each driver has its own seed, which decides whether a socket is closed at once.
+    for _ in 0..20 {
+        let mut driver = bench.driver();
+        let (ours, mut peer) = bench.pair();
+        let socket = driver.adopt(ours, Owner(0)).expect("adopted");
+        driver.receive(socket, ReceiveMode::Stream);
+        driver.close(socket, Close::Reset);
+        drop(driver);
+        let error = peer.read(&mut [0; 1]).expect_err("reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
 

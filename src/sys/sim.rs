@@ -12,7 +12,11 @@
 
 mod endpoint;
 pub mod faults;
+mod lingering;
 mod network;
+mod receiving;
+mod sending;
+mod serving;
 mod trace;
 
 use std::io;
@@ -23,16 +27,25 @@ use std::time::Duration;
 
 pub use self::endpoint::Endpoint;
 use self::faults::Fault;
+use self::lingering::Lingering;
 pub use self::network::{Blame, HostId, Network, Shape, Token, Watcher};
+use self::receiving::Scribbled;
+use self::sending::Sending;
 pub use self::trace::Trace;
-use super::buffer::{Payload, RecvBuffer, RecvPool};
+use super::buffer::{Payload, RecvPool};
 use super::descriptor::Descriptor;
 use super::driver::{
-    Close, Counters, Driver, Event, InUse, Owner, ReceiveMode, Received, SendStatus, SocketId, SocketSpec,
-    Wake,
+    Close, Counters, Driver, Event, InUse, Owner, ReceiveMode, SendStatus, SocketId, SocketSpec, Wake,
 };
 use crate::limits;
 use crate::planted::{Bug, is_planted};
+
+/// Virtual time that a poll takes by itself when nobody else moves time on: otherwise nothing would ever arrive
+/// for a user who polls without waiting.
+const POLL_TAKES: Duration = Duration::from_micros(20);
+
+/// More events than one slot causes in a poll, so that there is room for a wake as well.
+const SLOT_EVENTS_MAX: usize = 8;
 
 /// How a driver uses its freedom.
 #[derive(Debug, Clone)]
@@ -46,7 +59,7 @@ pub struct Habits {
     pub direct: u8,
     /// In percent: an operation of a closed socket goes on for another poll.
     pub linger: u8,
-    /// Nobody else moves time on: a poll that finds nothing does.
+    /// Nobody else moves time on: every poll does a little, and one that finds nothing until something happens.
     pub keeps_time: bool,
 }
 
@@ -75,11 +88,16 @@ pub struct SimDriver {
     slots: Vec<Slot>,
     free: Vec<u32>,
     pool: RecvPool,
+    /// Blocks that are neither free nor lent.
+    taken: usize,
     /// Slots that may have something to do, each once.
     ready: Vec<u32>,
+    /// Those of a poll that is on.
+    serving: Vec<u32>,
     tokens: Vec<Token>,
     /// What closed sockets left behind.
     lingering: Vec<Lingering>,
+    /// Memory for copies of payloads, of sockets that are closed.
     copies: Vec<Vec<u8>>,
     counters: Counters,
     is_dead: bool,
@@ -98,6 +116,9 @@ struct Socket {
     setup: Setup,
     receive: Receive,
     send: Option<Sending>,
+    /// The memory of `Sending::copy` between two sends: of its own, so that sockets that sent before allocate
+    /// nothing, however many send at once.
+    copy: Vec<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -118,29 +139,6 @@ enum Receive {
         block: Option<Scribbled>,
     },
     Over,
-}
-
-/// A block that the kernel owns, full of one byte.
-struct Scribbled {
-    block: u16,
-    byte: u8,
-}
-
-struct Sending {
-    payload: Payload,
-    taken: usize,
-    /// What the payload was when it was given.
-    copy: Vec<u8>,
-}
-
-/// Operations of a closed socket that are not over.
-struct Lingering {
-    endpoint: Option<(Endpoint, Close)>,
-    block: Option<Scribbled>,
-    send: Option<Sending>,
-    operations: usize,
-    /// Only when the bug is planted: was given back already, and the kernel still writes.
-    given_back: Option<Scribbled>,
 }
 
 struct SimWaker {
@@ -172,8 +170,10 @@ impl SimDriver {
             slots: Vec::new(),
             free: Vec::new(),
             pool: RecvPool::new(habits.blocks, habits.block_bytes)?,
+            taken: 0,
             habits,
             ready: Vec::new(),
+            serving: Vec::new(),
             tokens: Vec::new(),
             lingering: Vec::new(),
             copies: Vec::new(),
@@ -192,13 +192,11 @@ impl SimDriver {
 
     /// The process is gone: the kernel closes every socket, and there will be no other.
     pub fn kill(&mut self) {
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            let Some(socket) = slot.socket.take() else {
-                continue;
-            };
-            slot.generation = slot.generation.wrapping_add(1);
-            socket.endpoint.close(Close::Orderly);
+        for slot in &mut self.slots {
+            if let Some(socket) = slot.socket.take() {
+                slot.generation = slot.generation.wrapping_add(1);
+                socket.endpoint.close(Close::Orderly);
+            }
         }
         for Lingering { endpoint, .. } in &mut self.lingering {
             if let Some((endpoint, how)) = endpoint.take() {
@@ -216,6 +214,9 @@ impl SimDriver {
     fn insert(&mut self, endpoint: Endpoint, owner: Owner) -> SocketId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
+            // Room for all of them, so that no poll has to make any.
+            self.ready.reserve(self.slots.len() - self.ready.len());
+            self.serving.reserve(self.slots.len());
             u32::try_from(self.slots.len() - 1).expect("invariant: a simulation has few sockets")
         });
         let slot = &mut self.slots[index as usize];
@@ -229,6 +230,7 @@ impl SimDriver {
             setup: Setup::Nothing,
             receive: Receive::Off,
             send: None,
+            copy: self.copies.pop().unwrap_or_default(),
         });
         id
     }
@@ -254,455 +256,19 @@ impl SimDriver {
     fn percent(&mut self, percent: u8) -> bool {
         percent > 0 && self.random.u8(..100) < percent
     }
-
-    // ---- blocks ----------------------------------------------------------------------------------------
-
-    /// Takes a block and fills it with what nobody may see. `None` when there is none.
-    fn scribble(&mut self) -> Option<Scribbled> {
-        let block = self.pool.take()?;
-        let byte = self.random.u8(..);
-        self.memory(block).fill(byte);
-        Some(Scribbled { block, byte })
-    }
-
-    fn memory(&mut self, block: u16) -> &mut [u8] {
-        // SAFETY: a block that was taken belongs to its taker, has `block_bytes` bytes at its address and stays
-        // mapped as long as the pool; `self` is borrowed as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.pool.address(block).as_ptr(), self.pool.block_bytes()) }
-    }
-
-    /// The block is ours again: nobody may have written to it.
-    fn unscribble(&mut self, scribbled: Scribbled) -> u16 {
-        let byte = scribbled.byte;
-        if self.memory(scribbled.block).iter().any(|found| *found != byte) {
-            self.network
-                .report("a receive block was written to while the kernel owned it".to_owned());
-        }
-        scribbled.block
-    }
-
-    fn put_back(&mut self, scribbled: Option<Scribbled>) {
-        if let Some(scribbled) = scribbled {
-            let block = self.unscribble(scribbled);
-            self.pool.put(block);
-        }
-    }
-
-    /// Reads into a block, or into memory of its own when there is none.
-    fn read(
-        &mut self,
-        id: SocketId,
-        bytes_max: usize,
-        held: Option<Scribbled>,
-    ) -> io::Result<Option<RecvBuffer>> {
-        let short = self.network.lock().shape.short;
-        let Some(socket) = self.get(id) else {
-            self.put_back(held);
-            return Err(not_connected());
-        };
-        let readable = socket.endpoint.readable_bytes();
-        let without = held.is_none() && self.network.lock().chance(Fault::NoBuffer);
-        let block = match (held, without) {
-            (None, true) => None,
-            (None, false) => self.pool.take(),
-            (Some(scribbled), _) => Some(self.unscribble(scribbled)),
-        };
-        let room = match block {
-            Some(_) => self.pool.block_bytes(),
-            None => limits::RECEIVE_FALLBACK_BYTES,
-        };
-        let mut asked = bytes_max.min(room);
-        if short && readable > 1 && self.random.u8(..4) == 0 {
-            asked = asked.min(self.random.usize(1..=readable));
-        }
-        let Some(block) = block else {
-            self.counters.buffer_fallbacks += 1;
-            let mut bytes = vec![0; asked.min(readable.max(1))];
-            let socket = self.get(id).ok_or_else(not_connected)?;
-            return Ok(match socket.endpoint.read(&mut bytes)? {
-                0 => None,
-                n => Some(RecvBuffer::copied(&bytes[..n])),
-            });
-        };
-        // SAFETY: as in `memory`; the driver is not touched while the slice lives.
-        let memory = unsafe { std::slice::from_raw_parts_mut(self.pool.address(block).as_ptr(), asked) };
-        let socket = self.get(id).expect("invariant: looked up above");
-        match socket.endpoint.read(memory) {
-            Ok(n @ 1..) => Ok(Some(self.pool.lend(block, n))),
-            outcome => {
-                self.pool.put(block);
-                outcome.map(|_| None)
-            }
-        }
-    }
-
-    // ---- sending ---------------------------------------------------------------------------------------
-
-    fn start_send(&mut self, payload: Payload) -> Sending {
-        let mut copy = self.copies.pop().unwrap_or_default();
-        pieces(&payload, |piece| copy.extend_from_slice(piece));
-        Sending {
-            payload,
-            taken: 0,
-            copy,
-        }
-    }
-
-    /// The payload is the caller's again: it must still be what it was.
-    fn end_send(&mut self, sending: Sending) -> Payload {
-        let mut rest = &sending.copy[..];
-        let mut same = true;
-        pieces(&sending.payload, |piece| {
-            same &= rest.len() >= piece.len() && &rest[..piece.len()] == piece;
-            rest = &rest[piece.len().min(rest.len())..];
-        });
-        if !same || !rest.is_empty() {
-            self.network
-                .report("a payload changed while it was being sent".to_owned());
-        }
-        let mut copy = sending.copy;
-        copy.clear();
-        self.copies.push(copy);
-        sending.payload
-    }
-
-    /// Sends as far as it goes, or less. The bytes are read from the payload at this moment, as the kernel does.
-    fn go_on_sending(&mut self, id: SocketId, sending: &mut Sending) -> io::Result<()> {
-        let short = self.network.lock().shape.short;
-        loop {
-            let left = sending.payload.len() - sending.taken;
-            if left == 0 {
-                return Ok(());
-            }
-            let mut most = left;
-            if short && left > 1 && self.random.u8(..4) == 0 {
-                most = self.random.usize(1..=left);
-            }
-            let socket = self.get(id).ok_or_else(not_connected)?;
-            let (mut skip, mut sent, mut outcome) = (sending.taken, 0, Ok(()));
-            pieces(&sending.payload, |piece| {
-                let from = skip.min(piece.len());
-                skip -= from;
-                let piece = &piece[from..piece.len().min(from + most - sent)];
-                let mut at = 0;
-                while at < piece.len() && outcome.is_ok() {
-                    match socket.endpoint.write(&piece[at..]) {
-                        Ok(n) => at += n,
-                        Err(error) => outcome = Err(error),
-                    }
-                }
-                sent += at;
-            });
-            sending.taken += sent;
-            match outcome {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-                // A short send: the rest goes later.
-                Ok(()) if sent < left => return Ok(()),
-                Ok(()) => {}
-            }
-        }
-    }
-
-    // ---- a poll ----------------------------------------------------------------------------------------
-
-    /// Serves every socket that may have something to do, in any order.
-    fn serve(&mut self, events: &mut Vec<Event>) {
-        let mut tokens = std::mem::take(&mut self.tokens);
-        self.network.take_ready(self.watcher, &mut tokens);
-        for token in tokens.drain(..) {
-            let (index, generation) = (token as u32, (token >> 32) as u32);
-            if self.slots[index as usize].generation == generation {
-                self.list(index);
-            }
-        }
-        self.tokens = tokens;
-        let mut ready = std::mem::take(&mut self.ready);
-        self.random.shuffle(&mut ready);
-        let full = events.len() + limits::EVENTS_TURN_MAX - 3;
-        for index in ready.drain(..) {
-            self.slots[index as usize].listed = false;
-            if events.len() >= full || self.percent(self.habits.postpone) {
-                self.list(index);
-                continue;
-            }
-            let id = SocketId {
-                index,
-                generation: self.slots[index as usize].generation,
-            };
-            if self.serve_socket(id, events) {
-                self.list(index);
-            }
-        }
-        // What was listed meanwhile is in the new list.
-        ready.append(&mut self.ready);
-        self.ready = ready;
-    }
-
-    /// Whether there is more to do now.
-    fn serve_socket(&mut self, id: SocketId, events: &mut Vec<Event>) -> bool {
-        let Some(socket) = self.get(id) else {
-            return false;
-        };
-        match socket.setup {
-            Setup::Connecting => return self.finish_connect(id, events),
-            Setup::Accepting => return self.accept(id, events),
-            Setup::Nothing => {}
-        }
-        if self.random.bool() {
-            self.serve_send(id, events);
-            self.serve_receive(id, events);
-        } else {
-            self.serve_receive(id, events);
-            self.serve_send(id, events);
-        }
-        let Some(socket) = self.get(id) else {
-            return false;
-        };
-        let receives = match socket.receive {
-            Receive::Armed { .. } => socket.endpoint.is_readable(),
-            Receive::Off | Receive::Over => false,
-            Receive::Stopping { .. } => true,
-        };
-        receives || (socket.send.is_some() && socket.endpoint.is_writable())
-    }
-
-    fn note(&self, event: &Event) {
-        let mut state = self.network.lock();
-        let now = state.now;
-        let (what, socket, bytes) = match event {
-            Event::Accepted { listener, .. } => (1, Some(listener), 0),
-            Event::AcceptFailed { listener, .. } => (2, Some(listener), 0),
-            Event::Connected { socket, result, .. } => (3, Some(socket), u64::from(result.is_ok())),
-            Event::Received { socket, data, .. } => match data {
-                Received::Data(buffer) => (4, Some(socket), buffer.len() as u64),
-                Received::End => (5, Some(socket), 0),
-                Received::Failed(_) => (6, Some(socket), 0),
-            },
-            Event::Sent {
-                socket, taken, error, ..
-            } => (7 + u64::from(error.is_some()), Some(socket), *taken as u64),
-            Event::Woken => (9, None, 0),
-        };
-        let number = socket
-            .and_then(|socket| self.get(*socket))
-            .map_or(u64::MAX, |socket| u64::from(socket.endpoint.number()));
-        let who = (self.watcher.0 as u64) << 32 | number;
-        let watcher = self.watcher.0;
-        state.trace.note(now, what, who, bytes, || match event {
-            Event::Woken => format!("driver {watcher}: woken"),
-            Event::Accepted { peer, .. } => format!("driver {watcher}: accepted {peer} on {number}"),
-            Event::Connected { result, .. } => format!("driver {watcher}: connected {number}: {result:?}"),
-            Event::Received { data, .. } => format!("driver {watcher}: received on {number}: {data:?}"),
-            Event::Sent { taken, error, .. } => {
-                format!("driver {watcher}: sent {taken} on {number}: {error:?}")
-            }
-            Event::AcceptFailed { error, .. } => format!("driver {watcher}: accept failed: {error}"),
-        });
-    }
-
-    fn push(&mut self, events: &mut Vec<Event>, event: Event) {
-        self.counters.events += 1;
-        self.note(&event);
-        events.push(event);
-    }
-
-    fn finish_connect(&mut self, id: SocketId, events: &mut Vec<Event>) -> bool {
-        let Some(socket) = self.get_mut(id) else {
-            return false;
-        };
-        let Some(result) = socket.endpoint.take_connected() else {
-            return false;
-        };
-        socket.setup = Setup::Nothing;
-        let owner = socket.owner;
-        self.push(
-            events,
-            Event::Connected {
-                owner,
-                socket: id,
-                result,
-            },
-        );
-        true
-    }
-
-    fn accept(&mut self, id: SocketId, events: &mut Vec<Event>) -> bool {
-        for _ in 0..self.random.usize(1..8) {
-            let fails = self.network.lock().chance(Fault::NoDescriptors);
-            let Some(socket) = self.get_mut(id) else {
-                return false;
-            };
-            let owner = socket.owner;
-            if fails {
-                socket.setup = Setup::Nothing;
-                let error = io::Error::from_raw_os_error(libc::EMFILE);
-                self.push(
-                    events,
-                    Event::AcceptFailed {
-                        owner,
-                        listener: id,
-                        error,
-                    },
-                );
-                return false;
-            }
-            let Ok((endpoint, peer)) = socket.endpoint.accept() else {
-                return false;
-            };
-            self.push(
-                events,
-                Event::Accepted {
-                    owner,
-                    listener: id,
-                    fd: endpoint.into(),
-                    peer,
-                },
-            );
-        }
-        true
-    }
-
-    fn serve_send(&mut self, id: SocketId, events: &mut Vec<Event>) {
-        let Some(mut sending) = self.get_mut(id).and_then(|socket| socket.send.take()) else {
-            return;
-        };
-        let error = self.go_on_sending(id, &mut sending).err();
-        if error.is_none() && sending.taken < sending.payload.len() {
-            if let Some(socket) = self.get_mut(id) {
-                socket.send = Some(sending);
-            }
-            return;
-        }
-        let taken = sending.taken;
-        let payload = self.end_send(sending);
-        if let Some(socket) = self.get(id) {
-            let owner = socket.owner;
-            self.push(
-                events,
-                Event::Sent {
-                    owner,
-                    socket: id,
-                    taken,
-                    error,
-                    payload,
-                },
-            );
-        }
-    }
-
-    fn serve_receive(&mut self, id: SocketId, events: &mut Vec<Event>) {
-        let Some(socket) = self.get_mut(id) else {
-            return;
-        };
-        let readable = socket.endpoint.is_readable();
-        let has_bytes = socket.endpoint.readable_bytes() > 0;
-        let (mode, block) = match &mut socket.receive {
-            Receive::Off | Receive::Over => return,
-            Receive::Armed { .. } if !readable => return,
-            Receive::Armed { mode, block } => (Some(*mode), block.take()),
-            Receive::Stopping { block } => (None, block.take()),
-        };
-        let owner = socket.owner;
-        let bytes_max = match mode {
-            Some(ReceiveMode::Once { bytes_max }) => bytes_max,
-            Some(ReceiveMode::Stream) => usize::MAX,
-            None => {
-                socket.receive = Receive::Off;
-                if !has_bytes || !self.network.lock().chance(Fault::CancelRace) {
-                    return self.put_back(block);
-                }
-                usize::MAX
-            }
-        };
-        let data = match self.read(id, bytes_max, block) {
-            Ok(Some(buffer)) => Received::Data(buffer),
-            Ok(None) => Received::End,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => Received::Failed(error),
-        };
-        if let Some(socket) = self.get_mut(id) {
-            match (&data, mode) {
-                (Received::Data(_), Some(ReceiveMode::Stream) | None) => {}
-                (Received::Data(_), Some(ReceiveMode::Once { .. })) => socket.receive = Receive::Off,
-                (Received::End | Received::Failed(_), _) => socket.receive = Receive::Over,
-            }
-        }
-        self.push(
-            events,
-            Event::Received {
-                owner,
-                socket: id,
-                data,
-            },
-        );
-    }
-
-    /// Ends what closed sockets had under way, or scribbles on: the kernel still may.
-    fn end_lingering(&mut self) {
-        for at in (0..self.lingering.len()).rev() {
-            let left = &self.lingering[at];
-            if let Some(Scribbled { block, byte }) = left.block.as_ref().or(left.given_back.as_ref()) {
-                let (block, byte) = (*block, *byte);
-                self.memory(block).fill(byte);
-            }
-            if self.percent(self.habits.linger) {
-                continue;
-            }
-            let Lingering {
-                endpoint,
-                block,
-                send,
-                ..
-            } = self.lingering.swap_remove(at);
-            self.put_back(block);
-            if let Some(sending) = send {
-                drop(self.end_send(sending));
-            }
-            if let Some((endpoint, how)) = endpoint {
-                endpoint.close(how);
-            }
-        }
-    }
-
-    /// Nothing was there: waits for other threads a little, then moves time on.
-    fn wait(&mut self, timeout: Option<Duration>) {
-        self.network.wait_for_others(Duration::from_micros(500));
-        if self.is_due() {
-            return;
-        }
-        let end = timeout.map(|timeout| self.network.now() + timeout);
-        let until = match (self.network.next_happening(), end) {
-            (Some(next), Some(end)) => next.min(end),
-            (Some(until), None) | (None, Some(until)) => until,
-            (None, None) => return,
-        };
-        self.network.advance(until);
-    }
 }
 
 impl Drop for SimDriver {
-    /// What was to be closed with a reset is, whatever it waited for.
+    /// A socket that was to be closed with a reset is, and what its operations owned is looked at.
     fn drop(&mut self) {
-        for Lingering { endpoint, .. } in self.lingering.drain(..) {
-            if let Some((endpoint, how)) = endpoint {
-                endpoint.close(how);
-            }
+        while let Some(left) = self.lingering.pop() {
+            self.end_one_lingering(left);
         }
     }
 }
 
 fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
-}
-
-/// The bytes of a payload, piece by piece.
-fn pieces(payload: &Payload, mut with: impl FnMut(&[u8])) {
-    match payload {
-        Payload::Bytes { bytes, from, end } => with(&bytes[*from..*end]),
-        Payload::Slices(slices) => slices.iter().for_each(|slice| with(slice.bytes())),
-        Payload::Received(buffer) => with(buffer.bytes()),
-    }
 }
 
 impl Driver for SimDriver {
@@ -817,12 +383,12 @@ impl Driver for SimDriver {
             };
         };
         assert!(entry.send.is_none(), "one send at a time per socket");
-        let mut sending = self.start_send(payload);
+        let mut sending = self.start_send(socket, payload);
         if self.percent(self.habits.direct) {
             let outcome = self.go_on_sending(socket, &mut sending);
             let taken = sending.taken;
             if let Err(error) = outcome {
-                let payload = self.end_send(sending);
+                let payload = self.end_send(Some(socket), sending);
                 return SendStatus::Failed {
                     taken,
                     error,
@@ -830,7 +396,7 @@ impl Driver for SimDriver {
                 };
             }
             if taken == sending.payload.len() {
-                return SendStatus::Done(self.end_send(sending));
+                return SendStatus::Done(self.end_send(Some(socket), sending));
             }
         }
         if let Some(entry) = self.get_mut(socket) {
@@ -864,8 +430,12 @@ impl Driver for SimDriver {
             setup,
             receive,
             send,
+            copy,
             ..
         } = socket_closed;
+        if copy.capacity() > 0 {
+            self.copies.push(copy);
+        }
         let (block, receiving) = match receive {
             Receive::Armed { block, .. } | Receive::Stopping { block } => (block, true),
             Receive::Off | Receive::Over => (None, false),
@@ -882,6 +452,7 @@ impl Driver for SimDriver {
         };
         let (block, given_back) = match block {
             Some(scribbled) if is_planted(Bug::CancelTakenForCompletion) => {
+                self.taken -= 1;
                 self.pool.put(scribbled.block);
                 (None, Some(scribbled))
             }
@@ -913,7 +484,7 @@ impl Driver for SimDriver {
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.counters.waits += 1;
         if self.habits.keeps_time {
-            self.network.advance(self.network.now());
+            self.network.advance(self.network.now() + POLL_TAKES);
             if timeout != Some(Duration::ZERO) && !self.is_due() {
                 self.wait(timeout);
             }
@@ -938,7 +509,7 @@ impl Driver for SimDriver {
         let mut in_use = InUse {
             sockets: 0,
             operations: self.lingering.iter().map(|left| left.operations).sum(),
-            buffers: self.pool.lent(),
+            buffers: self.pool.lent() + self.taken,
         };
         in_use.sockets += self
             .lingering

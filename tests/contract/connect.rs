@@ -1,30 +1,29 @@
 //! Outgoing connections.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 
-use socket2::{Domain, Socket, Type};
 use uztunnel::sys::driver::{Close, Driver, InUse, Owner, SocketSpec};
 
+use crate::bench::{Bench, Port};
 use crate::rig::{OWNER, Rig, assert_same, pattern};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-pub fn a_connection_is_made_and_carries_bytes_both_ways<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
-    let listener = TcpListener::bind((LOCALHOST, 0)).expect("bound");
+pub fn a_connection_is_made_and_carries_bytes_both_ways<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let port = bench.port();
     let socket = rig
         .driver
         .open(&SocketSpec::default(), LOCALHOST, Owner(1))
         .expect("opened");
-    rig.driver
-        .connect(socket, listener.local_addr().expect("address"));
+    rig.driver.connect(socket, port.address());
     rig.driver.set_owner(socket, OWNER);
     rig.next_connected(socket).expect("connected");
-    let (mut peer, from) = listener.accept().expect("accepted");
+    let (mut peer, from) = port.accept();
     assert_eq!(rig.driver.local_address(socket).expect("address"), from);
     rig.stream(socket);
-    let there = pattern(100_000);
+    let there = pattern(100_000.min(bench.unread_max()));
     rig.write(socket, &there);
     let mut got = vec![0; there.len()];
     peer.read_exact(&mut got).expect("read");
@@ -34,12 +33,9 @@ pub fn a_connection_is_made_and_carries_bytes_both_ways<D: Driver>(make: &mut dy
     rig.finish(&[socket]);
 }
 
-pub fn a_refused_connection_says_so<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
-    let nobody = {
-        let listener = TcpListener::bind((LOCALHOST, 0)).expect("bound");
-        listener.local_addr().expect("address")
-    };
+pub fn a_refused_connection_says_so<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let nobody = bench.port().address();
     let socket = rig
         .driver
         .open(&SocketSpec::default(), LOCALHOST, OWNER)
@@ -51,32 +47,9 @@ pub fn a_refused_connection_says_so<D: Driver>(make: &mut dyn FnMut() -> D) {
     rig.finish(&[socket]);
 }
 
-/// A listener whose queue is full: the kernel drops every further SYN, so a connect stays under way.
-fn full_listener() -> (Socket, Vec<Socket>, SocketAddr) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-    let any_port: SocketAddr = (LOCALHOST, 0).into();
-    listener.bind(&any_port.into()).expect("bound");
-    listener.listen(0).expect("listening");
-    let address = listener.local_addr().expect("address");
-    let address = address.as_socket().expect("inet");
-    let mut clients = Vec::new();
-    loop {
-        let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-        let outcome = client.connect_timeout(&address.into(), std::time::Duration::from_millis(100));
-        clients.push(client);
-        match outcome {
-            Ok(()) => assert!(clients.len() < 100, "the queue never fills"),
-            Err(error) => {
-                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-                return (listener, clients, address);
-            }
-        }
-    }
-}
-
-pub fn closing_while_connecting_is_silent<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
-    let (_listener, _clients, address) = full_listener();
+pub fn closing_while_connecting_is_silent<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let (_crowd, address) = bench.full_port();
     for (how, turns) in [
         (Close::Orderly, 0),
         (Close::Orderly, 1),
@@ -99,19 +72,18 @@ pub fn closing_while_connecting_is_silent<D: Driver>(make: &mut dyn FnMut() -> D
     rig.finish(&[]);
 }
 
-pub fn the_source_address_can_be_chosen<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn the_source_address_can_be_chosen<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let source: IpAddr = [127, 0, 0, 77].into();
     let spec = SocketSpec {
         bind_transparent: Some(source),
         ..SocketSpec::default()
     };
-    let listener = TcpListener::bind((LOCALHOST, 0)).expect("bound");
+    let port = bench.port();
     let socket = rig.driver.open(&spec, LOCALHOST, OWNER).expect("opened");
-    rig.driver
-        .connect(socket, listener.local_addr().expect("address"));
+    rig.driver.connect(socket, port.address());
     rig.next_connected(socket).expect("connected");
-    let (_, from) = listener.accept().expect("accepted");
+    let (_, from) = port.accept();
     assert_eq!(from.ip(), source);
     rig.finish(&[socket]);
 }

@@ -3,14 +3,14 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use socket2::SockRef;
 use uztunnel::sys::buffer::Payload;
 use uztunnel::sys::driver::{Close, Driver, Event, InUse, Owner, ReceiveMode, SendStatus};
 
-use crate::rig::{OWNER, Rig, stream_pair};
+use crate::bench::Bench;
+use crate::rig::{OWNER, Rig};
 
-pub fn a_stale_handle_does_nothing_and_never_reaches_the_next_socket<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_stale_handle_does_nothing_and_never_reaches_the_next_socket<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (stale, peer) = rig.pair();
     rig.stream(stale);
     rig.driver.close(stale, Close::Orderly);
@@ -58,8 +58,8 @@ pub fn a_stale_handle_does_nothing_and_never_reaches_the_next_socket<D: Driver>(
     rig.finish(&[live]);
 }
 
-pub fn events_carry_the_owner_of_the_moment<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn events_carry_the_owner_of_the_moment<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     rig.stream(socket);
     for owner in [OWNER, Owner(8), Owner(u64::MAX), Owner(0)] {
@@ -75,17 +75,20 @@ pub fn events_carry_the_owner_of_the_moment<D: Driver>(make: &mut dyn FnMut() ->
 }
 
 /// A payload that does not fit into the socket buffers of a peer that does not read.
-fn too_much() -> Payload {
-    Payload::whole(vec![1; 32 << 20])
+fn too_much<B: Bench>(bench: &B) -> Payload {
+    Payload::whole(vec![1; bench.bulk(32 << 20)])
 }
 
-pub fn closing_with_operations_in_flight_is_silent_and_complete<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn closing_with_operations_in_flight_is_silent_and_complete<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     for how in [Close::Orderly, Close::Reset] {
         for turns in [0, 1] {
             let (socket, mut peer) = rig.pair();
             rig.stream(socket);
-            assert!(matches!(rig.driver.send(socket, too_much()), SendStatus::Queued));
+            assert!(matches!(
+                rig.driver.send(socket, too_much(bench)),
+                SendStatus::Queued
+            ));
             for _ in 0..turns {
                 rig.assert_silent();
             }
@@ -97,7 +100,7 @@ pub fn closing_with_operations_in_flight_is_silent_and_complete<D: Driver>(make:
             // The descriptor is really closed: the peer's stream comes to an end, one way or the other.
             let mut rest = Vec::new();
             match (how, peer.read_to_end(&mut rest)) {
-                (Close::Orderly, Ok(_)) => assert!(rest.len() < 32 << 20),
+                (Close::Orderly, Ok(_)) => assert!(rest.len() < bench.bulk(32 << 20)),
                 (Close::Orderly, Err(error)) => panic!("{error}"),
                 (Close::Reset, outcome) => {
                     let error = outcome.expect_err("reset");
@@ -109,21 +112,19 @@ pub fn closing_with_operations_in_flight_is_silent_and_complete<D: Driver>(make:
     rig.finish(&[]);
 }
 
-pub fn dropping_a_driver_with_operations_in_flight_closes_its_sockets<D: Driver>(
-    make: &mut dyn FnMut() -> D,
-) {
-    let mut rig = Rig::new(make);
+pub fn dropping_a_driver_with_operations_in_flight_closes_its_sockets<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (idle, mut idle_peer) = rig.pair();
     rig.stream(idle);
-    let (ours, mut busy_peer) = stream_pair();
-    SockRef::from(&ours)
-        .set_send_buffer_size(4096)
-        .expect("buffer size");
+    let (ours, mut busy_peer) = bench.narrow_pair();
     let busy = rig.adopt(ours, OWNER);
-    assert!(matches!(rig.driver.send(busy, too_much()), SendStatus::Queued));
+    assert!(matches!(
+        rig.driver.send(busy, too_much(bench)),
+        SendStatus::Queued
+    ));
     rig.turn(std::time::Duration::ZERO);
     drop(rig);
     let mut rest = Vec::new();
     assert_eq!(idle_peer.read_to_end(&mut rest).expect("end"), 0);
-    assert!(busy_peer.read_to_end(&mut rest).expect("end") < 32 << 20);
+    assert!(busy_peer.read_to_end(&mut rest).expect("end") < bench.bulk(32 << 20));
 }

@@ -1,18 +1,23 @@
 //! What every driver must do, as one list of scenarios that runs on each of them.
 //!
-//! A scenario takes a function that makes a driver, talks over loopback TCP to ordinary blocking sockets of
-//! the standard library, and ends with `Rig::finish`, which asserts that no socket, operation or receive
-//! buffer is left.
+//! A scenario takes a bench, which makes drivers, talks to blocking sockets of the same bench, and ends with
+//! `Rig::finish`, which asserts that no socket, operation or receive buffer is left. On the kernel's drivers those
+//! are ordinary sockets over loopback TCP; with the cargo feature `sim` the list also runs on the simulated driver,
+//! on a network like loopback and on adverse ones.
 
 mod accept;
 mod allocations;
+mod bench;
 mod buffers;
 mod connect;
 mod handles;
+mod kernel;
 mod receive;
 mod reset;
 mod rig;
 mod send;
+#[cfg(feature = "sim")]
+mod simulated;
 mod storm;
 mod waiting;
 
@@ -20,12 +25,25 @@ use uztunnel::limits;
 use uztunnel::sys::epoll::EpollDriver;
 use uztunnel::sys::uring::{FeatureSet, KernelRelease, Profile, UringDriver};
 
+use crate::bench::Bench;
+use crate::kernel::KernelBench;
+#[cfg(feature = "sim")]
+use crate::simulated::SimBench;
+
+/// One scenario on each of the benches.
+fn run<B: Bench>(benches: impl IntoIterator<Item = B>, scenario: impl Fn(&B)) {
+    for bench in benches {
+        scenario(&bench);
+        bench.assert_sound();
+    }
+}
+
 macro_rules! tests {
-    ($make:expr; $($module:ident :: $scenario:ident),* $(,)?) => {
+    ($benches:expr; $($module:ident :: $scenario:ident),* $(,)?) => {
         $(
             #[test]
             fn $scenario() {
-                crate::$module::$scenario(&mut || $make);
+                crate::run($benches, crate::$module::$scenario);
             }
         )*
     };
@@ -33,12 +51,12 @@ macro_rules! tests {
 
 /// The list, on one driver.
 macro_rules! contract {
-    ($driver:ident, $make:expr) => {
+    ($driver:ident, $benches:expr) => {
         mod $driver {
             use super::*;
 
             tests! {
-                $make;
+                $benches;
                 accept::a_connection_is_accepted_with_its_peer_and_not_registered,
                 accept::a_burst_of_connections_is_accepted_completely,
                 accept::an_accepted_connection_is_handed_to_another_driver,
@@ -88,7 +106,14 @@ macro_rules! contract {
     };
 }
 
-contract!(epoll, EpollDriver::new().expect("an epoll driver"));
+/// The list, on one kind of the kernel's drivers.
+macro_rules! kernel_contract {
+    ($driver:ident, $make:expr) => {
+        contract!($driver, [KernelBench::new(|| $make)]);
+    };
+}
+
+kernel_contract!(epoll, EpollDriver::new().expect("an epoll driver"));
 
 /// A ring held back to what kernels of one generation offer.
 fn uring(set: FeatureSet) -> UringDriver {
@@ -102,10 +127,15 @@ fn uring_without_buffer_rings() -> UringDriver {
     UringDriver::new(profile).expect("an io_uring driver")
 }
 
-contract!(uring, uring(FeatureSet::NEWEST));
-contract!(uring_6_1, uring(FeatureSet::V6_1));
-contract!(uring_6_0, uring(FeatureSet::V6_0));
-contract!(uring_5_19, uring(FeatureSet::V5_19));
-contract!(uring_5_18, uring(FeatureSet::V5_18));
-contract!(uring_5_15, uring(FeatureSet::V5_15));
-contract!(uring_cve_2024_0582, uring_without_buffer_rings());
+kernel_contract!(uring, uring(FeatureSet::NEWEST));
+kernel_contract!(uring_6_1, uring(FeatureSet::V6_1));
+kernel_contract!(uring_6_0, uring(FeatureSet::V6_0));
+kernel_contract!(uring_5_19, uring(FeatureSet::V5_19));
+kernel_contract!(uring_5_18, uring(FeatureSet::V5_18));
+kernel_contract!(uring_5_15, uring(FeatureSet::V5_15));
+kernel_contract!(uring_cve_2024_0582, uring_without_buffer_rings());
+
+#[cfg(feature = "sim")]
+contract!(sim_instant, [SimBench::instant()]);
+#[cfg(feature = "sim")]
+contract!(sim_adverse, SimBench::adverse());

@@ -1,17 +1,16 @@
 //! Receiving: streams, single receives, ends.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
 
-use socket2::SockRef;
 use uztunnel::sys::driver::{Driver, Event, ReceiveMode, Received};
 
+use crate::bench::{Bench, Peer};
 use crate::rig::{Rig, assert_same, pattern};
 
-pub fn a_stream_arrives_in_order_and_complete<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_stream_arrives_in_order_and_complete<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
-    let sent = pattern(8 << 20);
+    let sent = pattern(bench.bulk(8 << 20));
     let writer = std::thread::spawn({
         let sent = sent.clone();
         move || {
@@ -32,8 +31,8 @@ pub fn a_stream_arrives_in_order_and_complete<D: Driver>(make: &mut dyn FnMut() 
     rig.finish(&[socket]);
 }
 
-pub fn a_single_receive_gives_no_more_than_asked_and_only_once<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_single_receive_gives_no_more_than_asked_and_only_once<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     let sent = pattern(1000);
     peer.write_all(&sent).expect("written");
@@ -54,18 +53,27 @@ pub fn a_single_receive_gives_no_more_than_asked_and_only_once<D: Driver>(make: 
     rig.finish(&[socket]);
 }
 
-pub fn a_single_receive_larger_than_a_message_gives_the_message<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_single_receive_larger_than_a_message_gives_the_message<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     for message in [&b"one"[..], b"another"] {
         rig.driver
             .receive(socket, ReceiveMode::Once { bytes_max: 1 << 20 });
         rig.turn(std::time::Duration::ZERO);
         peer.write_all(message).expect("written");
-        let Received::Data(buffer) = rig.next_received(socket) else {
-            panic!("no bytes");
-        };
-        assert_eq!(buffer.bytes(), message);
+        let mut got = Vec::new();
+        while got.len() < message.len() {
+            if !got.is_empty() {
+                assert!(bench.cuts_messages(), "half a message");
+                rig.driver
+                    .receive(socket, ReceiveMode::Once { bytes_max: 1 << 20 });
+            }
+            let Received::Data(buffer) = rig.next_received(socket) else {
+                panic!("no bytes");
+            };
+            got.extend_from_slice(buffer.bytes());
+        }
+        assert_eq!(got, message);
     }
     drop(peer);
     rig.assert_silent();
@@ -74,8 +82,8 @@ pub fn a_single_receive_larger_than_a_message_gives_the_message<D: Driver>(make:
     rig.finish(&[socket]);
 }
 
-pub fn a_stopped_stream_is_silent_and_goes_on_without_a_gap<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_stopped_stream_is_silent_and_goes_on_without_a_gap<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     let sent = pattern(3000);
     let mut got = Vec::new();
@@ -107,8 +115,8 @@ pub fn a_stopped_stream_is_silent_and_goes_on_without_a_gap<D: Driver>(make: &mu
     rig.finish(&[socket]);
 }
 
-pub fn bytes_that_came_before_anyone_asked_are_not_lost<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn bytes_that_came_before_anyone_asked_are_not_lost<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     peer.write_all(b"early").expect("written");
     rig.assert_silent();
@@ -117,15 +125,15 @@ pub fn bytes_that_came_before_anyone_asked_are_not_lost<D: Driver>(make: &mut dy
     rig.finish(&[socket]);
 }
 
-pub fn bytes_before_the_end_come_before_the_end<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn bytes_before_the_end_come_before_the_end<B: Bench>(bench: &B) {
     for asked_before in [true, false] {
-        let mut rig = Rig::new(make);
+        let mut rig = Rig::new(bench);
         let (socket, mut peer) = rig.pair();
         if asked_before {
             rig.stream(socket);
             rig.turn(std::time::Duration::ZERO);
         }
-        let sent = pattern(100_000);
+        let sent = pattern(100_000.min(bench.unread_max()));
         peer.write_all(&sent).expect("written");
         drop(peer);
         if !asked_before {
@@ -137,14 +145,14 @@ pub fn bytes_before_the_end_come_before_the_end<D: Driver>(make: &mut dyn FnMut(
     }
 }
 
-pub fn the_peer_may_end_its_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn the_peer_may_end_its_side_and_still_read<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     rig.stream(socket);
     peer.write_all(b"question").expect("written");
-    peer.shutdown(Shutdown::Write).expect("shut down");
+    peer.shutdown_send();
     assert_eq!(rig.read_to_end(socket), b"question");
-    let answer = pattern(1 << 20);
+    let answer = pattern(bench.bulk(1 << 20));
     let reader = std::thread::spawn(move || {
         let mut got = Vec::new();
         peer.read_to_end(&mut got).expect("read");
@@ -156,8 +164,8 @@ pub fn the_peer_may_end_its_side_and_still_read<D: Driver>(make: &mut dyn FnMut(
     rig.finish(&[socket]);
 }
 
-pub fn we_may_end_our_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn we_may_end_our_side_and_still_read<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     rig.stream(socket);
     rig.write(socket, b"question");
@@ -166,7 +174,7 @@ pub fn we_may_end_our_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D
     peer.read_to_end(&mut question).expect("read");
     assert_eq!(question, b"question");
     rig.assert_silent();
-    let answer = pattern(50_000);
+    let answer = pattern(50_000.min(bench.unread_max()));
     peer.write_all(&answer).expect("written");
     assert_same(&rig.read(socket, answer.len()), &answer);
     drop(peer);
@@ -174,8 +182,8 @@ pub fn we_may_end_our_side_and_still_read<D: Driver>(make: &mut dyn FnMut() -> D
     rig.finish(&[socket]);
 }
 
-pub fn nothing_follows_the_end<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn nothing_follows_the_end<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, peer) = rig.pair();
     rig.stream(socket);
     drop(peer);
@@ -185,30 +193,31 @@ pub fn nothing_follows_the_end<D: Driver>(make: &mut dyn FnMut() -> D) {
     rig.finish(&[socket]);
 }
 
-pub fn urgent_data_does_not_stall_the_stream<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn urgent_data_does_not_stall_the_stream<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     rig.stream(socket);
     for _ in 0..20 {
         peer.write_all(b"before").expect("written");
         // The receiving kernel takes the urgent byte out of the stream and ends a receive where it was.
-        assert_eq!(SockRef::from(&peer).send_out_of_band(b"!").expect("sent"), 1);
+        peer.send_urgent();
         peer.write_all(b"after").expect("written");
         assert_eq!(rig.read(socket, 11), b"beforeafter");
     }
     rig.finish(&[socket]);
 }
 
-pub fn a_busy_socket_does_not_starve_a_quiet_one<D: Driver>(make: &mut dyn FnMut() -> D) {
-    const FLOOD: usize = 64 << 20;
-    let mut rig = Rig::new(make);
+pub fn a_busy_socket_does_not_starve_a_quiet_one<B: Bench>(bench: &B) {
+    const PART: usize = 1 << 20;
+    let flood = bench.bulk(64 << 20);
+    let mut rig = Rig::new(bench);
     let (busy, mut busy_peer) = rig.pair();
     let (quiet, mut quiet_peer) = rig.pair();
     rig.stream(busy);
     rig.stream(quiet);
     let writer = std::thread::spawn(move || {
-        let part = vec![5; 1 << 20];
-        for _ in 0..FLOOD / part.len() {
+        let part = vec![5; PART];
+        for _ in 0..flood / PART {
             busy_peer.write_all(&part).expect("written");
         }
     });
@@ -239,7 +248,7 @@ pub fn a_busy_socket_does_not_starve_a_quiet_one<D: Driver>(make: &mut dyn FnMut
             flooded - at_writing
         );
     }
-    rig.read(busy, FLOOD - flooded);
+    rig.read(busy, flood - flooded);
     writer.join().expect("written");
     rig.finish(&[busy, quiet]);
 }

@@ -1,20 +1,13 @@
 //! Resets in both directions: an end must never look like a reset, nor a reset like an end.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
-use socket2::SockRef;
 use uztunnel::sys::buffer::Payload;
 use uztunnel::sys::driver::{Close, Driver, Received, SendStatus};
 
+use crate::bench::{Bench, Peer};
 use crate::rig::{Rig, assert_same, pattern};
-
-fn reset(peer: TcpStream) {
-    SockRef::from(&peer)
-        .set_linger(Some(Duration::ZERO))
-        .expect("linger");
-}
 
 fn expect_reset(received: Received) {
     match received {
@@ -23,15 +16,15 @@ fn expect_reset(received: Received) {
     }
 }
 
-pub fn a_reset_by_the_peer_is_received_as_a_reset<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn a_reset_by_the_peer_is_received_as_a_reset<B: Bench>(bench: &B) {
     for asked_before in [true, false] {
-        let mut rig = Rig::new(make);
+        let mut rig = Rig::new(bench);
         let (socket, peer) = rig.pair();
         if asked_before {
             rig.stream(socket);
             rig.turn(Duration::ZERO);
         }
-        reset(peer);
+        peer.reset();
         if !asked_before {
             rig.assert_silent();
             rig.stream(socket);
@@ -42,9 +35,9 @@ pub fn a_reset_by_the_peer_is_received_as_a_reset<D: Driver>(make: &mut dyn FnMu
     }
 }
 
-pub fn closing_with_reset_is_seen_as_a_reset_by_the_peer<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn closing_with_reset_is_seen_as_a_reset_by_the_peer<B: Bench>(bench: &B) {
     for receiving in [true, false] {
-        let mut rig = Rig::new(make);
+        let mut rig = Rig::new(bench);
         let (socket, mut peer) = rig.pair();
         if receiving {
             rig.stream(socket);
@@ -58,15 +51,15 @@ pub fn closing_with_reset_is_seen_as_a_reset_by_the_peer<D: Driver>(make: &mut d
     }
 }
 
-pub fn closing_orderly_delivers_what_was_sent<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn closing_orderly_delivers_what_was_sent<B: Bench>(bench: &B) {
     for receiving in [true, false] {
-        let mut rig = Rig::new(make);
+        let mut rig = Rig::new(bench);
         let (socket, mut peer) = rig.pair();
         if receiving {
             rig.stream(socket);
             rig.turn(Duration::ZERO);
         }
-        let sent = pattern(30_000);
+        let sent = pattern(30_000.min(bench.unread_max()));
         rig.write(socket, &sent);
         rig.driver.close(socket, Close::Orderly);
         rig.wait_for("closing", |driver| driver.in_use().sockets == 0);
@@ -78,10 +71,10 @@ pub fn closing_orderly_delivers_what_was_sent<D: Driver>(make: &mut dyn FnMut() 
 }
 
 /// The kernel reports an error of a socket once, to whoever comes first.
-pub fn a_reset_that_a_send_meets_first_is_still_received_as_a_reset<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_reset_that_a_send_meets_first_is_still_received_as_a_reset<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, peer) = rig.pair();
-    reset(peer);
+    peer.reset();
     rig.assert_silent();
     let payload = Payload::whole(b"too late".to_vec());
     let error = match rig.driver.send(socket, payload) {
@@ -99,10 +92,10 @@ pub fn a_reset_that_a_send_meets_first_is_still_received_as_a_reset<D: Driver>(m
     rig.finish(&[socket]);
 }
 
-pub fn a_send_in_flight_fails_when_the_peer_resets<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_send_in_flight_fails_when_the_peer_resets<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
-    let bytes = vec![1; 32 << 20];
+    let bytes = vec![1; bench.bulk(32 << 20)];
     let len = bytes.len();
     assert!(matches!(
         rig.driver.send(socket, Payload::whole(bytes)),
@@ -110,7 +103,7 @@ pub fn a_send_in_flight_fails_when_the_peer_resets<D: Driver>(make: &mut dyn FnM
     ));
     rig.assert_silent();
     peer.write_all(b"x").expect("written");
-    reset(peer);
+    peer.reset();
     let (taken, error, payload) = rig.next_sent(socket);
     assert!(taken > 0 && taken < len);
     assert_eq!(payload.len(), len);

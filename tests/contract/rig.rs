@@ -1,32 +1,35 @@
-//! A driver under test, its events in order, and blocking peers.
+//! A driver under test and its events in order.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use uztunnel::limits;
 use uztunnel::sys::buffer::Payload;
+use uztunnel::sys::descriptor::Descriptor;
 use uztunnel::sys::driver::{
     Close, Driver, Event, InUse, Owner, ReceiveMode, Received, SendStatus, SocketId,
 };
 
-/// Longer than anything here takes on a busy machine; a scenario that waits so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::bench::{Bench, PATIENCE};
 
 /// How long "no event" is observed.
 pub const SILENCE: Duration = Duration::from_millis(60);
 
 pub const OWNER: Owner = Owner(7);
 
-pub struct Rig<D> {
-    pub driver: D,
+pub struct Rig<'a, B: Bench> {
+    pub bench: &'a B,
+    pub driver: B::Driver,
     events: VecDeque<Event>,
 }
 
-impl<D: Driver> Rig<D> {
-    pub fn new(make: &mut dyn FnMut() -> D) -> Self {
+impl<'a, B: Bench> Rig<'a, B> {
+    pub fn new(bench: &'a B) -> Self {
         Self {
-            driver: make(),
+            bench,
+            driver: bench.driver(),
             events: VecDeque::new(),
         }
     }
@@ -37,20 +40,27 @@ impl<D: Driver> Rig<D> {
         self.driver
             .poll(Some(timeout), &mut events)
             .expect("polling works");
+        assert!(events.len() <= limits::EVENTS_TURN_MAX);
         self.events.extend(events);
     }
 
     /// The first event that `take` wants; the others stay in order.
     pub fn next<T>(&mut self, what: &str, take: impl Fn(Event) -> Result<T, Event>) -> T {
         let start = Instant::now();
+        let mut seen = 0;
         loop {
-            for at in 0..self.events.len() {
-                let event = self.events.remove(at).expect("counted");
+            for at in seen..self.events.len() {
+                // Something stands in its place meanwhile: thousands may wait, and none shall be moved.
+                let event = std::mem::replace(&mut self.events[at], Event::Woken);
                 match take(event) {
-                    Ok(wanted) => return wanted,
-                    Err(other) => self.events.insert(at, other),
+                    Ok(wanted) => {
+                        self.events.remove(at);
+                        return wanted;
+                    }
+                    Err(other) => self.events[at] = other,
                 }
             }
+            seen = self.events.len();
             assert!(start.elapsed() < PATIENCE, "no {what}; events: {:?}", self.events);
             self.turn(Duration::from_millis(100));
         }
@@ -127,8 +137,8 @@ impl<D: Driver> Rig<D> {
 
     /// No event comes for a while.
     pub fn assert_silent(&mut self) {
-        let start = Instant::now();
-        while start.elapsed() < SILENCE {
+        let start = self.bench.now();
+        while self.bench.now() - start < SILENCE {
             self.turn(SILENCE);
             assert!(self.events.is_empty(), "unexpected events: {:?}", self.events);
         }
@@ -139,7 +149,8 @@ impl<D: Driver> Rig<D> {
         self.events.drain(..).collect()
     }
 
-    pub fn wait_for(&mut self, what: &str, mut done: impl FnMut(&mut D) -> bool) {
+    pub fn wait_for(&mut self, what: &str, mut done: impl FnMut(&mut B::Driver) -> bool) {
+        // Patience is of real time everywhere: it is other threads that may need it.
         let start = Instant::now();
         while !done(&mut self.driver) {
             assert!(start.elapsed() < PATIENCE, "{what} did not happen");
@@ -148,19 +159,18 @@ impl<D: Driver> Rig<D> {
     }
 
     /// A socket of the driver, connected to a blocking one.
-    pub fn pair(&mut self) -> (SocketId, TcpStream) {
-        let (ours, theirs) = stream_pair();
+    pub fn pair(&mut self) -> (SocketId, B::Peer) {
+        let (ours, theirs) = self.bench.pair();
         (self.adopt(ours, OWNER), theirs)
     }
 
-    pub fn adopt(&mut self, stream: TcpStream, owner: Owner) -> SocketId {
-        self.driver.adopt(stream.into(), owner).expect("adopted")
+    pub fn adopt(&mut self, fd: Descriptor, owner: Owner) -> SocketId {
+        self.driver.adopt(fd, owner).expect("adopted")
     }
 
     pub fn listener(&mut self, owner: Owner) -> (SocketId, SocketAddr) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
-        let address = listener.local_addr().expect("address");
-        let id = self.driver.adopt(listener.into(), owner).expect("adopted");
+        let (listener, address) = self.bench.listener();
+        let id = self.adopt(listener, owner);
         self.driver.listen(id);
         (id, address)
     }
@@ -184,22 +194,6 @@ impl<D: Driver> Rig<D> {
             self.events
         );
     }
-}
-
-/// Two connected ends over loopback, both blocking, without Nagle's delay.
-pub fn stream_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
-    stream_pair_of(&listener)
-}
-
-pub fn stream_pair_of(listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let ours = TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
-    let (theirs, _) = listener.accept().expect("accepted");
-    for end in [&ours, &theirs] {
-        end.set_nodelay(true).expect("nodelay");
-    }
-    theirs.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    (ours, theirs)
 }
 
 /// `len` bytes of which every stretch tells where in the stream it belongs.

@@ -2,14 +2,14 @@
 
 use std::io::{Read, Write};
 
-use socket2::SockRef;
 use uztunnel::sys::buffer::{Chunk, Payload, RecvBuffer, Slice};
 use uztunnel::sys::driver::{Driver, Event, SendStatus};
 
-use crate::rig::{OWNER, Rig, assert_same, pattern, stream_pair};
+use crate::bench::Bench;
+use crate::rig::{OWNER, Rig, assert_same, pattern};
 
-pub fn a_small_payload_comes_back_when_sent<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn a_small_payload_comes_back_when_sent<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
     for n in 0..50u8 {
         let bytes = vec![n; 100];
@@ -43,15 +43,9 @@ pub fn a_small_payload_comes_back_when_sent<D: Driver>(make: &mut dyn FnMut() ->
 }
 
 /// Sends `payload` through small socket buffers to a peer that starts to read late and reads little.
-fn reach_slow_reader<D: Driver>(make: &mut dyn FnMut() -> D, payload: Payload, expected: &[u8]) {
-    let mut rig = Rig::new(make);
-    let (ours, mut peer) = stream_pair();
-    SockRef::from(&ours)
-        .set_send_buffer_size(4096)
-        .expect("buffer size");
-    SockRef::from(&peer)
-        .set_recv_buffer_size(32 * 1024)
-        .expect("buffer size");
+fn reach_slow_reader<B: Bench>(bench: &B, payload: Payload, expected: &[u8]) {
+    let mut rig = Rig::new(bench);
+    let (ours, mut peer) = bench.narrow_pair();
     let socket = rig.adopt(ours, OWNER);
     let len = payload.len();
     assert_eq!(len, expected.len());
@@ -82,11 +76,11 @@ fn reach_slow_reader<D: Driver>(make: &mut dyn FnMut() -> D, payload: Payload, e
     rig.finish(&[socket]);
 }
 
-pub fn plain_bytes_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn plain_bytes_reach_a_slow_reader_exactly<B: Bench>(bench: &B) {
     let bytes = pattern(300_000);
     let expected = bytes[9..].to_vec();
     reach_slow_reader(
-        make,
+        bench,
         {
             let end = bytes.len();
             Payload::Bytes { bytes, from: 9, end }
@@ -95,7 +89,7 @@ pub fn plain_bytes_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut()
     );
 }
 
-pub fn slices_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn slices_reach_a_slow_reader_exactly<B: Bench>(bench: &B) {
     // More pieces than one vectored send takes, of odd sizes, out of one chunk.
     let expected = pattern(300_000);
     let mut chunk = Chunk::new(expected.len());
@@ -109,21 +103,22 @@ pub fn slices_reach_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D
         at = end;
     }
     assert!(slices.len() > 200);
-    reach_slow_reader(make, Payload::Slices(slices), &expected);
+    reach_slow_reader(bench, Payload::Slices(slices), &expected);
     assert!(!chunk.is_shared(), "a slice was kept");
 }
 
-pub fn a_received_buffer_reaches_a_slow_reader_exactly<D: Driver>(make: &mut dyn FnMut() -> D) {
+pub fn a_received_buffer_reaches_a_slow_reader_exactly<B: Bench>(bench: &B) {
     let expected = pattern(200_000);
     let mut buffer = RecvBuffer::copied(&expected);
     buffer.consume(13);
-    reach_slow_reader(make, Payload::Received(buffer), &expected[13..]);
+    reach_slow_reader(bench, Payload::Received(buffer), &expected[13..]);
 }
 
-pub fn receiving_goes_on_while_a_send_waits<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn receiving_goes_on_while_a_send_waits<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();
-    let sent = pattern(32 << 20);
+    let sent = pattern(bench.bulk(32 << 20));
+    let len = sent.len();
     rig.stream(socket);
     let payload = Payload::whole(sent.clone());
     assert!(matches!(rig.driver.send(socket, payload), SendStatus::Queued));
@@ -132,7 +127,7 @@ pub fn receiving_goes_on_while_a_send_waits<D: Driver>(make: &mut dyn FnMut() ->
         assert_eq!(rig.read(socket, 5), b"hello");
     }
     let reader = std::thread::spawn(move || {
-        let mut got = vec![0; 32 << 20];
+        let mut got = vec![0; len];
         peer.read_exact(&mut got).expect("read");
         got
     });
@@ -145,7 +140,7 @@ pub fn receiving_goes_on_while_a_send_waits<D: Driver>(make: &mut dyn FnMut() ->
         } => Ok(taken),
         other => Err(other),
     });
-    assert_eq!(taken, sent.len());
+    assert_eq!(taken, len);
     assert_same(&reader.join().expect("read"), &sent);
     rig.finish(&[socket]);
 }

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use uztunnel::sys::buffer::{POISON, Payload, RecvBuffer, Slice};
 use uztunnel::sys::driver::{Close, Driver, Event, Owner, ReceiveMode, Received, SendStatus, SocketId};
 
-use crate::rig::{Rig, stream_pair};
+use crate::bench::{Bench, Peer};
+use crate::rig::Rig;
 
 const CONNECTIONS: usize = 24;
 const STEPS: usize = 12_000;
@@ -16,11 +16,13 @@ const WAITING_MAX: usize = 4;
 const HELD_MAX: usize = 300;
 
 /// An echo of which everything can be cut off at any moment. All its bytes, both ways, are `pattern`.
-struct Connection {
+struct Connection<P> {
     socket: SocketId,
-    peer: TcpStream,
+    peer: P,
     pattern: u8,
     asked: Asked,
+    /// A receive was taken back, and nothing came since.
+    stopped: bool,
     over: bool,
     sending: bool,
     waiting: VecDeque<Payload>,
@@ -33,17 +35,17 @@ enum Asked {
     Stream,
 }
 
-struct Storm<'a, D> {
-    rig: &'a mut Rig<D>,
+struct Storm<'a, 'b, B: Bench> {
+    rig: &'a mut Rig<'b, B>,
     random: fastrand::Rng,
-    connections: Vec<Connection>,
+    connections: Vec<Connection<B::Peer>>,
     made: u8,
     /// Buffers that slow owners keep, with the pattern that they must go on showing.
     held: VecDeque<(u8, RecvBuffer)>,
 }
 
-pub fn connections_cut_off_at_random_never_see_each_others_bytes<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn connections_cut_off_at_random_never_see_each_others_bytes<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     let mut storm = Storm {
         rig: &mut rig,
         random: fastrand::Rng::with_seed(0x5EED),
@@ -77,15 +79,16 @@ fn assert_pattern(pattern: u8, bytes: &[u8]) {
     }
 }
 
-impl<D: Driver> Storm<'_, D> {
-    fn connect(&mut self, at: usize) -> Connection {
-        let (ours, peer) = stream_pair();
-        peer.set_nonblocking(true).expect("non-blocking");
+impl<B: Bench> Storm<'_, '_, B> {
+    fn connect(&mut self, at: usize) -> Connection<B::Peer> {
+        let (ours, mut peer) = self.rig.bench.pair();
+        peer.never_wait();
         Connection {
             socket: self.rig.adopt(ours, Owner(at as u64)),
             peer,
             pattern: self.next_pattern(),
             asked: Asked::Nothing,
+            stopped: false,
             over: false,
             sending: false,
             waiting: VecDeque::new(),
@@ -152,6 +155,7 @@ impl<D: Driver> Storm<'_, D> {
         let connection = &mut self.connections[at];
         if connection.asked != Asked::Nothing {
             connection.asked = Asked::Nothing;
+            connection.stopped = true;
             self.rig.driver.stop_receive(connection.socket);
             if self.random.bool() {
                 return;
@@ -204,7 +208,9 @@ impl<D: Driver> Storm<'_, D> {
 
     fn received(&mut self, at: usize, data: Received) {
         let connection = &mut self.connections[at];
-        assert_ne!(connection.asked, Asked::Nothing, "nobody asked");
+        let stopped = std::mem::take(&mut connection.stopped);
+        let is_late = stopped && self.rig.bench.delivers_after_stop();
+        assert!(connection.asked != Asked::Nothing || is_late, "nobody asked");
         let asked = connection.asked;
         if asked == Asked::Once {
             connection.asked = Asked::Nothing;

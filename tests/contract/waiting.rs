@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use uztunnel::sys::driver::{Driver, Event};
 
-use crate::rig::{PATIENCE, Rig};
+use crate::bench::{Bench, PATIENCE};
+use crate::rig::Rig;
 
-pub fn a_wake_from_another_thread_ends_the_wait<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut driver = make();
+pub fn a_wake_from_another_thread_ends_the_wait<B: Bench>(bench: &B) {
+    let mut driver = bench.driver();
     let waker = driver.waker();
     for pause_ms in [0, 1, 30] {
         let waker = waker.clone();
@@ -29,8 +30,8 @@ pub fn a_wake_from_another_thread_ends_the_wait<D: Driver>(make: &mut dyn FnMut(
     waker.wake();
 }
 
-pub fn many_wakes_are_one_event<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut rig = Rig::new(make);
+pub fn many_wakes_are_one_event<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
     for _ in 0..3 {
         let waker = rig.driver.waker();
         std::thread::spawn(move || (0..1000).for_each(|_| waker.wake()))
@@ -45,14 +46,13 @@ pub fn many_wakes_are_one_event<D: Driver>(make: &mut dyn FnMut() -> D) {
     rig.finish(&[]);
 }
 
-pub fn a_wait_without_events_lasts_its_timeout<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut driver = make();
+pub fn a_wait_without_events_lasts_its_timeout<B: Bench>(bench: &B) {
+    let mut driver = bench.driver();
     for timeout in [Duration::from_micros(1500), Duration::from_millis(20)] {
-        let start = Instant::now();
+        let start = bench.now();
         let mut events = Vec::new();
         // The first turn of a driver may have something of its own to do and return early.
-        while start.elapsed() < timeout {
-            let rest = timeout - start.elapsed();
+        while let Some(rest) = timeout.checked_sub(bench.now() - start) {
             driver.poll(Some(rest), &mut events).expect("polling works");
         }
         assert!(events.is_empty(), "{events:?}");
@@ -61,8 +61,8 @@ pub fn a_wait_without_events_lasts_its_timeout<D: Driver>(make: &mut dyn FnMut()
     }
 }
 
-pub fn a_wait_of_no_time_returns_at_once<D: Driver>(make: &mut dyn FnMut() -> D) {
-    let mut driver = make();
+pub fn a_wait_of_no_time_returns_at_once<B: Bench>(bench: &B) {
+    let mut driver = bench.driver();
     let mut events = Vec::new();
     let start = Instant::now();
     for _ in 0..100 {

@@ -72,6 +72,12 @@ impl Endpoint {
         })
     }
 
+    /// Whether a listener has a connection to accept.
+    pub fn has_waiting(&self) -> bool {
+        let mut state = self.network.lock();
+        matches!(&state.node(self.index).phase, Phase::Listening { queue, .. } if !queue.is_empty())
+    }
+
     /// # Errors
     /// `WouldBlock` when nobody waits.
     pub fn accept(&self) -> io::Result<(Endpoint, SocketAddr)> {
@@ -105,6 +111,11 @@ impl Endpoint {
         self.network.lock().room(self.index)
     }
 
+    /// As a socket's option of that name: what one may write before the other reads.
+    pub fn set_send_buffer(&self, bytes: usize) {
+        self.change(|state, index| state.node(index).buffer_bytes = bytes);
+    }
+
     /// Whether a write has something to say.
     pub fn is_writable(&self) -> bool {
         let mut state = self.network.lock();
@@ -122,23 +133,22 @@ impl Endpoint {
             if matches!(node.phase, Phase::Fresh | Phase::Connecting { .. }) {
                 return Err(io::ErrorKind::NotConnected.into());
             }
-            let n = into.len().min(node.inbox.len());
+            let n = into.len().min(node.inbox.len()).min(node.until_mark());
             if n > 0 {
                 let (front, back) = node.inbox.as_slices();
                 let first = n.min(front.len());
                 into[..first].copy_from_slice(&front[..first]);
                 into[first..n].copy_from_slice(&back[..n - first]);
                 node.inbox.drain(..n);
+                node.read_bytes += n as u64;
                 state.was_read(index, n);
                 return Ok(n);
             }
-            // What arrived before a reset is read first; the error then comes once, as the kernel's does.
-            if let Some(errno) = node.broken {
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            match node.fin_arrived {
-                true => Ok(0),
-                false => Err(io::ErrorKind::WouldBlock.into()),
+            // What arrived before a reset is read first, and so is the end.
+            match (node.fin_arrived, node.broken) {
+                (true, _) => Ok(0),
+                (false, Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
+                (false, None) => Err(io::ErrorKind::WouldBlock.into()),
             }
         })
     }
@@ -166,6 +176,28 @@ impl Endpoint {
             let n = room.min(bytes.len());
             state.send(index, &bytes[..n]);
             Ok(n)
+        })
+    }
+
+    /// Sends a byte out of band. It takes no room, and nobody can read it: the receiver takes it out of the stream,
+    /// and a read ends where it was.
+    ///
+    /// # Errors
+    /// A reset; the sending side was shut down.
+    pub fn write_urgent(&self) -> io::Result<()> {
+        self.change(|state, index| {
+            let node = state.node(index);
+            if node.phase != Phase::Stream {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            match (node.broken, node.fin_sent) {
+                (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+                (None, true) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+                (None, false) => {
+                    state.send_urgent(index);
+                    Ok(())
+                }
+            }
         })
     }
 

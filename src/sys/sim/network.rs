@@ -9,6 +9,9 @@
 //! reset overtakes nothing that arrived before it; closing with unread bytes resets; writing to a peer that has
 //! closed is answered by a reset; a full accept queue drops the SYN, which is sent again.
 
+mod connecting;
+mod streams;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::io;
@@ -125,6 +128,10 @@ enum Happening {
         to: u32,
         bytes: Vec<u8>,
     },
+    /// An urgent byte, which is not in the stream any more.
+    Mark {
+        to: u32,
+    },
     Fin {
         to: u32,
     },
@@ -152,6 +159,10 @@ pub(super) struct Node {
     pub other: Option<u32>,
     /// Arrived, not read.
     pub inbox: VecDeque<u8>,
+    /// Ever read.
+    pub read_bytes: u64,
+    /// Places in the stream, as numbers of bytes before them, across which no read goes.
+    pub marks: VecDeque<u64>,
     /// Sent by this end and not read by the other.
     pub unread: usize,
     pub buffer_bytes: usize,
@@ -162,7 +173,7 @@ pub(super) struct Node {
     arrives_at: Duration,
     pub fin_sent: bool,
     pub fin_arrived: bool,
-    /// The end or an error was told to the reader.
+    /// What a reset makes of every write, and of a read that has nothing else to say.
     pub broken: Option<i32>,
     pub closed: bool,
     watcher: Option<(Watcher, Token)>,
@@ -194,6 +205,8 @@ impl Node {
             phase,
             other: None,
             inbox: VecDeque::new(),
+            read_bytes: 0,
+            marks: VecDeque::new(),
             unread: 0,
             buffer_bytes: 0,
             latency: Duration::ZERO,
@@ -207,6 +220,15 @@ impl Node {
             watcher: None,
             listed: false,
         }
+    }
+
+    /// Bytes before the next mark; one that was reached is passed.
+    pub fn until_mark(&mut self) -> usize {
+        while self.marks.front() == Some(&self.read_bytes) {
+            self.marks.pop_front();
+        }
+        let mark = self.marks.front();
+        mark.map_or(usize::MAX, |mark| (mark - self.read_bytes) as usize)
     }
 }
 
@@ -408,9 +430,12 @@ impl Network {
     pub fn pair(&self, host: HostId) -> (Endpoint, Endpoint) {
         let mut state = self.lock();
         let loopback = IpAddr::from([127, 0, 0, 1]);
+        let latency = state.draw_latency();
         let [a, b] = [(); 2].map(|()| {
             let local = state.local_address(host, None, loopback);
-            state.add(Node::new(host, local, Phase::Stream))
+            let mut node = Node::new(host, local, Phase::Stream);
+            node.latency = latency;
+            state.add(node)
         });
         state.join(a, b);
         drop(state);
@@ -463,31 +488,6 @@ impl State {
         SocketAddr::new(ip, port)
     }
 
-    /// The listener that a connect of this node reaches, if any, and whether its destination was changed.
-    fn route(&self, from: u32) -> Option<u32> {
-        let node = &self.nodes[from as usize];
-        let own = &self.hosts[node.host.0 as usize];
-        let to = node.peer;
-        if own.captured && !node.marked && !to.ip().is_loopback() {
-            return self.listeners.get(&(node.host, OUTBOUND)).copied();
-        }
-        let host = match to.ip().is_loopback() || own.addresses.contains(&to.ip()) {
-            true => node.host,
-            false => self.host_of(to.ip())?,
-        };
-        let redirected =
-            host != node.host && self.hosts[host.0 as usize].captured && to.port() != INBOUND_HBONE;
-        let port = if redirected { INBOUND_PLAINTEXT } else { to.port() };
-        self.listeners.get(&(host, port)).copied()
-    }
-
-    fn host_of(&self, address: IpAddr) -> Option<HostId> {
-        self.hosts
-            .iter()
-            .position(|host| host.addresses.contains(&address))
-            .map(|at| HostId(at as u32))
-    }
-
     fn schedule(&mut self, at: Duration, what: Happening) {
         self.sequence += 1;
         let sequence = self.sequence;
@@ -510,24 +510,6 @@ impl State {
             node.listed = true;
             self.ready[watcher.0].push((index, token));
         }
-    }
-
-    // ---- connecting ------------------------------------------------------------------------------------
-
-    pub fn start_connect(&mut self, index: u32, peer: SocketAddr) {
-        let latency = self.draw_latency();
-        let node = self.node(index);
-        node.peer = peer;
-        node.original = peer;
-        node.latency = latency;
-        node.phase = Phase::Connecting { outcome: None };
-        let at = self.now + latency;
-        if self.chance(Fault::ConnectUnanswered) {
-            let from = self.nodes[index as usize].host;
-            let to = self.route(index).map_or(from, |to| self.nodes[to as usize].host);
-            return self.blame(Fault::ConnectUnanswered, from, to);
-        }
-        self.happen_at(at, Happening::Syn { from: index });
     }
 
     /// At once when it takes no time, so that an instant network needs nobody to move time on.
@@ -562,224 +544,19 @@ impl State {
                 }
                 self.tell(to);
             }
-            Happening::Bytes { to, bytes } => self.bytes(to, bytes),
-            Happening::Fin { to } => {
-                self.node(to).fin_arrived = true;
+            Happening::Bytes { to, mut bytes } => {
+                self.arrive(to, &bytes);
+                bytes.clear();
+                self.spare.push(bytes);
+            }
+            Happening::Mark { to } => {
+                let node = self.node(to);
+                let place = node.read_bytes + node.inbox.len() as u64;
+                node.marks.push_back(place);
                 self.tell(to);
             }
+            Happening::Fin { to } => self.fin_arrives(to),
             Happening::Reset { to } => self.reset_arrives(to),
-        }
-    }
-
-    fn syn(&mut self, from: u32) {
-        if self.nodes[from as usize].closed {
-            return;
-        }
-        let back = self.now + self.nodes[from as usize].latency;
-        let listener = self.route(from);
-        let is_refused = listener.is_some() && self.chance(Fault::ConnectRefused);
-        if let Some(listener) = listener.filter(|_| is_refused) {
-            let hosts = [from, listener].map(|node| self.nodes[node as usize].host);
-            self.blame(Fault::ConnectRefused, hosts[0], hosts[1]);
-        }
-        let Some(listener) = listener.filter(|_| !is_refused) else {
-            return self.happen_at(
-                back,
-                Happening::SynAnswer {
-                    to: from,
-                    refused: true,
-                },
-            );
-        };
-        let Phase::Listening { queue, queue_max } = &self.nodes[listener as usize].phase else {
-            return;
-        };
-        let is_full = queue.len() >= *queue_max;
-        if is_full {
-            self.strike(Fault::QueueFull);
-        }
-        if is_full || self.chance(Fault::QueueFull) {
-            let again = self.now + SYN_AGAIN;
-            return self.schedule(again, Happening::Syn { from });
-        }
-        let (host, local) = {
-            let node = &self.nodes[listener as usize];
-            (node.host, node.local)
-        };
-        let client = &self.nodes[from as usize];
-        let mut node = Node::new(host, local, Phase::Stream);
-        node.peer = client.local;
-        node.original = client.peer;
-        // A listener that was not redirected to is where the client wanted to go.
-        if client.peer.port() == local.port() {
-            node.local = client.peer;
-        }
-        let accepted = self.add(node);
-        self.join(accepted, from);
-        if let Phase::Listening { queue, .. } = &mut self.node(listener).phase {
-            queue.push_back(accepted);
-        }
-        self.tell(listener);
-        self.happen_at(
-            back,
-            Happening::SynAnswer {
-                to: from,
-                refused: false,
-            },
-        );
-    }
-
-    /// Makes two nodes the ends of one stream.
-    fn join(&mut self, a: u32, b: u32) {
-        let latency = self.nodes[b as usize].latency;
-        let bandwidth = self
-            .shape
-            .bandwidth
-            .map(|(from, to)| self.random.u64(from..=to).max(1));
-        for (one, other) in [(a, b), (b, a)] {
-            let (from, to) = self.shape.buffer_bytes;
-            let buffer_bytes = self.random.usize(from..=to).max(1);
-            let now = self.now;
-            let address = self.nodes[other as usize].local;
-            let node = self.node(one);
-            node.other = Some(other);
-            node.buffer_bytes = buffer_bytes;
-            node.latency = latency;
-            node.bandwidth = bandwidth;
-            node.sent_at = now;
-            node.arrives_at = now;
-            if node.phase == Phase::Stream && node.peer == node.local {
-                node.peer = address;
-            }
-        }
-    }
-
-    // ---- streams ---------------------------------------------------------------------------------------
-
-    /// Bytes that a write of this node would be taken of.
-    pub fn room(&self, index: u32) -> usize {
-        let node = &self.nodes[index as usize];
-        node.buffer_bytes.saturating_sub(node.unread)
-    }
-
-    /// Sends bytes for which there is room.
-    pub fn send(&mut self, index: u32, bytes: &[u8]) {
-        let Some(to) = self.nodes[index as usize].other else {
-            return;
-        };
-        let cut = self
-            .chance(Fault::Reset)
-            .then(|| self.random.usize(..=bytes.len()));
-        let sent = &bytes[..cut.unwrap_or(bytes.len())];
-        let now = self.now;
-        let node = self.node(index);
-        node.unread += sent.len();
-        let takes = match node.bandwidth {
-            Some(rate) => Duration::from_nanos((sent.len() as u64).saturating_mul(1_000_000_000) / rate),
-            None => Duration::ZERO,
-        };
-        node.sent_at = node.sent_at.max(now) + takes;
-        node.arrives_at = node.arrives_at.max(node.sent_at + node.latency);
-        let at = node.arrives_at;
-        if self.is_next(at) {
-            self.nodes[to as usize].inbox.extend(sent);
-            self.tell(to);
-        } else {
-            let mut segment = self.spare.pop().unwrap_or_default();
-            segment.extend_from_slice(sent);
-            self.schedule(at, Happening::Bytes { to, bytes: segment });
-        }
-        if cut.is_some() {
-            let hosts = [index, to].map(|node| self.nodes[node as usize].host);
-            self.blame(Fault::Reset, hosts[0], hosts[1]);
-            self.schedule(at, Happening::Reset { to });
-            let back = self.now + self.nodes[index as usize].latency;
-            self.schedule(back, Happening::Reset { to: index });
-        }
-    }
-
-    fn bytes(&mut self, to: u32, mut bytes: Vec<u8>) {
-        let node = self.node(to);
-        if node.closed || node.broken.is_some() {
-            // Nobody reads here any more: the sender is told.
-            let back = self.now + self.nodes[to as usize].latency;
-            if let Some(from) = self.nodes[to as usize].other
-                && self.nodes[to as usize].closed
-            {
-                self.schedule(back, Happening::Reset { to: from });
-            }
-        } else {
-            node.inbox.extend(&bytes);
-            self.tell(to);
-        }
-        bytes.clear();
-        self.spare.push(bytes);
-    }
-
-    fn reset_arrives(&mut self, to: u32) {
-        let node = self.node(to);
-        if node.closed {
-            return;
-        }
-        node.broken = node.broken.or(Some(libc::ECONNRESET));
-        self.tell(to);
-    }
-
-    /// This end sends nothing more.
-    pub fn end(&mut self, index: u32) {
-        let now = self.now;
-        let node = self.node(index);
-        if std::mem::replace(&mut node.fin_sent, true) {
-            return;
-        }
-        let at = node.arrives_at.max(now + node.latency);
-        node.arrives_at = at;
-        if let Some(to) = node.other {
-            self.happen_at(at, Happening::Fin { to });
-        }
-    }
-
-    /// Gives a node up. `reset`: the other end must see it as a reset.
-    pub fn close(&mut self, index: u32, reset: bool) {
-        let now = self.now;
-        let node = self.node(index);
-        if std::mem::replace(&mut node.closed, true) {
-            return;
-        }
-        node.watcher = None;
-        let (host, port) = (node.host, node.local.port());
-        if let Phase::Listening { queue, .. } = &mut node.phase {
-            let waiting = std::mem::take(queue);
-            self.listeners.remove(&(host, port));
-            for accepted in waiting {
-                self.close(accepted, true);
-            }
-            return;
-        }
-        let resets = reset || !node.inbox.is_empty();
-        node.inbox = VecDeque::new();
-        if !resets {
-            if node.broken.is_none() {
-                self.end(index);
-            }
-            return;
-        }
-        let at = node.arrives_at.max(now + node.latency);
-        if let Some(to) = node.other
-            && node.broken.is_none()
-        {
-            self.happen_at(at, Happening::Reset { to });
-        }
-    }
-
-    /// `n` bytes of this node's inbox were read: the other end may send as many more.
-    pub fn was_read(&mut self, index: u32, n: usize) {
-        if let Some(other) = self.nodes[index as usize].other {
-            let sender = self.node(other);
-            sender.unread = sender.unread.saturating_sub(n);
-            if sender.is_worth_writing() {
-                self.tell(other);
-            }
         }
     }
 }

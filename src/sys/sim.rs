@@ -31,7 +31,7 @@ use self::lingering::Lingering;
 pub use self::network::{Blame, HostId, Network, Shape, Token, Watcher};
 use self::receiving::Scribbled;
 use self::sending::Sending;
-pub use self::trace::Trace;
+pub use self::trace::{Line, Trace};
 use super::buffer::{Payload, RecvPool};
 use super::descriptor::Descriptor;
 use super::driver::{

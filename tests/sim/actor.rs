@@ -18,6 +18,8 @@ pub struct Actor {
     pub connection: usize,
     pub sends: Way,
     pub pod: usize,
+    /// Of its endpoint, also when that is closed.
+    pub number: u32,
     script: Script,
     endpoint: Option<Endpoint>,
     connecting_until: Option<Duration>,
@@ -97,6 +99,7 @@ impl Actor {
             connection,
             sends: Way::ToClient,
             pod,
+            number: endpoint.number(),
             script,
             endpoint: Some(endpoint),
             connecting_until: None,
@@ -115,10 +118,6 @@ impl Actor {
 
     pub fn is_done(&self) -> bool {
         self.endpoint.is_none()
-    }
-
-    pub fn endpoint_number(&self) -> Option<u32> {
-        self.endpoint.as_ref().map(Endpoint::number)
     }
 
     pub fn stalls(&self) -> u32 {

@@ -193,12 +193,11 @@ impl Case<'_> {
             .filter_map(|actor| actor.finished_at)
             .max()
             .unwrap_or(Duration::MAX);
-        let started = self.plan.start;
+        let started = self.world.plan.age + self.plan.start;
         let among = |pod: usize| pod == self.client.pod || servers.contains(&pod);
         let excused = |excuse: &Excuse| match excuse.whom {
             Whom::Connection(number) => number == self.plan.number,
             Whom::Pod(pod) => among(pod) && excuse.from <= ended && started <= excuse.until,
-            Whom::Pods(one, other) => among(one) && among(other) && excuse.from <= ended,
         };
         let blamed = |blame: &Blame| {
             // A dial that fails fails for all who come until it has.

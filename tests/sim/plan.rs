@@ -13,6 +13,8 @@ pub const PORT_FIRST: u16 = 20_000;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
+    /// How long the proxies have been idle when the run begins. Their timers are counted from their start.
+    pub age: Duration,
     pub nodes: Vec<NodePlan>,
     pub pods: Vec<PodPlan>,
     pub services: Vec<ServicePlan>,
@@ -219,6 +221,7 @@ impl Plan {
         let disturbances = drawing.disturbances(&nodes, &pods);
         Self {
             seed,
+            age: drawing.age(),
             nodes,
             pods,
             services,
@@ -257,6 +260,17 @@ impl Drawing {
 
     fn within_span(&mut self) -> Duration {
         Duration::from_micros(self.random.u64(..self.span.as_micros() as u64))
+    }
+
+    /// Often shortly before a level of the timer wheel is through: 64^2, 64^3 and 64^4 ms.
+    fn age(&mut self) -> Duration {
+        let level = match self.random.u8(..10) {
+            0..5 => return Duration::ZERO,
+            5..7 => 64u64.pow(2),
+            7..9 => 64u64.pow(3),
+            _ => 64u64.pow(4),
+        };
+        Duration::from_millis((level * self.random.u64(1..4)).saturating_sub(self.random.u64(..15_000)))
     }
 
     fn node(&mut self) -> NodePlan {

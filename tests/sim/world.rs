@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use uztunnel::identity::Identity;
 use uztunnel::planted::{self, Bug};
 use uztunnel::sys::sim::faults::{Fault, Struck};
-use uztunnel::sys::sim::{Endpoint, HostId, Network, Token, Watcher};
+use uztunnel::sys::sim::{Endpoint, HostId, Line, Network, Token, Watcher};
 use uztunnel::worker::outcome::Outcome;
 
 use crate::actor::{Actor, Next, Scratch};
@@ -42,7 +42,9 @@ pub struct Report {
     pub virtual_time: Duration,
     pub finding: Option<Finding>,
     /// Kept when asked for.
-    pub trace: Vec<String>,
+    pub trace: Vec<Line>,
+    /// The endpoints of the connections that the finding is about.
+    pub endpoints: Vec<u32>,
 }
 
 /// The first thing that was wrong.
@@ -113,7 +115,6 @@ pub struct Excuse {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whom {
-    Pods(usize, usize),
     Pod(usize),
     Connection(usize),
 }
@@ -166,7 +167,7 @@ pub fn run(plan: &Plan, bug: Option<Bug>, keep_trace: bool) -> Report {
     }
     let finding = world.live().err();
     let (hash, events, lines) = world.network.trace(|trace, _| {
-        let lines: Vec<String> = trace.lines().map(str::to_owned).collect();
+        let lines: Vec<Line> = trace.lines().cloned().collect();
         (trace.hash(), trace.events(), lines)
     });
     let report = Report {
@@ -175,6 +176,7 @@ pub fn run(plan: &Plan, bug: Option<Bug>, keep_trace: bool) -> Report {
         connections: world.plan.connections.len(),
         struck: world.network.struck(),
         virtual_time: world.now,
+        endpoints: world.endpoints_of(finding.as_ref()),
         finding,
         trace: lines,
     };
@@ -238,6 +240,8 @@ impl World {
             steps_at_once: 0,
             plan,
         };
+        world.now = world.plan.age;
+        world.network.advance(world.now);
         world.listen();
         world.fill_agenda();
         world
@@ -265,19 +269,30 @@ impl World {
     fn fill_agenda(&mut self) {
         let plan = self.plan.clone();
         for (place, connection) in plan.connections.iter().enumerate() {
-            self.schedule(connection.start, Agenda::Start(place));
+            self.schedule(plan.age + connection.start, Agenda::Start(place));
         }
         for (place, disturbance) in plan.disturbances.iter().enumerate() {
             if let Disturb::Expiry { account, .. } = disturbance.what {
-                self.ending.insert(account, disturbance.at);
+                self.ending.insert(account, plan.age + disturbance.at);
             }
-            self.schedule(disturbance.at, Agenda::Disturb(place));
+            self.schedule(plan.age + disturbance.at, Agenda::Disturb(place));
         }
     }
 
     fn schedule(&mut self, at: Duration, what: Agenda) {
         self.sequence += 1;
         self.agenda.insert((at.max(self.now), self.sequence), what);
+    }
+
+    /// Both ends of the legs that applications hold of the connections concerned.
+    fn endpoints_of(&self, finding: Option<&Finding>) -> Vec<u32> {
+        let concerned = finding.map_or(&[][..], |finding| &finding.connections);
+        self.actors
+            .iter()
+            .filter(|actor| concerned.contains(&self.plan.connections[actor.connection].number))
+            .flat_map(|actor| [Some(actor.number), self.network.other_end(actor.number)])
+            .flatten()
+            .collect()
     }
 
     // ---- the run ---------------------------------------------------------------------------------------
@@ -472,7 +487,7 @@ impl World {
         endpoint.watch(self.watcher, token);
         let number = connection.number;
         self.network.trace(|trace, now| {
-            trace.note(now, 20, token, number as u64, || {
+            trace.note(now, 20, u64::from(endpoint.number()), number as u64, || {
                 format!("server of {number} in pod {pod} accepts {}", endpoint.number())
             });
         });
@@ -535,7 +550,7 @@ impl World {
         endpoint.watch(self.watcher, token);
         let number = connection.number;
         self.network.trace(|trace, now| {
-            trace.note(now, 21, token, number as u64, || {
+            trace.note(now, 21, u64::from(endpoint.number()), number as u64, || {
                 format!(
                     "client of {number} in pod {pod} connects {} to {peer}",
                     endpoint.number()

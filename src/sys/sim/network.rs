@@ -351,6 +351,11 @@ impl Network {
         self.lock().blames.clone()
     }
 
+    /// The other end of a stream, by number.
+    pub fn other_end(&self, endpoint: u32) -> Option<u32> {
+        self.lock().node(endpoint).other
+    }
+
     /// Something that must never be. The run is over as soon as somebody looks.
     pub fn report(&self, finding: String) {
         self.lock().findings.push(finding);
@@ -456,8 +461,9 @@ impl State {
     pub fn strike(&mut self, fault: Fault) {
         let struck = self.struck.get(fault) + 1;
         self.struck.set(fault, struck);
-        self.trace
-            .note(self.now, 0xF0 + fault as u64, 0, 0, || format!("fault: {fault}"));
+        self.trace.note(self.now, 0xF0 + fault as u64, u64::MAX, 0, || {
+            format!("fault: {fault}")
+        });
     }
 
     pub fn blame(&mut self, fault: Fault, one: HostId, other: HostId) {

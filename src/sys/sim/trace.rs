@@ -3,6 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// One event in words, and the number of the endpoint that it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub who: u32,
+    pub words: String,
+}
+
 /// Lines that a trace keeps.
 const LINES_MAX: usize = 200_000;
 
@@ -11,7 +18,7 @@ pub struct Trace {
     hash: u64,
     events: u64,
     /// `None`: nobody reads it.
-    lines: Option<VecDeque<String>>,
+    lines: Option<VecDeque<Line>>,
 }
 
 impl Trace {
@@ -24,7 +31,8 @@ impl Trace {
         self.lines.is_some()
     }
 
-    /// `what`, `who` and `how_much` go into the hash; `words` are only asked for when they are kept.
+    /// `what`, `who` and `how_much` go into the hash; `words` are only asked for when they are kept. The low half of
+    /// `who` is the number of an endpoint.
     pub fn note(&mut self, at: Duration, what: u64, who: u64, how_much: u64, words: impl FnOnce() -> String) {
         self.events += 1;
         for word in [at.as_nanos() as u64, what, who, how_much] {
@@ -35,7 +43,10 @@ impl Trace {
             if lines.len() == LINES_MAX {
                 lines.pop_front();
             }
-            lines.push_back(format!("{:>12.6} {}", at.as_secs_f64(), words()));
+            lines.push_back(Line {
+                who: who as u32,
+                words: format!("{:>12.6} {}", at.as_secs_f64(), words()),
+            });
         }
     }
 
@@ -47,7 +58,7 @@ impl Trace {
         self.events
     }
 
-    pub fn lines(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().flatten().map(String::as_str)
+    pub fn lines(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().flatten()
     }
 }

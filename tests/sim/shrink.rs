@@ -1,0 +1,85 @@
+//! A failing world made smaller: fewer kinds of faults, fewer connections, the same oracle.
+
+use std::time::{Duration, Instant};
+
+use uztunnel::planted::Bug;
+use uztunnel::sys::sim::faults::Fault;
+
+use crate::campaign;
+use crate::options::Lesser;
+use crate::plan::Plan;
+use crate::world::Finding;
+
+/// How long one finding may be made smaller.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Search<'a> {
+    seed: u64,
+    finding: &'a Finding,
+    bug: Option<Bug>,
+    until: Instant,
+}
+
+pub fn shrink(seed: u64, finding: &Finding, bug: Option<Bug>) -> Lesser {
+    let search = Search {
+        seed,
+        finding,
+        bug,
+        until: Instant::now() + PATIENCE,
+    };
+    let mut lesser = Lesser::default();
+    for fault in Fault::ALL {
+        let mut tried = lesser.clone();
+        tried.without.push(fault);
+        if search.still_fails(&tried) {
+            lesser = tried;
+        }
+    }
+    let drawn = Plan::draw(seed);
+    let all = drawn
+        .connections
+        .iter()
+        .map(|connection| connection.number)
+        .collect();
+    lesser.keep = Some(search.fewer_connections(&lesser, all));
+    lesser
+}
+
+impl Search<'_> {
+    fn still_fails(&self, lesser: &Lesser) -> bool {
+        if Instant::now() >= self.until {
+            return false;
+        }
+        let plan = campaign::all(lesser, self.seed);
+        let found = campaign::run(&plan, self.bug, false).finding;
+        found.is_some_and(|found| found.oracle == self.finding.oracle)
+    }
+
+    /// Leaves out halves, then quarters, and so on, as long as what is left still fails.
+    fn fewer_connections(&self, lesser: &Lesser, mut keep: Vec<usize>) -> Vec<usize> {
+        let fails = |keep: Vec<usize>| {
+            self.still_fails(&Lesser {
+                keep: Some(keep),
+                ..lesser.clone()
+            })
+        };
+        let mut part = keep.len().div_ceil(2);
+        while part > 0 {
+            let mut at = 0;
+            while at < keep.len() {
+                let mut tried = keep.clone();
+                tried.drain(at..(at + part).min(keep.len()));
+                if fails(tried.clone()) {
+                    keep = tried;
+                } else {
+                    at += part;
+                }
+            }
+            part = match part {
+                1 => 0,
+                part => part.div_ceil(2),
+            };
+        }
+        keep
+    }
+}

@@ -65,6 +65,12 @@ impl EpollDriver {
         })
     }
 
+    /// For tests that set options which no proxy needs.
+    #[cfg(test)]
+    pub fn descriptor(&self, socket: SocketId) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.table.get(socket).map(Socket::fd)
+    }
+
     /// Puts a socket that can go on into the ready list.
     fn list_if_ready(&mut self, id: SocketId) {
         if let Some(socket) = self.table.get_mut(id)

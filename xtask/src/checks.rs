@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use crate::journeys;
 use crate::packages;
 use crate::process::{Outcome, Tally, build_proxy, cargo, root, run, run_tests};
+use crate::sim;
 
 /// Steps with a test program of their own place, in this order; what else lies in `tests/` runs after them.
 const FIRST: [&str; 3] = ["tidy", "contract", "interop"];
-/// Runs last, once per pair of drivers.
-const LAST: &str = "journeys";
+/// Run after them by steps of their own: simulated worlds, and the journeys once per pair of drivers.
+const LATER: [&str; 2] = ["sim", "journeys"];
 
 struct Summary {
     steps: Vec<(String, Duration, Outcome)>,
@@ -81,6 +82,7 @@ pub fn run_all(arguments: &[String]) -> Outcome {
             "warnings",
         ]))
     });
+    summary.step("clippy sim", |_| sim::run_clippy());
     summary.step("unit", |tally| {
         run_tests(&mut cargo(&["test", "--workspace", "--lib", "--bins"]), tally)
     });
@@ -98,6 +100,8 @@ pub fn run_all(arguments: &[String]) -> Outcome {
             )
         });
     }
+    summary.step("contract sim", sim::run_contract);
+    summary.step("sim", sim::run_all);
     run_journeys(&mut summary);
     summary.close()
 }
@@ -137,7 +141,7 @@ fn test_programs() -> Result<Vec<String>, String> {
             names.push(file);
         }
     }
-    names.retain(|name| name != LAST);
+    names.retain(|name| !LATER.contains(&name.as_str()));
     let rank = |name: &String| {
         FIRST
             .iter()
@@ -164,7 +168,9 @@ mod tests {
         let names = test_programs().expect("the folder is readable");
         assert_eq!(names.first().map(String::as_str), Some("tidy"));
         assert!(
-            !names.iter().any(|name| name == LAST || name == "support"),
+            !names
+                .iter()
+                .any(|name| LATER.contains(&name.as_str()) || name == "support"),
             "{names:?}"
         );
     }

@@ -6,6 +6,7 @@
 //! | `test` | the whole test run, as CI does it |
 //! | `tidy` | the style rules only |
 //! | `journeys [FILTER] [--io ...]` | the tests in network namespaces |
+//! | `sim [--seed N] [--seeds N..M] [--minutes T] ...` | the data path in simulated worlds |
 //! | `perf SCENARIO [--against BINARY] ...` | measurements side by side |
 //! | `fuzz TARGET [SECONDS]` | libFuzzer on one target |
 
@@ -16,6 +17,7 @@ mod journeys;
 mod packages;
 mod perf;
 mod process;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -25,11 +27,13 @@ usage: cargo xtask <command>
   demo [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
         two nodes, four pods and real traffic; --keep leaves it running until Ctrl-C
   test
-        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, journeys
+        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, simulation, journeys
   tidy
         the style rules only
   journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--binary PATH]
         tests in network namespaces
+  sim [--seed N | --seeds N..M | --minutes T | --hunt] [--trace] ...
+        the data path in simulated worlds with faults; without options what CI runs
   perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]
         rr1, rr64, connect, bulk1, bulk4 or all: both drivers, the direct path and PATH side by side
   fuzz TARGET [SECONDS]
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         "test" => checks::run_all(rest),
         "tidy" => checks::run_tidy(rest),
         "journeys" => journeys::run(rest),
+        "sim" => sim::run_with(rest),
         "perf" => perf::run(rest),
         "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {

@@ -139,7 +139,7 @@ impl Tally {
         }
     }
 
-    pub fn tell(&self, cpu: Duration) {
+    pub fn tell(&self, cpu: Duration, bug: Option<Bug>) {
         println!(
             "{} worlds, {} connections, {} events, {} findings; {:.0} connections per CPU second",
             self.worlds,
@@ -156,7 +156,7 @@ impl Tally {
         let mut findings: Vec<_> = self.findings.iter().collect();
         findings.sort_by_key(|(seed, _)| *seed);
         for (seed, finding) in findings.iter().take(TOLD_MAX) {
-            tell_finding(*seed, finding, None);
+            tell_finding(*seed, finding, bug);
         }
         for (seed, finding) in findings.iter().skip(TOLD_MAX) {
             println!("also seed {seed}: {}: {}", finding.oracle, finding.what);

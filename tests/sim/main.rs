@@ -108,7 +108,7 @@ fn campaign(seeds: Range<u64>, until: Option<Instant>, plant: Option<Bug>) -> bo
     println!("worlds from seed {} on", seeds.start);
     let cpu = campaign::cpu_time();
     let tally = campaign::many(seeds, until, plant);
-    tally.tell(campaign::cpu_time() - cpu);
+    tally.tell(campaign::cpu_time() - cpu, plant);
     tally.is_clean()
 }
 

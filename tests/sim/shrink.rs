@@ -7,7 +7,7 @@ use uztunnel::sys::sim::faults::Fault;
 
 use crate::campaign;
 use crate::options::Lesser;
-use crate::plan::Plan;
+use crate::plan::{ConnectionPlan, Disturbance, Plan};
 use crate::world::Finding;
 
 /// How long one finding may be made smaller.
@@ -28,14 +28,14 @@ pub fn shrink(seed: u64, finding: &Finding, bug: Option<Bug>) -> Lesser {
         until: Instant::now() + PATIENCE,
     };
     let mut lesser = Lesser::default();
-    for fault in Fault::ALL {
+    let drawn = Plan::draw(seed);
+    for fault in Fault::ALL.into_iter().filter(|fault| meets(&drawn, *fault)) {
         let mut tried = lesser.clone();
         tried.without.push(fault);
         if search.still_fails(&tried) {
             lesser = tried;
         }
     }
-    let drawn = Plan::draw(seed);
     let all = drawn
         .connections
         .iter()
@@ -43,6 +43,17 @@ pub fn shrink(seed: u64, finding: &Finding, bug: Option<Bug>) -> Lesser {
         .collect();
     lesser.keep = Some(search.fewer_connections(&lesser, all));
     lesser
+}
+
+/// Whether the fault may strike in this world at all.
+fn meets(plan: &Plan, fault: Fault) -> bool {
+    let disturbs = |disturbance: &Disturbance| disturbance.what.fault() == Some(fault);
+    let stalls = |connection: &ConnectionPlan| {
+        connection.client_script.stall.is_some() || connection.server_script.stall.is_some()
+    };
+    plan.shape.rates.get(fault) > 0.0
+        || plan.disturbances.iter().any(disturbs)
+        || (fault == Fault::StalledReader && plan.connections.iter().any(stalls))
 }
 
 impl Search<'_> {

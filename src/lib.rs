@@ -18,8 +18,10 @@
 //! | `tls::CertifiedIdentity` | shared, immutable | control, by an `Authority` | when cache, sessions and handshakes have let go |
 //! | `sys::netns::Namespace` | shared, immutable | the ZDS client, from a descriptor | when the pod's last holder lets go |
 //! | `bridge::Pod` | shared, immutable | `WorkerPods::start` | likewise |
-//! | `worker::core::Core` | worker | `worker::start`, on its thread | when its drain is over |
+//! | `worker::turn::Worker` | worker | `worker::start`, on its thread | when its drain is over |
+//! | `worker::core::Core` | worker | with its `Worker` | with it |
 //! | `sys::uring::UringDriver`, `sys::epoll::EpollDriver` | worker | its thread | with `Core`; cancels and drains first |
+//! | `sys::descriptor::Descriptor` | one owner at a time | a listener's accept; the control thread, for listeners | adopted by a driver, or dropped: closed |
 //! | a descriptor, as `SocketId` | worker | `Driver::adopt` or `open` | `Driver::close`, once its last operation is over |
 //! | `sys::uring::operation`, its payload | worker | the driver, at submission | at its last completion |
 //! | `sys::buffer::RecvPool`, `RecvBuffer` | worker | the driver; lent with each receive | the block goes back when its buffer is dropped |

@@ -536,6 +536,7 @@ impl Drawing {
         };
         Shape {
             buffer_bytes,
+            window_percent: self.percent(60).then_some((20, 100)),
             latency_us: match self.percent(50) {
                 true => (10, 200),
                 false => (10, 20_000),

@@ -196,7 +196,7 @@ impl Case<'_> {
         let started = self.world.plan.age + self.plan.start;
         let among = |pod: usize| pod == self.client.pod || servers.contains(&pod);
         let excused = |excuse: &Excuse| match excuse.whom {
-            Whom::Connection(number) => number == self.plan.number,
+            Whom::Connection(number) => number == self.plan.number && excuse.from <= ended,
             Whom::Pod(pod) => among(pod) && excuse.from <= ended && started <= excuse.until,
         };
         let blamed = |blame: &Blame| {

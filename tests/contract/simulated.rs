@@ -51,6 +51,7 @@ impl SimBench {
             rates.set(Fault::NoBuffer, 0.1);
             let shape = Shape {
                 buffer_bytes: (4096, 24_000),
+                window_percent: None,
                 latency_us: (0, 3_000),
                 bandwidth: Some((2_000_000, 200_000_000)),
                 short: true,

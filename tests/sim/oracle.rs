@@ -1,15 +1,16 @@
 //! What must be true of every run, whatever struck it.
 
+mod leftovers;
+mod pace;
+
 use std::time::Duration;
 
-use uztunnel::sys::driver::{Driver, InUse};
 use uztunnel::sys::sim::Blame;
 use uztunnel::sys::sim::faults::Fault;
-use uztunnel::worker::hbone::session::Role;
 
+pub use self::leftovers::{empty, idle, over};
 use crate::actor::{Actor, Ended, Saw};
 use crate::plan::{ConnectionPlan, Ends, Script, Target};
-use crate::proxy::SimWorker;
 use crate::world::{Excuse, Finding, Whom, World};
 
 /// Those who are not done although everything that they could wait for is over.
@@ -84,12 +85,12 @@ impl Case<'_> {
                 self.check_end(server, Some(self.client))?;
             }
         }
-        if self.is_excused() || !self.leads_somewhere() {
+        if !self.leads_somewhere() {
             return Ok(());
         }
         let Some(server) = server else {
             // Whoever gives up may do so before anybody has looked.
-            if self.plan.client_script.ends != Ends::HalfClose {
+            if self.plan.client_script.ends != Ends::HalfClose || self.is_excused() {
                 return Ok(());
             }
             return Err((
@@ -97,12 +98,15 @@ impl Case<'_> {
                 format!("never reached its server; the client saw {:?}", self.client.saw),
             ));
         };
-        if self.servers.len() > 1 {
+        if self.servers.len() > 1 && !self.is_excused() {
             return Err(("served", format!("reached {} servers", self.servers.len())));
         }
         let (client_script, server_script) = (&self.plan.client_script, &self.plan.server_script);
-        check_view("client", self.client, client_script, server, server_script)?;
-        check_view("server", server, server_script, self.client, client_script)
+        self.check_view("client", self.client, client_script, server, server_script)?;
+        self.check_view("server", server, server_script, self.client, client_script)?;
+        pace::check(self.world, self.plan, self.client, server)
+            .filter(|_| !self.is_excused())
+            .map_or(Ok(()), Err)
     }
 
     /// Outside of the mesh nobody knows its services.
@@ -186,17 +190,22 @@ impl Case<'_> {
 
     /// Whether something happened that a connection may fail of.
     fn is_excused(&self) -> bool {
-        let servers = self.world.plan.servers_of(self.plan);
         let ended = [Some(self.client), self.servers.last().copied()]
             .into_iter()
             .flatten()
             .filter_map(|actor| actor.finished_at)
             .max()
             .unwrap_or(Duration::MAX);
+        self.is_excused_at(ended)
+    }
+
+    /// The same, for who has seen everything at this time: what comes later is no excuse.
+    fn is_excused_at(&self, ended: Duration) -> bool {
+        let servers = self.world.plan.servers_of(self.plan);
         let started = self.world.plan.age + self.plan.start;
         let among = |pod: usize| pod == self.client.pod || servers.contains(&pod);
         let excused = |excuse: &Excuse| match excuse.whom {
-            Whom::Connection(number) => number == self.plan.number,
+            Whom::Connection(number) => number == self.plan.number && excuse.from <= ended,
             Whom::Pod(pod) => among(pod) && excuse.from <= ended && started <= excuse.until,
         };
         let blamed = |blame: &Blame| {
@@ -221,199 +230,51 @@ impl Case<'_> {
         };
         self.world.excuses.iter().any(excused) || self.blames.iter().any(blamed) || servers.iter().any(denied)
     }
-}
 
-/// What one side must have seen of the other when nothing struck the connection.
-fn check_view(who: &str, reader: &Actor, own: &Script, writer: &Actor, script: &Script) -> Result<(), Wrong> {
-    // Whoever gives up itself need not see anything.
-    if own.ends != Ends::HalfClose {
-        return Ok(());
+    /// Whether all that somebody said who then closed was with a proxy before anything broke: a reset behind it takes
+    /// nothing away. Only a reader who goes on sending may lose what its own socket has not got yet, when that is
+    /// closed behind the end.
+    fn was_said(&self, reader: &Actor, writer: &Actor) -> bool {
+        let network = &self.world.network;
+        network.is_end_read(writer.number) && !network.is_cut_short(reader.number)
     }
-    let all = reader.saw == Some(Saw::End) && reader.received == script.bytes;
-    let (fine, expected) = match script.ends {
-        Ends::HalfClose => (all, "everything and the end"),
-        // Closing with something unread, or being sent to afterwards, resets.
-        Ends::Close if own.bytes == 0 => (all, "everything and the end"),
-        Ends::Close => (
-            all || reader.saw == Some(Saw::Reset),
-            "everything and the end, or a reset",
-        ),
-        Ends::ResetAfterSending(_) | Ends::ResetAfterReceiving(_) => {
-            (reader.saw == Some(Saw::Reset), "a reset")
+
+    /// What one side must have seen of the other when nothing struck the connection.
+    fn check_view(
+        &self,
+        who: &str,
+        reader: &Actor,
+        own: &Script,
+        writer: &Actor,
+        script: &Script,
+    ) -> Result<(), Wrong> {
+        // Whoever gives up itself need not see anything.
+        let finished = reader.finished_at.unwrap_or(Duration::MAX);
+        if own.ends != Ends::HalfClose || self.is_excused_at(finished) {
+            return Ok(());
         }
-    };
-    if fine {
-        return Ok(());
-    }
-    Err((
-        "served",
-        format!(
-            "the {who} should have seen {expected}; it saw {:?} after {} of {} bytes (the other side: sent {}, {:?}, saw {:?})",
-            reader.saw, reader.received, script.bytes, writer.sent, writer.ended, writer.saw
-        ),
-    ))
-}
-
-/// A moment when nothing is going on: whatever a connection had taken is back.
-pub fn idle(world: &World) -> Result<(), Finding> {
-    for (node, proxy) in world.proxies.iter().enumerate() {
-        for (index, worker) in proxy.workers.iter().enumerate() {
-            let found = worker.look(|core| {
-                let mut left = Left::default();
-                left.count("tunnels", core.tunnels.len());
-                left.count("pipes", core.pipes.len());
-                left.count("waits of tasks", core.waits.len());
-                left.count("dirty sessions", core.dirty_sessions.len());
-                left.count("dirty tunnels", core.dirty_tunnels.len());
-                left.count("requests", core.requests.len());
-                left.count("bytes of remains", core.remains_bytes);
-                left.count("chunks pinned", core.buffers.chunks_pinned());
-                left.count("receive buffers", core.driver.in_use().buffers);
-                for (_, session) in core.sessions.iter() {
-                    left.count("streams", session.users.len());
-                    left.count("streams in the engine", usize::from(!session.http2.is_idle()));
-                    left.count(
-                        "unread bytes of ended streams",
-                        session.http2.unread_bytes_all() as usize,
-                    );
-                    left.count("armed bytes", session.armed_bytes);
-                    left.count("tunnels blocked by windows", session.blocked_window.len());
-                    left.count("tunnels blocked by room", session.blocked_room.len());
-                    left.count("buffered bytes of sessions", session.buffered_bytes());
-                    let is_timed = session.timer.is_some_and(|timer| core.timers.is_running(timer));
-                    left.count("sessions whose timer is lost", usize::from(!is_timed));
-                    left.count("handshakes of a pod", session.pod.handshakes.get());
-                    left.count("connections of a pod being set up", session.pod.setups.get());
-                }
-                left.found
-            });
-            if let Some(found) = found.flatten() {
-                let what = format!("node {node}, worker {index}, with nothing going on: {found}");
-                return Err(Finding::new("left", what));
+        let all = reader.saw == Some(Saw::End) && reader.received == script.bytes;
+        let (fine, expected) = match script.ends {
+            Ends::HalfClose => (all, "everything and the end"),
+            Ends::Close if own.bytes == 0 || self.was_said(reader, writer) => (all, "everything and the end"),
+            // Closing with something unread, or being sent to afterwards, resets.
+            Ends::Close => (
+                all || reader.saw == Some(Saw::Reset),
+                "everything and the end, or a reset",
+            ),
+            Ends::ResetAfterSending(_) | Ends::ResetAfterReceiving(_) => {
+                (reader.saw == Some(Saw::Reset), "a reset")
             }
-        }
-        let loads: u32 = (0..proxy.workers.len())
-            .map(|worker| proxy.load.connections(worker))
-            .sum();
-        let served: usize = proxy
-            .workers
-            .iter()
-            .map(|worker| worker.look(|core| served(core)).unwrap_or(0))
-            .sum();
-        // A process that ends takes what was being set up with it.
-        let has_ended = proxy.workers.iter().any(SimWorker::is_over);
-        if loads as usize != served && !has_ended {
-            let what = format!("node {node}: the load table counts {loads} connections of {served}");
-            return Err(Finding::new("left", what));
-        }
-    }
-    windows(world)
-}
-
-/// Sessions that were accepted: each has a place in the load table.
-fn served(core: &uztunnel::worker::core::Core<uztunnel::sys::sim::SimDriver>) -> usize {
-    let is_server = |role: &Role| match role {
-        Role::Server => true,
-        Role::Client { .. } => false,
-    };
-    core.sessions
-        .iter()
-        .filter(|(_, session)| is_server(&session.role))
-        .count()
-}
-
-/// Both ends of an idle session agree about what may be sent.
-fn windows(world: &World) -> Result<(), Finding> {
-    let mut clients = Vec::new();
-    let mut servers = Vec::new();
-    for proxy in &world.proxies {
-        for worker in &proxy.workers {
-            worker.look(|core| {
-                for (_, session) in core.sessions.iter() {
-                    let credit = session.http2.credit();
-                    match session.role {
-                        Role::Client { .. } => clients.push((session.local_address, credit)),
-                        Role::Server => servers.push((session.peer_address, credit)),
-                    }
-                }
-            });
-        }
-    }
-    for (address, client) in clients {
-        let Some((_, server)) = servers.iter().find(|(peer, _)| *peer == address) else {
-            continue;
         };
-        for (way, sender, receiver) in [
-            ("to the server", client, *server),
-            ("to the client", *server, client),
-        ] {
-            if sender.may_send != receiver.granted {
-                let what = format!(
-                    "session of {address}, {way}: {} bytes may be sent, {} are granted",
-                    sender.may_send, receiver.granted
-                );
-                return Err(Finding::new("credit", what));
-            }
+        if fine {
+            return Ok(());
         }
-    }
-    Ok(())
-}
-
-/// Every pod is gone: so is everything that was made for them.
-pub fn empty(world: &World) -> Result<(), Finding> {
-    for (node, proxy) in world.proxies.iter().enumerate() {
-        for (index, worker) in proxy.workers.iter().enumerate() {
-            let found = worker.look(|core| {
-                let mut left = Left::default();
-                let in_use = core.driver.in_use();
-                if in_use != InUse::default() {
-                    left.found = Some(format!("{in_use:?}"));
-                }
-                left.count("sessions", core.sessions.len());
-                left.count("listeners", core.listeners.len());
-                left.count("pods", core.pods.len());
-                left.count("timers", core.timers.len());
-                left.count("destinations in the pool", core.pool.len());
-                left.count("chunks pinned", core.buffers.chunks_pinned());
-                left.count(
-                    "connections in the load table",
-                    proxy.load.connections(index) as usize,
-                );
-                left.found
-            });
-            if let Some(found) = found.flatten() {
-                let what = format!("node {node}, worker {index}, without pods: {found}");
-                return Err(Finding::new("left", what));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Every worker has ended.
-pub fn over(world: &World) -> Result<(), Finding> {
-    let running = world
-        .proxies
-        .iter()
-        .flat_map(|proxy| &proxy.workers)
-        .filter(|worker| !worker.is_over())
-        .count();
-    match running {
-        0 => Ok(()),
-        running => Err(Finding::new("left", format!("{running} workers do not end"))),
-    }
-}
-
-/// Remembers the first thing that is not zero.
-#[derive(Default)]
-struct Left {
-    found: Option<String>,
-}
-
-impl Left {
-    fn count(&mut self, what: &str, count: usize) {
-        if count != 0 && self.found.is_none() {
-            self.found = Some(format!("{what}: {count}"));
-        }
+        Err((
+            "served",
+            format!(
+                "the {who} should have seen {expected}; it saw {:?} after {} of {} bytes (the other side: sent {}, {:?}, saw {:?})",
+                reader.saw, reader.received, script.bytes, writer.sent, writer.ended, writer.saw
+            ),
+        ))
     }
 }

@@ -1,6 +1,9 @@
 //! One run: a plan becomes hosts, proxies and applications, and a seeded scheduler decides who goes next until
 //! everybody is done. Then the oracles look at what is left.
 
+mod disturbing;
+mod drained;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +12,6 @@ use uztunnel::identity::Identity;
 use uztunnel::planted::{self, Bug};
 use uztunnel::sys::sim::faults::{Fault, Struck};
 use uztunnel::sys::sim::{Endpoint, HostId, Line, Network, Token, Watcher};
-use uztunnel::worker::outcome::Outcome;
 
 use crate::actor::{Actor, Next, Scratch};
 use crate::authority;
@@ -586,157 +588,5 @@ impl World {
         for proxy in &self.proxies {
             proxy.certify(&identity, &authority::lasting(&identity));
         }
-    }
-
-    fn excuse(&mut self, until: Duration, whom: Whom) {
-        self.excuses.push(Excuse {
-            from: self.now,
-            until,
-            whom,
-        });
-    }
-
-    fn disturb(&mut self, what: Disturb) {
-        let for_ever = Duration::MAX;
-        match what {
-            Disturb::ClockJump { seconds } => self.wall_offset_s += seconds,
-            Disturb::SlowWorker { node, pause } => {
-                let workers = &mut self.proxies[node].workers;
-                let worker = self.random.usize(..workers.len());
-                workers[worker].paused_until = self.now + pause;
-                self.step = Duration::from_micros(self.random.u64(1..300));
-                self.schedule(self.now + pause, Agenda::Hurry);
-            }
-            Disturb::Expiry {
-                account,
-                renewed_after,
-            } => {
-                let until = self.now + renewed_after + Duration::from_secs(2);
-                for pod in 0..self.plan.pods.len() {
-                    if self.plan.pods[pod].account == account {
-                        self.excuse(until, Whom::Pod(pod));
-                    }
-                }
-                self.schedule(self.now + renewed_after, Agenda::Renew { account });
-            }
-            Disturb::Renewal { account } => {
-                if !self.ending.contains_key(&account) {
-                    self.renew(account);
-                }
-            }
-            Disturb::Policy {
-                client,
-                server,
-                denied,
-            } => {
-                for node in 0..self.proxies.len() {
-                    let at = self.now + Duration::from_micros(self.random.u64(..100_000));
-                    self.schedule(
-                        at,
-                        Agenda::Publish {
-                            node,
-                            client,
-                            server,
-                            denied,
-                        },
-                    );
-                }
-            }
-            Disturb::RemovePod { pod } => {
-                self.excuse(for_ever, Whom::Pod(pod));
-                self.pods_removed[pod] = true;
-                self.proxies[self.plan.pods[pod].node].remove_pod(pod);
-                for actor in self.actors.iter_mut().filter(|actor| actor.pod == pod) {
-                    actor.kill(self.now);
-                }
-            }
-            Disturb::Kill { node } => {
-                self.excuse_node(node);
-                let pods = self.plan.pods.len();
-                self.proxies[node].kill(pods);
-            }
-            Disturb::Drain { node, patience } => {
-                self.excuse_node(node);
-                self.proxies[node].drain(patience);
-            }
-            Disturb::GoAway | Disturb::ResetStream | Disturb::KeyUpdate => {
-                if !self.disturb_session(what) {
-                    return;
-                }
-            }
-        }
-        if let Some(fault) = what.fault() {
-            self.network.strike(fault);
-        }
-    }
-
-    fn excuse_node(&mut self, node: usize) {
-        for pod in 0..self.plan.pods.len() {
-            if self.plan.pods[pod].node == node {
-                self.excuse(Duration::MAX, Whom::Pod(pod));
-            }
-        }
-    }
-
-    /// Does something to a session or stream of a worker that has one. `false`: nobody has.
-    fn disturb_session(&mut self, what: Disturb) -> bool {
-        let all: Vec<(usize, usize)> = self
-            .proxies
-            .iter()
-            .enumerate()
-            .filter(|(_, proxy)| !proxy.is_killed)
-            .flat_map(|(node, proxy)| (0..proxy.workers.len()).map(move |worker| (node, worker)))
-            .collect();
-        if all.is_empty() {
-            return false;
-        }
-        let from = self.random.usize(..all.len());
-        for at in 0..all.len() {
-            let (node, worker) = all[(from + at) % all.len()];
-            let draw = self.random.u64(..);
-            proxy::set_clock(self.base + self.now, self.wall(), Duration::ZERO);
-            let it = &mut self.proxies[node].workers[worker];
-            let done = it.look(|core| match what {
-                Disturb::ResetStream => {
-                    let keys = core.tunnels.keys();
-                    let key = *keys.get(draw as usize % keys.len().max(1))?;
-                    let account = &core.tunnels.get(key)?.account;
-                    let port = account
-                        .hbone_address
-                        .unwrap_or(account.destination_address)
-                        .port();
-                    core.cut_tunnel(key, Outcome::Drained);
-                    core.flush();
-                    Some(Some(port))
-                }
-                _ => {
-                    let keys = core.sessions.keys();
-                    let key = *keys.get(draw as usize % keys.len().max(1))?;
-                    let session = core.sessions.get_mut(key)?;
-                    if session.is_closing() {
-                        return None;
-                    }
-                    if what == Disturb::GoAway {
-                        session
-                            .http2
-                            .goaway(uztunnel::wire::http2::ErrorCode::NoError, "");
-                        core.retire_session(key);
-                    } else if !session.channel.update_key_soon() {
-                        return None;
-                    }
-                    core.mark_session(key);
-                    core.flush();
-                    Some(None)
-                }
-            });
-            if let Some(port) = done.flatten() {
-                it.is_busy = true;
-                if let Some(port) = port {
-                    self.excuse(self.now, Whom::Connection(usize::from(port - PORT_FIRST)));
-                }
-                return true;
-            }
-        }
-        false
     }
 }

@@ -83,11 +83,11 @@ impl Endpoint {
     pub fn accept(&self) -> io::Result<(Endpoint, SocketAddr)> {
         let accepted = self.change(|state, index| {
             let Phase::Listening { queue, .. } = &mut state.node(index).phase else {
-                return Err(io::ErrorKind::InvalidInput.into());
+                return Err(io::Error::from(io::ErrorKind::InvalidInput));
             };
-            queue
-                .pop_front()
-                .ok_or(io::Error::from(io::ErrorKind::WouldBlock))
+            let accepted = queue.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+            state.node(accepted).accepted = true;
+            Ok(accepted)
         })?;
         let endpoint = Endpoint::new(self.network.clone(), accepted);
         let peer = endpoint.peer_address();
@@ -146,7 +146,10 @@ impl Endpoint {
             }
             // What arrived before a reset is read first, and so is the end.
             match (node.fin_arrived, node.broken) {
-                (true, _) => Ok(0),
+                (true, _) => {
+                    node.end_read |= node.broken.is_none();
+                    Ok(0)
+                }
                 (false, Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
                 (false, None) => Err(io::ErrorKind::WouldBlock.into()),
             }

@@ -7,9 +7,11 @@
 //!
 //! A stream behaves as Linux's TCP does where a proxy can tell: bytes arrive in order; a FIN comes behind them; a
 //! reset overtakes nothing that arrived before it; closing with unread bytes resets; writing to a peer that has
-//! closed is answered by a reset; a full accept queue drops the SYN, which is sent again.
+//! closed is answered by a reset; what a reader's window has no room for waits with its sender, and a reset sent or
+//! received throws it away; a full accept queue drops the SYN, which is sent again.
 
 mod connecting;
+mod looking;
 mod streams;
 
 use std::cmp::Reverse;
@@ -43,6 +45,9 @@ const EPHEMERAL_FIRST: u16 = 32_768;
 pub struct Shape {
     /// Bytes that a stream holds in one direction, sent and not read.
     pub buffer_bytes: (usize, usize),
+    /// How much of that is with its reader already, in percent: the rest waits with its sender, where a reset takes it
+    /// along. `None`: all of it.
+    pub window_percent: Option<(usize, usize)>,
     pub latency_us: (u64, u64),
     /// Bytes a second; `None`: unlimited.
     pub bandwidth: Option<(u64, u64)>,
@@ -56,6 +61,7 @@ impl Shape {
     pub fn instant() -> Self {
         Self {
             buffer_bytes: (256 * 1024, 256 * 1024),
+            window_percent: None,
             latency_us: (0, 0),
             bandwidth: None,
             short: false,
@@ -166,6 +172,11 @@ pub(super) struct Node {
     /// Sent by this end and not read by the other.
     pub unread: usize,
     pub buffer_bytes: usize,
+    /// Of those, what may be on its way to the other or lie there unread; more waits in `outbox`.
+    window_bytes: usize,
+    outbox: VecDeque<u8>,
+    /// This end has ended, and its FIN waits behind the outbox.
+    fin_waits: bool,
     latency: Duration,
     bandwidth: Option<u64>,
     /// When what was sent last will have left, and when it will have arrived.
@@ -173,9 +184,16 @@ pub(super) struct Node {
     arrives_at: Duration,
     pub fin_sent: bool,
     pub fin_arrived: bool,
+    /// The end was read before anything broke.
+    pub end_read: bool,
+    /// A listener's user has taken it.
+    pub accepted: bool,
     /// What a reset makes of every write, and of a read that has nothing else to say.
     pub broken: Option<i32>,
     pub closed: bool,
+    reset_sent: bool,
+    /// It was closed in an orderly way, and then bytes made a reset of it: those before its close or those after.
+    cut_short: bool,
     watcher: Option<(Watcher, Token)>,
     listed: bool,
 }
@@ -209,14 +227,21 @@ impl Node {
             marks: VecDeque::new(),
             unread: 0,
             buffer_bytes: 0,
+            window_bytes: usize::MAX,
+            outbox: VecDeque::new(),
+            fin_waits: false,
             latency: Duration::ZERO,
             bandwidth: None,
             sent_at: Duration::ZERO,
             arrives_at: Duration::ZERO,
             fin_sent: false,
             fin_arrived: false,
+            end_read: false,
+            accepted: false,
             broken: None,
             closed: false,
+            reset_sent: false,
+            cut_short: false,
             watcher: None,
             listed: false,
         }
@@ -335,40 +360,6 @@ impl Network {
 
     pub fn set_rate(&self, fault: Fault, rate: f64) {
         self.lock().shape.rates.set(fault, rate);
-    }
-
-    pub fn struck(&self) -> Struck {
-        self.lock().struck
-    }
-
-    /// Somebody else caused a fault.
-    pub fn strike(&self, fault: Fault) {
-        self.lock().strike(fault);
-    }
-
-    /// The faults so far that a connection may fail of.
-    pub fn blames(&self) -> Vec<Blame> {
-        self.lock().blames.clone()
-    }
-
-    /// The other end of a stream, by number.
-    pub fn other_end(&self, endpoint: u32) -> Option<u32> {
-        self.lock().node(endpoint).other
-    }
-
-    /// Something that must never be. The run is over as soon as somebody looks.
-    pub fn report(&self, finding: String) {
-        self.lock().findings.push(finding);
-    }
-
-    pub fn findings(&self) -> Vec<String> {
-        self.lock().findings.clone()
-    }
-
-    pub fn trace<R>(&self, look: impl FnOnce(&mut Trace, Duration) -> R) -> R {
-        let mut state = self.lock();
-        let now = state.now;
-        look(&mut state.trace, now)
     }
 
     /// A random number below `bound`, of the network's own.

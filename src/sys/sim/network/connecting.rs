@@ -5,6 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Happening, HostId, INBOUND_HBONE, INBOUND_PLAINTEXT, Node, OUTBOUND, Phase, SYN_AGAIN, State};
 use crate::sys::sim::faults::Fault;
 
+/// No smaller window is drawn: a few segments, as every kernel has room for.
+const WINDOW_BYTES_MIN: usize = 4_000;
+
 impl State {
     /// The listener that a connect of this node reaches, if any, and whether its destination was changed.
     pub(super) fn route(&self, from: u32) -> Option<u32> {
@@ -105,6 +108,13 @@ impl State {
         );
     }
 
+    fn draw_window(&mut self, buffer_bytes: usize) -> usize {
+        match self.shape.window_percent {
+            None => usize::MAX,
+            Some((from, to)) => (buffer_bytes * self.random.usize(from..=to) / 100).max(WINDOW_BYTES_MIN),
+        }
+    }
+
     /// Makes two nodes the ends of one stream.
     pub(super) fn join(&mut self, a: u32, b: u32) {
         let latency = self.nodes[b as usize].latency;
@@ -115,11 +125,13 @@ impl State {
         for (one, other) in [(a, b), (b, a)] {
             let (from, to) = self.shape.buffer_bytes;
             let buffer_bytes = self.random.usize(from..=to).max(1);
+            let window_bytes = self.draw_window(buffer_bytes);
             let now = self.now;
             let address = self.nodes[other as usize].local;
             let node = self.node(one);
             node.other = Some(other);
             node.buffer_bytes = buffer_bytes;
+            node.window_bytes = window_bytes;
             node.latency = latency;
             node.bandwidth = bandwidth;
             node.sent_at = now;

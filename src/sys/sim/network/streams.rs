@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Happening, Phase, State};
+use super::{Happening, Node, Phase, State};
 use crate::sys::sim::faults::Fault;
 
 impl State {
@@ -22,9 +22,34 @@ impl State {
             .chance(Fault::Reset)
             .then(|| self.random.usize(..=bytes.len()));
         let sent = &bytes[..cut.unwrap_or(bytes.len())];
-        let now = self.now;
         let node = self.node(index);
         node.unread += sent.len();
+        let fits = match node.outbox.is_empty() {
+            true => node.window_room(sent.len()).min(sent.len()),
+            false => 0,
+        };
+        let (leave, wait) = sent.split_at(fits);
+        node.outbox.extend(wait);
+        if !leave.is_empty() {
+            self.leave(index, to, leave);
+        }
+        if cut.is_some() {
+            let now = self.now;
+            let node = self.node(index);
+            let at = node.arrives_at.max(now + node.latency);
+            node.give_up_outbox();
+            let hosts = [index, to].map(|node| self.nodes[node as usize].host);
+            self.blame(Fault::Reset, hosts[0], hosts[1]);
+            self.schedule(at, Happening::Reset { to });
+            let back = self.now + self.nodes[index as usize].latency;
+            self.schedule(back, Happening::Reset { to: index });
+        }
+    }
+
+    /// Bytes set out that the other end's window has room for.
+    fn leave(&mut self, index: u32, to: u32, sent: &[u8]) {
+        let now = self.now;
+        let node = self.node(index);
         let takes = match node.bandwidth {
             Some(rate) => Duration::from_nanos((sent.len() as u64).saturating_mul(1_000_000_000) / rate),
             None => Duration::ZERO,
@@ -39,12 +64,24 @@ impl State {
             segment.extend_from_slice(sent);
             self.schedule(at, Happening::Bytes { to, bytes: segment });
         }
-        if cut.is_some() {
-            let hosts = [index, to].map(|node| self.nodes[node as usize].host);
-            self.blame(Fault::Reset, hosts[0], hosts[1]);
-            self.schedule(at, Happening::Reset { to });
-            let back = self.now + self.nodes[index as usize].latency;
-            self.schedule(back, Happening::Reset { to: index });
+    }
+
+    /// The other end has read: what waited for its window goes, and the end behind it.
+    fn leave_outbox(&mut self, index: u32) {
+        let node = self.node(index);
+        let waits = node.outbox.len();
+        let room = node.window_room(0).min(waits);
+        // As for `is_worth_writing`: no trickle of single bytes.
+        if room == 0 || (room < waits && room < node.window_bytes.div_ceil(3)) {
+            return;
+        }
+        let leaves: Vec<u8> = node.outbox.drain(..room).collect();
+        if let Some(to) = node.other {
+            self.leave(index, to, &leaves);
+        }
+        let node = self.node(index);
+        if node.outbox.is_empty() && std::mem::take(&mut node.fin_waits) {
+            self.send_fin(index);
         }
     }
 
@@ -65,6 +102,8 @@ impl State {
         if node.closed {
             // Nobody reads here any more: the sender is told.
             let back = back + node.latency;
+            node.cut_short |= !node.reset_sent;
+            node.give_up_outbox();
             if let Some(from) = node.other {
                 self.schedule(back, Happening::Reset { to: from });
             }
@@ -85,6 +124,7 @@ impl State {
 
     pub(super) fn reset_arrives(&mut self, to: u32) {
         let node = self.node(to);
+        node.give_up_outbox();
         if node.closed || node.broken.is_some() {
             return;
         }
@@ -98,11 +138,19 @@ impl State {
 
     /// This end sends nothing more.
     pub fn end(&mut self, index: u32) {
-        let now = self.now;
         let node = self.node(index);
         if std::mem::replace(&mut node.fin_sent, true) {
             return;
         }
+        match node.outbox.is_empty() {
+            true => self.send_fin(index),
+            false => node.fin_waits = true,
+        }
+    }
+
+    fn send_fin(&mut self, index: u32) {
+        let now = self.now;
+        let node = self.node(index);
         let at = node.arrives_at.max(now + node.latency);
         node.arrives_at = at;
         if let Some(to) = node.other {
@@ -135,6 +183,9 @@ impl State {
             }
             return;
         }
+        node.give_up_outbox();
+        node.reset_sent = true;
+        node.cut_short = !reset;
         let at = node.arrives_at.max(now + node.latency);
         if let Some(to) = node.other
             && node.broken.is_none()
@@ -151,6 +202,21 @@ impl State {
             if sender.is_worth_writing() {
                 self.tell(other);
             }
+            self.leave_outbox(other);
         }
+    }
+}
+
+impl Node {
+    /// What the other end's window still takes, not counting `written` bytes that are not on their way yet.
+    fn window_room(&self, written: usize) -> usize {
+        let under_way = self.unread - self.outbox.len() - written;
+        self.window_bytes.saturating_sub(under_way)
+    }
+
+    /// As tcp_disconnect() and tcp_reset(): a connection that is reset sends nothing of what it still holds.
+    fn give_up_outbox(&mut self) {
+        self.outbox.clear();
+        self.fin_waits = false;
     }
 }

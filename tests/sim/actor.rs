@@ -13,7 +13,6 @@ use crate::plan::{Ends, Script, Starts};
 /// How long a client waits for its connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
-#[derive(Debug)]
 pub struct Actor {
     pub connection: usize,
     pub sends: Way,

@@ -13,7 +13,7 @@ use uztunnel::planted::Bug;
 use uztunnel::sys::sim::faults::{Fault, Struck};
 
 use crate::options::Lesser;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::shrink;
 use crate::world::{self, Finding, Report};
 
@@ -148,9 +148,9 @@ impl Tally {
             self.findings.len(),
             self.connections as f64 / cpu.as_secs_f64().max(0.001),
         );
-        let mut line = String::from("faults that struck:");
+        let mut line = String::from("faults that struck (how often where switched on):");
         for (fault, count) in self.struck.iter() {
-            let _ = write!(line, " {fault} {count}");
+            let _ = write!(line, " {fault} {count} ({})", plan::rate(fault));
         }
         println!("{line}");
         let mut findings: Vec<_> = self.findings.iter().collect();

@@ -23,8 +23,12 @@ pub fn stuck(world: &World) -> Finding {
         .collect();
     connections.dedup();
     let mut what = format!("{} connections have not ended", connections.len());
-    for actor in world.actors.iter().filter(|actor| !actor.is_done()).take(4) {
-        what.push_str(&format!("; {actor:?}"));
+    if let Some(actor) = world.actors.iter().find(|actor| !actor.is_done()) {
+        let number = world.plan.connections[actor.connection].number;
+        what.push_str(&format!(
+            "; of {number}, {:?} stands at {} sent, {} received, ended {:?}, saw {:?}",
+            actor.sends, actor.sent, actor.received, actor.ended, actor.saw
+        ));
     }
     Finding {
         connections,

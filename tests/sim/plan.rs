@@ -2,6 +2,8 @@
 
 mod drawing;
 
+pub use self::drawing::rate;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 

@@ -23,6 +23,23 @@ const RATES: [(Fault, f64); 8] = [
     (Fault::StalledReader, 0.1),
 ];
 
+/// How often a fault strikes in words, where it is switched on.
+pub fn rate(fault: Fault) -> String {
+    match RATES.iter().find(|(of, _)| *of == fault) {
+        Some((_, rate)) => format!("{} %", rate * 100.0),
+        None => format!("1 to {} a world", times_max(fault)),
+    }
+}
+
+/// How often a disturbance is planned in one world at most.
+fn times_max(fault: Fault) -> usize {
+    match fault {
+        Fault::KeyUpdate => 16,
+        Fault::StreamReset | Fault::PolicyChange => 6,
+        _ => 2,
+    }
+}
+
 /// The faults of a run, and how the world that they meet is drawn.
 struct Drawing {
     random: fastrand::Rng,
@@ -341,13 +358,7 @@ impl Drawing {
             if !self.enabled.get(fault) {
                 continue;
             }
-            let most = match fault {
-                Fault::KeyUpdate => 16,
-                Fault::StreamReset | Fault::PolicyChange => 6,
-                Fault::GoAway => 2,
-                _ => 2,
-            };
-            for _ in 0..self.random.usize(1..=most) {
+            for _ in 0..self.random.usize(1..=times_max(fault)) {
                 disturbances.extend(self.disturb(fault, nodes, pods));
             }
         }

@@ -145,6 +145,8 @@ pub struct World {
     listeners: Vec<Listening>,
     watcher: Watcher,
     ready: Vec<Token>,
+    /// Memory for `choose`.
+    candidates: Vec<Candidate>,
     agenda: BTreeMap<(Duration, u64), Agenda>,
     sequence: u64,
     random: fastrand::Rng,
@@ -231,6 +233,7 @@ impl World {
             listeners: Vec::new(),
             watcher,
             ready: Vec::new(),
+            candidates: Vec::new(),
             agenda: BTreeMap::new(),
             sequence: 0,
             now: Duration::ZERO,
@@ -350,11 +353,10 @@ impl World {
     /// Somebody goes, or time does.
     fn step_until(&mut self, until: Duration) -> Result<(), Finding> {
         self.network.take_ready(self.watcher, &mut self.ready);
-        let candidates = self.candidates();
-        if candidates.is_empty() {
+        let Some(candidate) = self.choose() else {
             self.steps_at_once = 0;
             return self.move_time(until);
-        }
+        };
         self.steps_at_once += 1;
         if self.steps_at_once > STEPS_AT_ONCE_MAX {
             return Err(Finding::new(
@@ -362,19 +364,21 @@ impl World {
                 "so much happens at one moment that time never goes on",
             ));
         }
-        match candidates[self.random.usize(..candidates.len())] {
+        match candidate {
             Candidate::Worker { node, worker } => self.turn(node, worker)?,
             Candidate::Actor(actor) => self.act(actor)?,
             Candidate::Listener(listener) => self.accept(listener),
         }
-        match self.network.findings().into_iter().next() {
+        match self.network.finding() {
             None => Ok(()),
             Some(finding) => Err(Finding::new("memory", finding)),
         }
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        let mut candidates = Vec::new();
+    /// Somebody who may go now.
+    fn choose(&mut self) -> Option<Candidate> {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
         for (node, proxy) in self.proxies.iter().enumerate() {
             for (worker, it) in proxy.workers.iter().enumerate() {
                 if it.is_runnable(self.now) {
@@ -386,7 +390,12 @@ impl World {
             0 => Candidate::Actor(*token as usize),
             _ => Candidate::Listener((token & !LISTENER) as usize),
         }));
-        candidates
+        let chosen = match candidates.len() {
+            0 => None,
+            count => Some(candidates[self.random.usize(..count)]),
+        };
+        self.candidates = candidates;
+        chosen
     }
 
     fn not_ready(&mut self, token: Token) {

@@ -53,8 +53,9 @@ impl Network {
         self.lock().findings.push(finding);
     }
 
-    pub fn findings(&self) -> Vec<String> {
-        self.lock().findings.clone()
+    /// The first of them.
+    pub fn finding(&self) -> Option<String> {
+        self.lock().findings.first().cloned()
     }
 
     pub fn trace<R>(&self, look: impl FnOnce(&mut Trace, Duration) -> R) -> R {

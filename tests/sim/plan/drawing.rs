@@ -78,7 +78,7 @@ impl Plan {
             _ => drawing.connections(&pods, &services),
         };
         let disturbances = drawing.disturbances(&nodes, &pods);
-        Self {
+        let mut plan = Self {
             seed,
             age: drawing.age(),
             nodes,
@@ -88,7 +88,12 @@ impl Plan {
             disturbances,
             shape: drawing.shape(),
             habits: drawing.habits(),
+        };
+        // No fault of anybody's, and occasions are rare.
+        if drawing.percent(80) {
+            plan.shape.rates.set(Fault::CancelRace, 0.8);
         }
+        plan
     }
 }
 

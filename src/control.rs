@@ -10,4 +10,5 @@ pub mod grpc;
 pub mod log_line;
 pub mod pods;
 pub mod readiness;
+pub mod xds;
 pub mod zds;

@@ -7,7 +7,8 @@
 //! tests.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,9 +16,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::{Result, RigError, wait_until};
+use crate::proxy::ProxyOptions;
+use crate::world::World;
+use crate::{Result, RigError, addresses, wait_until};
 
 mod authority;
+mod mesh;
 mod serve;
 
 pub use authority::TestAuthority;
@@ -46,6 +50,9 @@ pub const SERVER_NAME: &str = "istiod.istio-system.svc";
 
 /// The only token that is let in.
 pub const TOKEN: &str = "a-token-of-the-rig";
+
+const PORT: u16 = 15012;
+const ROOTS_FILE: &str = "istiod-root.pem";
 
 /// What gRPC servers take in one message by default.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -107,7 +114,7 @@ pub struct Istiod {
     pub authority: TestAuthority,
     shared: Arc<Shared>,
     runtime: tokio::runtime::Handle,
-    accepting: Option<AbortHandle>,
+    accepting: Option<tokio::task::JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -166,28 +173,50 @@ impl Istiod {
         Ok(istiod)
     }
 
+    /// For the proxies of a world: on node 0, with the world's pods and services.
+    pub fn serve(world: &World) -> Result<Self> {
+        let address = SocketAddr::new(addresses::node(0).v4.into(), PORT);
+        let istiod = world.nodes[0].namespace.run(|| Self::start_at(address))?;
+        istiod.update(ADDRESS, mesh::resources(world));
+        let roots = world.scratch().join(ROOTS_FILE);
+        std::fs::write(&roots, istiod.authority.roots_pem())
+            .map_err(|error| RigError::new(format!("writing {}", roots.display()), error))?;
+        Ok(istiod)
+    }
+
+    /// What makes a proxy of that world use it instead of the mesh file.
+    pub fn options(&self, options: ProxyOptions) -> ProxyOptions {
+        // The proxy runs in the world's scratch folder.
+        options
+            .variable("XDS_ADDRESS", &self.address.to_string())
+            .variable("ALT_XDS_HOSTNAME", SERVER_NAME)
+            .variable("XDS_ROOT_CA", ROOTS_FILE)
+            .variable("AUTH_TOKEN", TOKEN)
+            .variable("LOCAL_XDS_PATH", "")
+    }
+
     /// Closes the port and cuts every connection. What it holds, and its record, stay.
     pub fn go_away(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
-            wait_until("istiod's port to be closed", || {
-                TcpListener::bind(self.address).ok().map(drop)
-            });
+            // Cancelled, as wanted.
+            let _ = self.perform(accepting);
         }
         self.cut_connections();
     }
 
     /// Opens the port again.
     pub fn come_back(&mut self) -> Result<()> {
-        let operation = || format!("binding istiod to {}", self.address);
-        let listener = TcpListener::bind(self.address).map_err(|error| RigError::new(operation(), error))?;
-        let prepared = listener
-            .set_nonblocking(true)
-            .and_then(|()| listener.local_addr());
-        self.address = prepared.map_err(|error| RigError::new(operation(), error))?;
+        let failed = |error| RigError::new(format!("binding istiod to {}", self.address), error);
+        let address = self.address;
+        // By the server's thread, which is in the right namespace.
+        let listener = self
+            .perform(async move { tokio::net::TcpListener::bind(address).await })
+            .map_err(failed)?;
+        self.address = listener.local_addr().map_err(failed)?;
         let tls = self.authority.server_config(SERVER_NAME)?;
         let serving = serve::accept(listener, tls, self.shared.clone());
-        self.accepting = Some(self.runtime.spawn(serving).abort_handle());
+        self.accepting = Some(self.runtime.spawn(serving));
         Ok(())
     }
 
@@ -245,6 +274,12 @@ impl Istiod {
         })
     }
 
+    /// A resource as it is served now.
+    pub fn held(&self, type_url: &str, name: &str) -> Option<Resource> {
+        self.shared
+            .with(|inner| inner.resources.get(type_url)?.get(name).cloned())
+    }
+
     /// Everything that was asked so far, answers included.
     pub fn asked(&self) -> Vec<Asked> {
         self.shared.with(|inner| inner.asked.clone())
@@ -282,6 +317,20 @@ impl Istiod {
             let answered = answered.find(|answered| answered.nonce == sent.nonce)?;
             Some((sent, answered))
         })
+    }
+}
+
+impl Istiod {
+    /// In the server's thread.
+    fn perform<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let (done, result) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            // The receiver waits just below.
+            let _ = done.send(work.await);
+        });
+        result
+            .recv()
+            .expect("invariant: the server's thread lives as long as this")
     }
 }
 

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::super::messages::{discovery, security, workload as wire};
 use super::*;
-use crate::mesh::{Builder, Locale, Policy, Snapshot, StringMatch};
+use crate::mesh::{Builder, LocalState, Locale, Policy, Snapshot, StringMatch};
 
 fn captured() -> Vec<discovery::Resource> {
     let address = include_bytes!("../../../../tests/data/xds-address.binpb");
@@ -53,12 +53,15 @@ fn listing(snapshot: &Snapshot) -> (Vec<Workload>, Vec<String>, Vec<Policy>) {
         let mut endpoints: Vec<String> = it.endpoints.values().map(|it| format!("{it:?}")).collect();
         endpoints.sort();
         format!(
-            "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {endpoints:?}",
+            "{} {} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {endpoints:?}",
             it.key(),
+            it.name,
             it.vips,
             it.cidr_vips,
             it.ports,
+            it.subject_alt_names,
             it.waypoint,
+            it.weighted_waypoints,
             it.load_balancer,
             it.ip_families,
             it.canonical,
@@ -90,6 +93,48 @@ fn the_captured_responses_give_the_same_mesh_in_whatever_order() {
     let (workloads, services, policies) = forth;
     assert_eq!(workloads.len() + services.len(), captured().len());
     assert_eq!(policies.len(), captured_policies().len());
+}
+
+/// The admin dump that ztunnel made of these responses has the shapes of a local file, but that its workloads only
+/// name their services: the ports are with the endpoints.
+fn dumped() -> Snapshot {
+    let text = include_str!("../../../../tests/data/config_dump-mesh.json");
+    let mut dump: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let services = dump["services"].as_array().expect("services").clone();
+    for workload in dump["workloads"].as_array_mut().expect("workloads") {
+        let uid = workload["uid"].as_str().expect("a uid").to_owned();
+        let names = workload["services"].as_array().cloned().unwrap_or_default();
+        let ports = names.iter().map(|name| {
+            let name = name.as_str().expect("a name");
+            let service = services.iter().find(|it| {
+                let key = format!(
+                    "{}/{}",
+                    it["namespace"].as_str().unwrap(),
+                    it["hostname"].as_str().unwrap()
+                );
+                key == name
+            });
+            let endpoint = &service.expect("the service")["endpoints"][&uid];
+            (name.to_owned(), endpoint["port"].clone())
+        });
+        workload["services"] = ports.collect::<serde_json::Map<_, _>>().into();
+    }
+    let mut builder = Builder::new(Locale::default());
+    builder.load(LocalState::parse(&dump.to_string()).expect("a mesh"));
+    builder.build()
+}
+
+#[test]
+fn the_captured_responses_give_the_captured_dump() {
+    let mut builder = Builder::new(Locale::default());
+    captured().iter().for_each(|it| insert(&mut builder, it));
+    captured_policies()
+        .iter()
+        .for_each(|it| insert_policy(&mut builder, it));
+    let (ours, theirs) = (listing(&builder.build()), listing(&dumped()));
+    assert_eq!(ours.0, theirs.0);
+    assert_eq!(ours.1, theirs.1);
+    assert_eq!(ours.2, theirs.2);
 }
 
 #[test]

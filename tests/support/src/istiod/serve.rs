@@ -1,7 +1,6 @@
 //! The wire of the rig's control plane: TLS, HTTP/2, gRPC framing, and the delta protocol of one stream.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -10,7 +9,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use prost::Message;
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
@@ -30,7 +29,6 @@ const UNAUTHENTICATED: u32 = 16;
 const PREFIX_BYTES: usize = 5;
 
 pub(super) async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).expect("a socket for the runtime");
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             continue;

@@ -130,7 +130,7 @@ async fn run(
     let pods = WorkerPods::new(config.ports.clone(), config.sockets.clone(), orders.clone());
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
     let agent = tokio::task::spawn_local(async move {
-        // A pod that were added before could not be told from its neighbours. The sender lives as long as the client.
+        // Pods bring traffic, which needs a mesh. An error is the end of the process: the client is gone.
         if synced.await.is_ok() {
             agent.run().await;
         }

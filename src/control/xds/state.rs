@@ -48,10 +48,9 @@ impl State {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
                 yield_now().await;
             }
-            let name: Arc<str> = resource.name.as_str().into();
             match self.insert(kind, &resource) {
-                Ok(()) => verdict.accepted.push((name, resource.version.into())),
-                Err(error) => verdict.rejected.push((name, error.to_string())),
+                Ok(name) => verdict.accepted.push((name, resource.version.into())),
+                Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
             }
         }
         for (at, name) in verdict.removed.iter().enumerate() {
@@ -102,19 +101,28 @@ impl State {
         }
     }
 
-    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<(), DecodeError> {
+    /// Gives the resource's name, which most share with what was made of it.
+    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Arc<str>, DecodeError> {
         let payload = resource.resource.as_ref().ok_or(DecodeError::NoPayload)?;
         match kind {
             Kind::Address => match decode::address(&payload.value)? {
-                Address::Workload(workload) => self.builder.insert_workload(*workload),
+                Address::Workload(workload) => {
+                    let uid = workload.uid.clone();
+                    self.builder.insert_workload(*workload);
+                    if *uid == *resource.name {
+                        return Ok(uid);
+                    }
+                }
                 Address::Service(service) => self.builder.insert_service(*service),
             },
             Kind::Authorization => {
                 let policy = decode::policy(&resource.name, &payload.value)?;
+                let key = policy.key.clone();
                 self.builder.insert_policy(policy);
+                return Ok(key);
             }
         }
-        Ok(())
+        Ok(resource.name.as_str().into())
     }
 
     fn changed(&mut self) {
@@ -123,5 +131,72 @@ impl State {
             .published_at
             .map_or(now, |at| now.max(at + limits::SNAPSHOT_INTERVAL));
         self.publish_at.get_or_insert(earliest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use prost::Message;
+
+    use super::super::messages::discovery::Any;
+    use super::super::messages::workload as wire;
+    use super::*;
+    use crate::mesh::{Locale, Snapshot};
+
+    fn resource(index: usize) -> Resource {
+        let uid = format!("c//Pod/ns/{index}");
+        let workload = wire::Workload {
+            uid: uid.clone(),
+            services: [("ns/all.svc".to_owned(), wire::PortList::default())].into(),
+            ..Default::default()
+        };
+        let r#type = Some(wire::address::Type::Workload(workload));
+        let value = wire::Address { r#type }.encode_to_vec().into();
+        Resource {
+            name: uid,
+            resource: Some(Any { value }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn other_work_gets_its_turn_while_a_large_response_is_applied() {
+        const RESOURCES: usize = 40 * limits::XDS_SLICE;
+        let empty = Snapshot::empty(Locale::default());
+        let snapshots = SnapshotCell::new(empty);
+        let builder = Builder::new(Locale::default());
+        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let applied = Cell::new(false);
+        let turns = runtime.block_on(async {
+            let applying = async {
+                let resources = (0..RESOURCES).map(resource).collect();
+                let verdict = state.apply(Kind::Address, resources, Vec::new()).await;
+                applied.set(true);
+                verdict
+            };
+            let others = async {
+                let mut turns = 0;
+                while !applied.get() {
+                    turns += 1;
+                    // Nobody sees a part of it.
+                    assert_eq!(snapshots.load().workloads().count(), 0);
+                    yield_now().await;
+                }
+                turns
+            };
+            let (verdict, turns) = tokio::join!(applying, others);
+            assert_eq!(verdict.accepted.len(), RESOURCES);
+            state.publish().await;
+            turns
+        });
+        assert!(turns >= 39, "{turns}");
+        assert_eq!(snapshots.load().workloads().count(), RESOURCES);
+        assert_eq!(state.publish_at(), None);
     }
 }

@@ -404,3 +404,82 @@ fn read_roots(roots: &TrustRoots) -> Result<(String, Vec<CertificateDer<'static>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(uri: &str) -> Result<Server, GrpcError> {
+        let config = config::Server {
+            uri: uri.to_owned(),
+            roots: TrustRoots::Pem(String::new()),
+            other_hostname: None,
+            headers: vec![("x-a".to_owned(), "1".to_owned())],
+        };
+        Server::new(&config, Some(&AuthToken::Literal(" token\n".to_owned())), "c")
+    }
+
+    #[test]
+    fn an_address_is_a_host_a_port_and_always_tls() {
+        for (uri, host, port) in [
+            (
+                "https://istiod.istio-system.svc:15012",
+                "istiod.istio-system.svc",
+                15012,
+            ),
+            ("https://istiod", "istiod", 443),
+            ("http://istiod:15010", "istiod", 15010),
+            ("http://istiod", "istiod", 80),
+            ("https://[fd00::1]:15012", "fd00::1", 15012),
+            ("https://10.0.0.1:1", "10.0.0.1", 1),
+        ] {
+            let server = server(uri).expect(uri);
+            assert_eq!((server.host.as_str(), server.port), (host, port), "{uri}");
+            assert_eq!(server.origin.scheme_str(), Some("https"));
+        }
+        assert!(matches!(
+            server("https://bad host"),
+            Err(GrpcError::Address { .. })
+        ));
+    }
+
+    #[test]
+    fn a_request_carries_headers_and_a_trimmed_token_that_no_log_shows() {
+        let request = server("https://istiod")
+            .expect("a server")
+            .request(())
+            .expect("a request");
+        let metadata = request.metadata();
+        let text = |name: &str| metadata.get(name).map(|value| value.to_str().expect("text"));
+        assert_eq!(text("authorization"), Some("Bearer token"));
+        assert_eq!((text("clusterid"), text("x-a")), (Some("c"), Some("1")));
+        assert!(!format!("{metadata:?}").contains("Bearer"));
+    }
+
+    #[test]
+    fn without_a_token_no_credentials_are_sent() {
+        let mut server = server("https://istiod").expect("a server");
+        server.token = None;
+        let request = server.request(()).expect("a request");
+        let names: Vec<String> = request
+            .metadata()
+            .keys()
+            .map(|key| match key {
+                tonic::metadata::KeyRef::Ascii(key) => key.as_str().to_owned(),
+                tonic::metadata::KeyRef::Binary(key) => key.as_str().to_owned(),
+            })
+            .collect();
+        assert_eq!(names, ["x-a"]);
+    }
+
+    #[test]
+    fn roots_that_are_none_are_told_from_servers_that_are_not_trusted() {
+        let server = server("https://istiod").expect("a server");
+        let error = server.trust().expect_err("no roots").to_string();
+        assert_eq!(
+            error,
+            "cannot trust anybody by the root certificates from the configuration (which names no file): no \
+             certificate in it can be used as a root (0 found)"
+        );
+    }
+}

@@ -6,7 +6,9 @@
 pub mod access_log;
 pub mod certificates;
 pub mod demands;
+pub mod grpc;
 pub mod log_line;
 pub mod pods;
 pub mod readiness;
+pub mod xds;
 pub mod zds;

@@ -1,14 +1,15 @@
 //! The life of the proxy process: start in order, serve, end in order.
 //!
 //! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
-//! backend, checks of privileges, readiness server, workers, then the node agent's connection, since that brings
-//! traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
+//! backend, checks of privileges, readiness server, workers, the control plane, and once the mesh is known the node
+//! agent's connection, since that brings traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
@@ -16,12 +17,13 @@ use crate::bridge::load::LoadTable;
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
 use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
 use crate::control::demands::{self, WorkerFailed};
+use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
 use crate::control::pods::{WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
-use crate::control::zds;
+use crate::control::{xds, zds};
 use crate::limits;
-use crate::mesh::{Builder, LocalError, LocalState, Locale, Snapshot};
+use crate::mesh::{Builder, LocalError, LocalState, Locale};
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::signals::Signals;
 use crate::process::version;
@@ -57,6 +59,8 @@ pub enum BootError {
     Readiness(#[source] ListenError),
     #[error("cannot start the workers: {0}")]
     Workers(#[source] io::Error),
+    #[error("cannot use XDS_ADDRESS: {0}")]
+    ControlPlane(#[source] GrpcError),
     #[error(transparent)]
     Worker(#[from] WorkerFailed),
 }
@@ -81,14 +85,18 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
     if let Err(error) = rlimit::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
-    let snapshot = SnapshotCell::new(first_snapshot(config)?);
+    let mut mesh = local_mesh(config)?;
+    let snapshot = SnapshotCell::new(mesh.build());
+    for warning in mesh.take_warnings() {
+        tracing::warn!("{warning}");
+    }
     let backend = Arc::new(choose_backend(config)?);
     check_privileges(config.sockets.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(BootError::Control)?;
-    let serving = run(config, log, snapshot, backend);
+    let serving = run(config, log, mesh, snapshot, backend);
     LocalSet::new().block_on(&runtime, serving)
 }
 
@@ -96,6 +104,7 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
 async fn run(
     config: &Config,
     log: &LogSink,
+    mesh: Builder,
     snapshot: SnapshotCell,
     backend: Arc<Choice>,
 ) -> Result<(), BootError> {
@@ -106,7 +115,7 @@ async fn run(
     }
     tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
 
-    let (orders, demands) = start_workers(config, log, snapshot, &backend)?;
+    let (orders, demands) = start_workers(config, log, snapshot.clone(), &backend)?;
     tracing::info!(
         io = backend.name(),
         workers = orders.workers(),
@@ -114,12 +123,18 @@ async fn run(
         version::banner(&config.node.istio_version)
     );
     tracing::info!("{backend}");
-    readiness.done(Task::StateManager);
     readiness.done(Task::Proxy);
+    let state = xds::state::State::new(mesh, snapshot, orders.clone());
+    let synced = follow_control_plane(config, state, &readiness)?;
 
     let pods = WorkerPods::new(config.ports.clone(), config.sockets.clone(), orders.clone());
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
-    let agent = tokio::task::spawn_local(agent.run());
+    let agent = tokio::task::spawn_local(async move {
+        // Pods bring traffic, which needs a mesh. An error is the end of the process: the client is gone.
+        if synced.await.is_ok() {
+            agent.run().await;
+        }
+    });
     let mut workers = std::pin::pin!(demands::serve(demands, FakeCa::new(), orders.clone()));
     let ending = tokio::select! {
         ending = signals.ending() => ending,
@@ -142,7 +157,30 @@ async fn run(
     Ok(())
 }
 
-fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
+/// Starts the xDS client, if there is a server. Resolves once the mesh is known.
+fn follow_control_plane(
+    config: &Config,
+    state: xds::state::State,
+    readiness: &Readiness,
+) -> Result<oneshot::Receiver<()>, BootError> {
+    let control = &config.control;
+    let Some(server) = &control.xds else {
+        // What the file says is all there is.
+        readiness.done(Task::StateManager);
+        let (known, waiter) = oneshot::channel();
+        let _ = known.send(());
+        return Ok(waiter);
+    };
+    let server = grpc::Server::new(server, control.auth_token.as_ref(), &config.node.cluster_id)
+        .map_err(BootError::ControlPlane)?;
+    let node = xds::node::node(&config.node);
+    let (client, synced) = xds::Client::new(server, node, state, readiness.clone());
+    tokio::task::spawn_local(client.run());
+    Ok(synced)
+}
+
+/// The mesh as the local file describes it; empty without one.
+fn local_mesh(config: &Config) -> Result<Builder, BootError> {
     let locale = Locale {
         network: config.node.network.as_str().into(),
         node: config.node.name.as_deref().map(Into::into),
@@ -150,7 +188,7 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
     };
     let mut builder = Builder::new(locale);
     let (origin, text) = match &config.control.local_state {
-        None => return Ok(builder.build()),
+        None => return Ok(builder),
         Some(LocalSource::Text(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
         Some(LocalSource::Path(path)) => {
             let text = std::fs::read_to_string(path).map_err(|source| BootError::LocalFile {
@@ -162,11 +200,7 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
     };
     let state = LocalState::parse(&text).map_err(|source| BootError::LocalState { origin, source })?;
     builder.load(state);
-    let snapshot = builder.build();
-    for warning in builder.take_warnings() {
-        tracing::warn!("{warning}");
-    }
-    Ok(snapshot)
+    Ok(builder)
 }
 
 fn choose_backend(config: &Config) -> Result<Choice, BootError> {

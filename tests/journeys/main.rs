@@ -11,6 +11,7 @@
 
 mod addressing;
 mod announcements;
+mod control_plane;
 mod frames;
 mod hostile;
 mod load;

@@ -57,6 +57,30 @@ fn a_push_of_many_endpoints_rebuilds_the_service_once() {
 }
 
 #[test]
+fn work_that_is_done_in_parts_gives_the_same_state_and_builds_each_table_once() {
+    let mut builder = builder();
+    for at in 0..10 {
+        let name = format!("s{at}");
+        builder.insert_service(service(&name, &format!("10.96.1.{at}")));
+        builder.insert_workload(behind(pod(&format!("p{at}"), "10.0.0.2"), &name, &[]));
+    }
+    let mut parts = 1;
+    while builder.settle(3) {
+        parts += 1;
+    }
+    assert!(parts > 3, "{parts}");
+    assert_eq!(builder.rebuilds(), 10);
+    let snapshot = builder.build();
+    assert_eq!(builder.rebuilds(), 10, "nothing was left to do");
+    for at in 0..10 {
+        assert_eq!(
+            endpoints(&snapshot, &format!("s{at}")),
+            [format!("c1//Pod/shop/p{at}")]
+        );
+    }
+}
+
+#[test]
 fn a_snapshot_does_not_change_with_its_builder() {
     let mut builder = builder();
     builder.insert_service(web());

@@ -1,0 +1,202 @@
+//! What the control plane said, applied to the mesh and published to the workers.
+//!
+//! Control thread. Invariants: a response is published as a whole or not yet; a resource that is refused leaves what
+//! was there before it, and everything else, as it is. Long work is cut into slices, so that certificates and pods
+//! do not wait behind a hundred thousand workloads.
+
+use std::sync::Arc;
+
+use tokio::task::yield_now;
+
+use super::decode::{self, Address, DecodeError};
+use super::messages::discovery::Resource;
+use super::protocol::{Kind, Verdict};
+use crate::bridge::{Order, Orders, SnapshotCell};
+use crate::clock::{self, Instant};
+use crate::limits;
+use crate::mesh::Builder;
+
+/// The one writer of the mesh state.
+pub struct State {
+    builder: Builder,
+    snapshots: SnapshotCell,
+    orders: Orders,
+    /// When changes that nobody has seen yet are published.
+    publish_at: Option<Instant>,
+    published_at: Option<Instant>,
+}
+
+impl State {
+    /// `builder` has what `snapshots` shows.
+    pub fn new(builder: Builder, snapshots: SnapshotCell, orders: Orders) -> Self {
+        Self {
+            builder,
+            snapshots,
+            orders,
+            publish_at: None,
+            published_at: None,
+        }
+    }
+
+    /// Applies one response: resources in their order, then removals.
+    pub async fn apply(&mut self, kind: Kind, resources: Vec<Resource>, removed: Vec<String>) -> Verdict {
+        let mut verdict = Verdict {
+            removed,
+            ..Verdict::default()
+        };
+        for (at, resource) in resources.into_iter().enumerate() {
+            if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
+                yield_now().await;
+            }
+            match self.insert(kind, &resource) {
+                Ok(name) => verdict.accepted.push((name, resource.version.into())),
+                Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
+            }
+        }
+        for (at, name) in verdict.removed.iter().enumerate() {
+            if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
+                yield_now().await;
+            }
+            self.remove(kind, name);
+        }
+        self.changed();
+        verdict
+    }
+
+    /// Takes out what is no more.
+    pub fn remove(&mut self, kind: Kind, name: &str) {
+        match kind {
+            Kind::Address => self.builder.remove(name),
+            Kind::Authorization => {
+                if !self.builder.remove_policy(name) {
+                    tracing::debug!("cannot remove policy {name:?}: it is not there");
+                }
+            }
+        }
+        self.changed();
+    }
+
+    pub fn publish_at(&self) -> Option<Instant> {
+        self.publish_at
+    }
+
+    /// Shows the workers what has changed, if anything has.
+    pub async fn publish(&mut self) {
+        if self.publish_at.is_none() {
+            return;
+        }
+        while self.builder.settle(limits::XDS_SLICE) {
+            yield_now().await;
+        }
+        self.publish_at = None;
+        self.published_at = Some(clock::now());
+        self.snapshots.publish(self.builder.build());
+        self.orders.send_all(|| Order::Snapshot);
+        let warnings = self.builder.take_warnings();
+        for warning in warnings.iter().take(limits::XDS_WARNINGS_MAX) {
+            tracing::warn!("{warning}");
+        }
+        if let Some(more @ 1..) = warnings.len().checked_sub(limits::XDS_WARNINGS_MAX) {
+            tracing::warn!("and {more} more warnings about the state of the mesh");
+        }
+    }
+
+    /// Gives the resource's name, which most share with what was made of it.
+    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Arc<str>, DecodeError> {
+        let payload = resource.resource.as_ref().ok_or(DecodeError::NoPayload)?;
+        match kind {
+            Kind::Address => match decode::address(&payload.value)? {
+                Address::Workload(workload) => {
+                    let uid = workload.uid.clone();
+                    self.builder.insert_workload(*workload);
+                    if *uid == *resource.name {
+                        return Ok(uid);
+                    }
+                }
+                Address::Service(service) => self.builder.insert_service(*service),
+            },
+            Kind::Authorization => {
+                let policy = decode::policy(&resource.name, &payload.value)?;
+                let key = policy.key.clone();
+                self.builder.insert_policy(policy);
+                return Ok(key);
+            }
+        }
+        Ok(resource.name.as_str().into())
+    }
+
+    fn changed(&mut self) {
+        let now = clock::now();
+        let earliest = self
+            .published_at
+            .map_or(now, |at| now.max(at + limits::SNAPSHOT_INTERVAL));
+        self.publish_at.get_or_insert(earliest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use prost::Message;
+
+    use super::super::messages::discovery::Any;
+    use super::super::messages::workload as wire;
+    use super::*;
+    use crate::mesh::{Locale, Snapshot};
+
+    fn resource(index: usize) -> Resource {
+        let uid = format!("c//Pod/ns/{index}");
+        let workload = wire::Workload {
+            uid: uid.clone(),
+            services: [("ns/all.svc".to_owned(), wire::PortList::default())].into(),
+            ..Default::default()
+        };
+        let r#type = Some(wire::address::Type::Workload(workload));
+        let value = wire::Address { r#type }.encode_to_vec().into();
+        Resource {
+            name: uid,
+            resource: Some(Any { value }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn other_work_gets_its_turn_while_a_large_response_is_applied() {
+        const RESOURCES: usize = 40 * limits::XDS_SLICE;
+        let empty = Snapshot::empty(Locale::default());
+        let snapshots = SnapshotCell::new(empty);
+        let builder = Builder::new(Locale::default());
+        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let applied = Cell::new(false);
+        let turns = runtime.block_on(async {
+            let applying = async {
+                let resources = (0..RESOURCES).map(resource).collect();
+                let verdict = state.apply(Kind::Address, resources, Vec::new()).await;
+                applied.set(true);
+                verdict
+            };
+            let others = async {
+                let mut turns = 0;
+                while !applied.get() {
+                    turns += 1;
+                    // Nobody sees a part of it.
+                    assert_eq!(snapshots.load().workloads().count(), 0);
+                    yield_now().await;
+                }
+                turns
+            };
+            let (verdict, turns) = tokio::join!(applying, others);
+            assert_eq!(verdict.accepted.len(), RESOURCES);
+            state.publish().await;
+            turns
+        });
+        assert!(turns >= 39, "{turns}");
+        assert_eq!(snapshots.load().workloads().count(), RESOURCES);
+        assert_eq!(state.publish_at(), None);
+    }
+}

@@ -337,8 +337,8 @@ impl Driver for SimDriver {
     }
 
     fn receive(&mut self, socket: SocketId, mode: ReceiveMode) {
-        // Most receives take a block when bytes are there; some hold one from the start.
-        let holds = self.random.u8(..4) == 0 && self.pool.lent() * 2 < usize::from(self.habits.blocks);
+        // Half of the receives take a block when bytes are there, the others hold one from the start.
+        let holds = self.random.bool() && self.pool.lent() * 2 < usize::from(self.habits.blocks);
         let Some(entry) = self.get_mut(socket) else {
             return;
         };

@@ -1,6 +1,6 @@
 //! Receiving, and the blocks that the kernel would own meanwhile.
 //!
-//! A block that the driver does not own is full of one byte, and still is when it comes back.
+//! The front of a block that the driver does not own is full of one byte, and still is when it comes back.
 
 use std::io;
 
@@ -10,11 +10,14 @@ use crate::limits;
 use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Event, ReceiveMode, Received, SocketId};
 
-/// A block that the kernel owns, full of one byte.
+/// A block that the kernel owns, its front full of one byte.
 pub(super) struct Scribbled {
     pub(super) block: u16,
     pub(super) byte: u8,
 }
+
+/// Where a block is scribbled on: its front, which receives hit first.
+const SCRIBBLED_BYTES_MAX: usize = 2048;
 
 impl SimDriver {
     /// Takes a block and fills it with what nobody may see. `None` when there is none.
@@ -27,9 +30,10 @@ impl SimDriver {
     }
 
     pub(super) fn memory(&mut self, block: u16) -> &mut [u8] {
+        let bytes = self.pool.block_bytes().min(SCRIBBLED_BYTES_MAX);
         // SAFETY: a block that was taken belongs to its taker, has `block_bytes` bytes at its address and stays
         // mapped as long as the pool; `self` is borrowed as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.pool.address(block).as_ptr(), self.pool.block_bytes()) }
+        unsafe { std::slice::from_raw_parts_mut(self.pool.address(block).as_ptr(), bytes) }
     }
 
     /// The block is ours again: nobody may have written to it.

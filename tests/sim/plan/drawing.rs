@@ -119,7 +119,7 @@ impl Drawing {
 
     fn node(&mut self) -> NodePlan {
         let small = self.percent(30);
-        NodePlan {
+        let mut node = NodePlan {
             workers: self.random.usize(1..=3),
             records_max: match self.percent(30) {
                 true => self.random.u64(limits::RECORDS_PER_KEY_MIN..64),
@@ -148,7 +148,13 @@ impl Drawing {
                 true => self.random.usize(2..8),
                 false => 128,
             },
+        };
+        // Each of its KeyUpdates asks for one, and it takes 32 at most in a row without data: a long transfer one way
+        // would have more of them, which takes 2^29 records otherwise.
+        if node.buffered {
+            node.records_max = limits::RECORDS_PER_KEY_MAX;
         }
+        node
     }
 
     fn pod(&mut self, number: usize, nodes: usize) -> PodPlan {

@@ -17,7 +17,7 @@ use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
 use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
 use crate::control::demands::{self, WorkerFailed};
 use crate::control::log_line::Format;
-use crate::control::pods::{WorkerPods, listen_on_any_family};
+use crate::control::pods::{self, WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
 use crate::control::zds;
 use crate::limits;
@@ -106,7 +106,7 @@ async fn run(
     }
     tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
 
-    let (orders, demands) = start_workers(config, log, snapshot, &backend)?;
+    let (orders, demands) = start_workers(config, log, snapshot.clone(), &backend)?;
     tracing::info!(
         io = backend.name(),
         workers = orders.workers(),
@@ -117,10 +117,17 @@ async fn run(
     readiness.done(Task::StateManager);
     readiness.done(Task::Proxy);
 
-    let pods = WorkerPods::new(config.ports.clone(), config.sockets.clone(), orders.clone());
+    let (changes, pod_changes) = pods::changes();
+    let pods = WorkerPods::new(
+        config.ports.clone(),
+        config.sockets.clone(),
+        orders.clone(),
+        changes,
+    );
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
     let agent = tokio::task::spawn_local(agent.run());
-    let mut workers = std::pin::pin!(demands::serve(demands, FakeCa::new(), orders.clone()));
+    let serving = demands::serve(demands, pod_changes, snapshot, FakeCa::new(), orders.clone());
+    let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
         ending = signals.ending() => ending,
         ended = &mut workers => return ended.map_err(BootError::Worker),

@@ -2,7 +2,12 @@
 
 use std::process::{Command, ExitCode};
 
-const SCHEMAS: &[&str] = &["proto/zds.proto"];
+const SCHEMAS: &[&str] = &[
+    "proto/authorization.proto",
+    "proto/discovery.proto",
+    "proto/workload.proto",
+    "proto/zds.proto",
+];
 
 fn main() -> ExitCode {
     for schema in SCHEMAS {
@@ -10,7 +15,15 @@ fn main() -> ExitCode {
     }
     let compiled = protox::compile(SCHEMAS, ["proto"])
         .map_err(|error| error.to_string())
-        .and_then(|set| prost_build::compile_fds(set).map_err(|error| error.to_string()));
+        .and_then(|set| {
+            prost_build::Config::new()
+                // Payloads stay slices of the message that they came in.
+                .bytes([".envoy.service.discovery.v3.Any"])
+                // Whatever is iterated has one order.
+                .btree_map(["."])
+                .compile_fds(set)
+                .map_err(|error| error.to_string())
+        });
     if let Err(error) = compiled {
         eprintln!("cannot compile the schemas in proto/: {error}");
         return ExitCode::FAILURE;

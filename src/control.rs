@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod certificates;
 pub mod demands;
+pub mod grpc;
 pub mod log_line;
 pub mod pods;
 pub mod readiness;

@@ -390,3 +390,15 @@ pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Headers of vectored sends (1.1 KiB each) that a worker keeps for the next sends.
 pub const SEND_FRAMES_SPARE_MAX: usize = 1024;
+
+// Section `control`: istiod.
+
+/// Contract: control-plane.md section 1.1.
+pub const CONTROL_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// TLS and the first HTTP/2 frames. Upstream has no deadline here.
+pub const CONTROL_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses of one host name that one attempt tries.
+pub const CONTROL_ADDRESSES_MAX: usize = 4;
+/// Contract: control-plane.md section 1.1.
+pub const CONTROL_PING_INTERVAL: Duration = Duration::from_secs(30);
+pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,6 +2,7 @@
 //!
 //! * `CertifiedIdentity` is a workload's certificate, private key and roots; private keys exist nowhere else.
 //! * `Handshake` drives rustls without I/O and ends in an `Established`.
+//! * `server_trust` is for connections of our own to the control plane.
 //! * `Channel` seals and opens records afterwards: our own record layer, or stock rustls as the reference.
 //!
 //! Nothing here does I/O; all of it runs on the worker that owns the connection, except `CertifiedIdentity`,
@@ -15,6 +16,7 @@ pub mod handshake;
 pub mod keys;
 pub mod output;
 pub mod record;
+pub mod server_trust;
 pub mod verify;
 
 pub use channel::{Channel, Opened};

@@ -136,7 +136,7 @@ impl TimeProvider for Wall {
 
 /// AES-GCM only, and the hybrid post-quantum group first; the client then sends an X25519 share beside it, so
 /// that a peer without the hybrid needs no second round trip.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
             cipher_suite::TLS13_AES_256_GCM_SHA384,

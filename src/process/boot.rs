@@ -1,8 +1,8 @@
 //! The life of the proxy process: start in order, serve, end in order.
 //!
 //! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
-//! backend, checks of privileges, readiness server, workers, then the node agent's connection, since that brings
-//! traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
+//! client of the CA, backend, checks of privileges, readiness server, workers, then the node agent's connection,
+//! since that brings traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,8 +14,12 @@ use tokio::task::LocalSet;
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::load::LoadTable;
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
-use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
+use crate::config::{
+    self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
+};
+use crate::control::ca::{Ca, Signer};
 use crate::control::demands::{self, WorkerFailed};
+use crate::control::grpc::{GrpcError, Server};
 use crate::control::log_line::Format;
 use crate::control::pods::{self, WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
@@ -53,6 +57,8 @@ pub enum BootError {
     Mark(#[source] io::Error),
     #[error("cannot start the control thread: {0}")]
     Control(#[source] io::Error),
+    #[error("cannot use the CA of CA_ADDRESS: {0}")]
+    Ca(#[source] GrpcError),
     #[error("readiness server starts: {0}")]
     Readiness(#[source] ListenError),
     #[error("cannot start the workers: {0}")]
@@ -82,13 +88,14 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
     let snapshot = SnapshotCell::new(first_snapshot(config)?);
+    let signer = signer(config)?;
     let backend = Arc::new(choose_backend(config)?);
     check_privileges(config.sockets.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(BootError::Control)?;
-    let serving = run(config, log, snapshot, backend);
+    let serving = run(config, log, snapshot, signer, backend);
     LocalSet::new().block_on(&runtime, serving)
 }
 
@@ -97,6 +104,7 @@ async fn run(
     config: &Config,
     log: &LogSink,
     snapshot: SnapshotCell,
+    signer: Signer,
     backend: Arc<Choice>,
 ) -> Result<(), BootError> {
     let mut signals = Signals::catch().map_err(BootError::Control)?;
@@ -126,7 +134,7 @@ async fn run(
     );
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
     let agent = tokio::task::spawn_local(agent.run());
-    let serving = demands::serve(demands, pod_changes, snapshot, FakeCa::new(), orders.clone());
+    let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone());
     let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
         ending = signals.ending() => ending,
@@ -174,6 +182,18 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
         tracing::warn!("{warning}");
     }
     Ok(snapshot)
+}
+
+fn signer(config: &Config) -> Result<Signer, BootError> {
+    let server = match &config.control.ca {
+        CertificateSource::Fake => return Ok(Signer::Fake(FakeCa::new().into())),
+        CertificateSource::Server(server) => server,
+    };
+    let token = config.control.auth_token.as_ref();
+    let server = Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
+    Ok(Signer::Ca(
+        Ca::new(server, config.tls.certificate_lifetime).into(),
+    ))
 }
 
 fn choose_backend(config: &Config) -> Result<Choice, BootError> {

@@ -11,6 +11,7 @@
 
 mod addressing;
 mod announcements;
+mod certificates;
 mod frames;
 mod hostile;
 mod load;

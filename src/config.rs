@@ -49,7 +49,7 @@ impl Config {
         let proxy = ProxyConfig::load(env)?;
         let metadata = proxy.metadata(env);
         let mut warnings = Vec::new();
-        supported::check(env, &proxy, &metadata, &mut warnings)?;
+        supported::check(env, &metadata, &mut warnings)?;
         Ok(Self {
             node: node(env, metadata),
             ports: ports(&proxy),
@@ -63,7 +63,7 @@ impl Config {
                 records_per_key_max: own.records_per_key_max,
                 certificate_lifetime: duration_or(env, "SECRET_TTL", Duration::from_secs(24 * 60 * 60))?,
             },
-            control: servers::control(env)?,
+            control: servers::control(env, &proxy)?,
             logging: logging(env)?,
             drain: Drain {
                 deadline: drain_deadline(env)?,
@@ -88,6 +88,10 @@ fn node(env: &Environment, metadata: std::collections::BTreeMap<String, String>)
         instance_ip: env.text_or("INSTANCE_IP", "1.1.1.1"),
         istio_version: env.text_or("ISTIO_META_ISTIO_VERSION", "unknown"),
         metadata,
+        metadata_json: env
+            .prefixed("ISTIO_METAJSON_")
+            .map(|(key, json)| (key.to_owned(), json.to_owned()))
+            .collect(),
     }
 }
 

@@ -11,4 +11,5 @@ pub mod grpc;
 pub mod log_line;
 pub mod pods;
 pub mod readiness;
+pub mod xds;
 pub mod zds;

@@ -413,3 +413,40 @@ pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);
 // One address that swallows packets must not use up the time of a certificate request.
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CONTROL_CONNECT_TIMEOUT.as_secs());
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.as_secs());
+
+/// What a gRPC server takes in one message unless it is told otherwise.
+pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;
+/// Our first request of a stream, with the list of what is held.
+pub const XDS_REQUEST_BYTES_MAX: usize = GRPC_MESSAGE_BYTES_DEFAULT - (64 << 10);
+/// Lists above this are warned of.
+pub const XDS_REQUEST_BYTES_WARN: usize = GRPC_MESSAGE_BYTES_DEFAULT / 4 * 3;
+/// Contract: wire.md section 6.
+pub const XDS_RESPONSE_BYTES_MAX: usize = 200 << 20;
+/// Text of a refusal. A server logs it.
+pub const XDS_NACK_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Requests that wait to be sent. There is one for each response.
+pub const XDS_REQUESTS_QUEUED_MAX: usize = 8;
+/// Contract: control-plane.md section 1.9.
+pub const XDS_DELAY_MIN: Duration = Duration::from_millis(10);
+pub const XDS_DELAY_MAX: Duration = Duration::from_secs(15);
+/// While nobody answers and nothing is known yet: ready within a second of the server's return.
+pub const XDS_DELAY_STARTING_MAX: Duration = Duration::from_millis(700);
+/// A stream that lived so long and brought something did not fail.
+pub const XDS_STREAM_SETTLED: Duration = Duration::from_secs(1);
+/// From the first response of a stream on, a server has so long to send what it had not been told that we hold.
+pub const XDS_SWEEP_DELAY: Duration = Duration::from_secs(30);
+/// The same failure is a warning once in this time.
+pub const XDS_WARNING_INTERVAL: Duration = Duration::from_secs(10);
+/// Resources decoded and applied, or services whose tables are built, before other work of the control thread gets
+/// its turn: about a millisecond.
+pub const XDS_SLICE: usize = 128;
+/// Snapshots are published no more often than this; each costs the change of every service that it touches.
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(10);
+/// Warnings about the contents of one response that are logged one by one.
+pub const XDS_WARNINGS_MAX: usize = 20;
+
+const _: () = assert!(XDS_REQUEST_BYTES_WARN < XDS_REQUEST_BYTES_MAX);
+const _: () = assert!(XDS_NACK_TEXT_BYTES_MAX * 2 < XDS_REQUEST_BYTES_MAX);
+// With a fifth of jitter.
+const _: () = assert!(XDS_DELAY_STARTING_MAX.as_millis() * 6 / 5 < 1000);
+const _: () = assert!(XDS_REQUESTS_QUEUED_MAX >= 2, "the two first requests of a stream");

@@ -21,6 +21,8 @@ pub struct Node {
     pub istio_version: String,
     /// Announced to the control plane.
     pub metadata: BTreeMap<String, String>,
+    /// The same with values in JSON, as they were given (`ISTIO_METAJSON_*`).
+    pub metadata_json: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]

@@ -4,18 +4,19 @@ use std::path::PathBuf;
 
 use super::ConfigError;
 use super::env::Environment;
+use super::mesh_config::ProxyConfig;
 use super::sections::{AuthToken, CertificateSource, Control, LocalSource, Server, TrustRoots};
 use super::values;
 
 const ROOTS: &str = "var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "var/run/secrets/tokens/istio-token";
 
-pub(super) fn control(env: &Environment) -> Result<Control, ConfigError> {
+pub(super) fn control(env: &Environment, proxy: &ProxyConfig) -> Result<Control, ConfigError> {
     let ca_address = env.get("CA_ADDRESS").unwrap_or_else(|| default_address(env));
     let ca = server(env, "CA", ca_address)?;
     Ok(Control {
         local_state: local_state(env)?,
-        xds: server(env, "XDS", env.get("XDS_ADDRESS").unwrap_or_default())?,
+        xds: server(env, "XDS", xds_address(env, proxy))?,
         ca: match ca {
             // Checked all the same.
             _ if env.flag_or("FAKE_CA", false)? => CertificateSource::Fake,
@@ -28,6 +29,12 @@ pub(super) fn control(env: &Environment) -> Result<Control, ConfigError> {
         },
         auth_token: auth_token(env),
     })
+}
+
+fn xds_address<'a>(env: &'a Environment, proxy: &'a ProxyConfig) -> &'a str {
+    env.get("XDS_ADDRESS")
+        .or(proxy.discovery_address.as_deref().filter(|it| !it.is_empty()))
+        .unwrap_or_else(|| default_address(env))
 }
 
 fn default_address(env: &Environment) -> &'static str {

@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 
 use super::ConfigError;
 use super::env::Environment;
-use super::mesh_config::ProxyConfig;
-use super::values;
 
 pub(super) fn check(
     env: &Environment,
-    proxy: &ProxyConfig,
     metadata: &BTreeMap<String, String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
@@ -26,7 +23,7 @@ pub(super) fn check(
             ConfigError::Invalid("ztunnel run without any servers enabled: set ENABLE_PROXY=true".to_owned())
         });
     }
-    check_control_plane(env, proxy, dns, warnings)?;
+    check_control_plane(env, dns, warnings)?;
     check_security(env)?;
     if env.flag_or("UNSTABLE_ENABLE_SOCKS5", false)? {
         return Err(ConfigError::unsupported(
@@ -95,13 +92,7 @@ fn check_dns(metadata: &BTreeMap<String, String>, warnings: &mut Vec<String>) ->
     Ok(enabled)
 }
 
-fn check_control_plane(
-    env: &Environment,
-    proxy: &ProxyConfig,
-    dns: bool,
-    warnings: &mut Vec<String>,
-) -> Result<(), ConfigError> {
-    const INSTEAD: &str = "set XDS_ADDRESS= and LOCAL_XDS_PATH";
+fn check_control_plane(env: &Environment, dns: bool, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
     if env.flag_or("XDS_ON_DEMAND", false)? {
         return Err(if dns {
             ConfigError::Invalid("DNS proxy does not currently support on-demand mode".to_owned())
@@ -109,43 +100,13 @@ fn check_control_plane(
             ConfigError::unsupported("XDS_ON_DEMAND=true", "unset it, or set it to false")
         });
     }
-    if let Some(address) = env.get("XDS_ADDRESS") {
-        values::server_uri(address)
-            .map_err(|reason| ConfigError::variable("XDS_ADDRESS", address, reason))?;
-    }
-    let has_local = env
-        .get_filled("LOCAL_XDS_PATH")
-        .or_else(|| env.get_filled("LOCAL_XDS"))
-        .is_some();
-    match (
-        env.get("XDS_ADDRESS"),
-        proxy.discovery_address.as_deref().filter(|it| !it.is_empty()),
-    ) {
-        (Some(""), _) if has_local => {}
-        (Some(""), _) => warnings.push(
+    let local = ["LOCAL_XDS_PATH", "LOCAL_XDS"];
+    if env.get("XDS_ADDRESS") == Some("") && local.iter().all(|name| env.get_filled(name).is_none()) {
+        warnings.push(
             "XDS_ADDRESS is empty and neither LOCAL_XDS_PATH nor LOCAL_XDS is set: nothing is known about \
              the mesh, so no pod can be served"
                 .to_owned(),
-        ),
-        (Some(address), _) => {
-            return Err(ConfigError::unsupported(
-                format!("XDS_ADDRESS={address}"),
-                INSTEAD,
-            ));
-        }
-        (None, Some(address)) => {
-            return Err(ConfigError::unsupported(
-                format!("discoveryAddress: {address} of the proxy configuration"),
-                INSTEAD,
-            ));
-        }
-        (None, None) if has_local => {}
-        (None, None) => {
-            return Err(ConfigError::unsupported(
-                "mesh state from istiod (XDS_ADDRESS is unset)",
-                INSTEAD,
-            ));
-        }
+        );
     }
     Ok(())
 }

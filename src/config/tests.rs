@@ -287,10 +287,6 @@ fn what_this_version_cannot_do_stops_the_start() {
             &[("XDS_ON_DEMAND", "true"), ("ISTIO_META_DNS_CAPTURE", "off")],
             "XDS_ON_DEMAND=true is not supported",
         ),
-        (
-            &[("XDS_ADDRESS", "istiod:15012")],
-            "XDS_ADDRESS=istiod:15012 is not supported by this version yet: set XDS_ADDRESS= and LOCAL_XDS_PATH",
-        ),
     ] {
         let message = error(variables);
         assert!(message.starts_with(text), "{message}");
@@ -347,31 +343,46 @@ fn without_address(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
 }
 
 #[test]
-fn without_an_xds_address_a_local_file_is_enough() {
-    without_address(&[("LOCAL_XDS_PATH", "/mesh.yaml")]).expect("starts");
-    let inline = without_address(&[("LOCAL_XDS", "workloads: []")]).expect("starts");
+fn without_an_xds_address_the_configured_or_the_usual_istiod_is_asked() {
+    let address = |variables: &[(&str, &str)]| {
+        let config = without_address(variables).expect("starts");
+        config.control.xds.map(|server| server.uri)
+    };
+    assert_eq!(address(&[]).as_deref(), Some("https://localhost:15012"));
+    assert_eq!(
+        address(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]).as_deref(),
+        Some("https://istiod.istio-system.svc:15012")
+    );
+    let document = ("PROXY_CONFIG", "discoveryAddress: istiod-canary:15012");
+    assert_eq!(
+        address(&[document]).as_deref(),
+        Some("https://istiod-canary:15012")
+    );
+    assert_eq!(
+        address(&[document, ("XDS_ADDRESS", "other:1")]).as_deref(),
+        Some("https://other:1"),
+        "the variable goes before the document"
+    );
+    assert_eq!(address(&[document, ("XDS_ADDRESS", "")]), None);
+}
+
+#[test]
+fn a_local_file_goes_with_istiod_or_without() {
+    let both = without_address(&[("LOCAL_XDS_PATH", "/mesh.yaml")]).expect("starts");
+    assert!(both.control.xds.is_some() && both.control.local_state.is_some());
+    let inline = without_address(&[("XDS_ADDRESS", ""), ("LOCAL_XDS", "workloads: []")]).expect("starts");
+    assert!(inline.control.xds.is_none());
     assert_eq!(
         inline.control.local_state,
         Some(LocalSource::Text("workloads: []".to_owned()))
     );
-    let error = without_address(&[]).expect_err("no state").to_string();
-    assert!(error.ends_with("set XDS_ADDRESS= and LOCAL_XDS_PATH"), "{error}");
-    let variables = [
-        ("LOCAL_XDS_PATH", "/m"),
-        ("PROXY_CONFIG", "discoveryAddress: istiod:15012"),
-    ];
-    let error = without_address(&variables).expect_err("explicit").to_string();
-    assert!(
-        error.starts_with("discoveryAddress: istiod:15012 of the proxy configuration"),
-        "{error}"
-    );
+    let unknown = |config: &Config| {
+        let mut warnings = config.warnings.iter();
+        warnings.any(|it| it.contains("nothing is known about the mesh"))
+    };
+    assert!(!unknown(&inline) && !unknown(&both));
     let nothing = without_address(&[("XDS_ADDRESS", "")]).expect("starts");
-    assert!(
-        nothing
-            .warnings
-            .iter()
-            .any(|it| it.contains("nothing is known about the mesh"))
-    );
+    assert!(unknown(&nothing));
 }
 
 #[test]

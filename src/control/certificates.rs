@@ -130,12 +130,17 @@ impl<C> Certificates<C> {
             Some(previous) => self.release(&previous),
             None => Vec::new(),
         };
-        if let Some(identity) = identity
-            && self.is_needed(identity)
-        {
-            self.ensure(identity, Urgency::Prefetch);
+        if let Some(identity) = identity {
+            self.prefetch(identity);
         }
         forgotten
+    }
+
+    /// The mesh knows now what a pod is that was announced before.
+    pub fn prefetch(&mut self, identity: &Identity) {
+        if self.is_needed(identity) {
+            self.ensure(identity, Urgency::Prefetch);
+        }
     }
 
     /// A pod is gone, and with the last of its account what the workers hold for it.

@@ -3,18 +3,20 @@
 //!
 //! Control thread. Decides nothing: that is `Certificates`.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders, SnapshotCell};
+use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders, PodInfo, PodUid, SnapshotCell};
 use crate::clock::{self, Duration, SystemTime};
 use crate::control::certificates::{Account, Answer, Authority, Certificates, Delivery, Forgotten, Issued};
 use crate::control::pods::{PodChange, PodChanges};
 use crate::identity::Identity;
 use crate::limits;
+use crate::mesh::Snapshot;
 use crate::tls::CertifiedIdentity;
 
 /// A worker ended although nobody had told it to, or in another way than it was told. Its pods are unserved, so
@@ -38,6 +40,7 @@ pub async fn serve(
         certificates: Certificates::new(),
         snapshot,
         orders,
+        unknown: HashMap::new(),
     };
     let mut requests = Requests::new(authority);
     let mut running = ledger.orders.workers();
@@ -71,22 +74,42 @@ struct Ledger {
     certificates: Certificates<CertifiedIdentity>,
     snapshot: SnapshotCell,
     orders: Orders,
+    /// Pods whose workload the mesh does not know yet.
+    unknown: HashMap<PodUid, PodInfo>,
 }
 
 impl Ledger {
     fn pod_changed(&mut self, change: PodChange) {
         let forgotten = match change {
             PodChange::Started { uid, info } => {
-                let snapshot = self.snapshot.load();
-                let workload = snapshot.own_workload(&info.name, &info.namespace, &info.service_account);
                 let account = Account {
-                    namespace: info.namespace,
-                    name: info.service_account,
+                    namespace: info.namespace.clone(),
+                    name: info.service_account.clone(),
                 };
-                let identity = workload.map(|workload| &workload.identity);
-                self.certificates.pod_started(uid, account, identity)
+                let identity = identity_of(&self.snapshot.load(), &info);
+                if identity.is_none() {
+                    self.unknown.insert(uid.clone(), info);
+                } else {
+                    self.unknown.remove(&uid);
+                }
+                self.certificates.pod_started(uid, account, identity.as_ref())
             }
-            PodChange::Stopped { uid } => self.certificates.pod_stopped(&uid),
+            PodChange::Stopped { uid } => {
+                self.unknown.remove(&uid);
+                self.certificates.pod_stopped(&uid)
+            }
+            PodChange::MeshChanged => {
+                let snapshot = self.snapshot.load();
+                let certificates = &mut self.certificates;
+                self.unknown.retain(|_, info| match identity_of(&snapshot, info) {
+                    Some(identity) => {
+                        certificates.prefetch(&identity);
+                        false
+                    }
+                    None => true,
+                });
+                return;
+            }
         };
         for Forgotten { identity, workers } in forgotten {
             tracing::debug!(%identity, "certificate forgotten: its last pod left");
@@ -125,6 +148,11 @@ impl Ledger {
             self.orders.send(worker, Order::Certificate { identity, result });
         }
     }
+}
+
+fn identity_of(snapshot: &Snapshot, info: &PodInfo) -> Option<Identity> {
+    let workload = snapshot.own_workload(&info.name, &info.namespace, &info.service_account);
+    workload.map(|workload| workload.identity.clone())
 }
 
 /// Requests that are with the authority.
@@ -173,7 +201,7 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::bridge::{Demands, Inbox, PodInfo, PodUid, demands, orders};
+    use crate::bridge::{Demands, Inbox, demands, orders};
     use crate::control::pods;
     use crate::mesh::{Builder, LocalState, Locale};
     use crate::sys::driver::Wake;
@@ -215,6 +243,7 @@ workloads:
         pods: mpsc::UnboundedSender<PodChange>,
         inboxes: Vec<Inbox>,
         asked: mpsc::UnboundedReceiver<Identity>,
+        snapshot: SnapshotCell,
         served: tokio::task::JoinHandle<Result<(), WorkerFailed>>,
     }
 
@@ -232,12 +261,13 @@ workloads:
             let mut builder = Builder::new(Locale::default());
             builder.load(LocalState::parse(MESH).expect("valid"));
             let snapshot = SnapshotCell::new(builder.build());
-            let serving = serve(queue, changes, snapshot, authority, Orders::new(handles));
+            let serving = serve(queue, changes, snapshot.clone(), authority, Orders::new(handles));
             Self {
                 demands,
                 pods,
                 inboxes,
                 asked,
+                snapshot,
                 served: tokio::task::spawn_local(serving),
             }
         }
@@ -341,6 +371,24 @@ workloads:
             world.announce("unknown");
             world.announce("known");
             assert_eq!(world.asked.recv().await, Some(identity("known")));
+        });
+    }
+
+    #[test]
+    fn a_pod_that_the_mesh_learns_of_later_gets_its_certificate_then() {
+        run(async {
+            let mut world = World::start(1);
+            world.announce("late");
+            // Served in order: when this one has its answer the other was looked up in vain.
+            world.announce("cart");
+            world.demand(0, "cart");
+            world.certificate(0, "cart").await.expect("issued");
+            assert_eq!(world.asked.recv().await, Some(identity("cart")));
+            let mut builder = Builder::new(Locale::default());
+            builder.load(LocalState::parse(&MESH.replace("known", "late")).expect("valid"));
+            world.snapshot.publish(builder.build());
+            world.pods.send(PodChange::MeshChanged).expect("served");
+            assert_eq!(world.asked.recv().await, Some(identity("late")));
         });
     }
 

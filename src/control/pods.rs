@@ -30,6 +30,8 @@ pub enum PodChange {
     Started { uid: PodUid, info: PodInfo },
     /// Sent after all of them were told.
     Stopped { uid: PodUid },
+    /// Another snapshot was published: it may know pods that were unknown before.
+    MeshChanged,
 }
 
 pub type PodChanges = mpsc::UnboundedReceiver<PodChange>;

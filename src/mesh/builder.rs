@@ -216,10 +216,25 @@ impl Builder {
 
     /// Applies the endpoint changes, rebuilds what they made stale and returns the state as of now.
     pub fn build(&mut self) -> Snapshot {
-        for (key, pending) in std::mem::take(&mut self.pending) {
-            self.apply(key, pending);
+        while self.settle(usize::MAX) {}
+        Snapshot {
+            index: self.index.clone(),
         }
-        for key in std::mem::take(&mut self.stale) {
+    }
+
+    /// A part of what `build` has to do before it can return, for at most `services_max` services; true while more
+    /// is left.
+    pub fn settle(&mut self, services_max: usize) -> bool {
+        let keys: Vec<_> = self.pending.keys().take(services_max).cloned().collect();
+        let rest = services_max - keys.len();
+        for key in keys {
+            if let Some(pending) = self.pending.remove(&key) {
+                self.apply(key, pending);
+            }
+        }
+        // Only then: a table is built once, with all the endpoints.
+        for _ in 0..rest {
+            let Some(key) = self.stale.pop_first() else { break };
             let Some(service) = self.index.service(&key) else {
                 continue;
             };
@@ -228,9 +243,7 @@ impl Builder {
             self.rebuilds += 1;
             self.index.exchange_service(&Arc::new(service));
         }
-        Snapshot {
-            index: self.index.clone(),
-        }
+        !(self.pending.is_empty() && self.stale.is_empty())
     }
 
     /// What was odd in the input since the last call, one sentence each.

@@ -1,14 +1,16 @@
 //! The life of the proxy process: start in order, serve, end in order.
 //!
 //! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
-//! client of the CA, backend, checks of privileges, readiness server, workers, then the node agent's connection,
-//! since that brings traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
+//! client of the CA, backend, checks of privileges, readiness server, workers, the control plane, and once the mesh
+//! is known the node agent's connection, since that brings traffic. Every failure before that ends the process with
+//! status 1 and one line that says what is wrong.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
@@ -19,13 +21,13 @@ use crate::config::{
 };
 use crate::control::ca::{Ca, Signer};
 use crate::control::demands::{self, WorkerFailed};
-use crate::control::grpc::{GrpcError, Server};
+use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
 use crate::control::pods::{self, WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
-use crate::control::zds;
+use crate::control::{xds, zds};
 use crate::limits;
-use crate::mesh::{Builder, LocalError, LocalState, Locale, Snapshot};
+use crate::mesh::{Builder, LocalError, LocalState, Locale};
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::signals::Signals;
 use crate::process::version;
@@ -63,6 +65,8 @@ pub enum BootError {
     Readiness(#[source] ListenError),
     #[error("cannot start the workers: {0}")]
     Workers(#[source] io::Error),
+    #[error("cannot use XDS_ADDRESS: {0}")]
+    ControlPlane(#[source] GrpcError),
     #[error(transparent)]
     Worker(#[from] WorkerFailed),
 }
@@ -87,7 +91,11 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
     if let Err(error) = rlimit::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
-    let snapshot = SnapshotCell::new(first_snapshot(config)?);
+    let mut mesh = local_mesh(config)?;
+    let snapshot = SnapshotCell::new(mesh.build());
+    for warning in mesh.take_warnings() {
+        tracing::warn!("{warning}");
+    }
     let signer = signer(config)?;
     let backend = Arc::new(choose_backend(config)?);
     check_privileges(config.sockets.packet_mark)?;
@@ -95,7 +103,7 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
         .enable_all()
         .build()
         .map_err(BootError::Control)?;
-    let serving = run(config, log, snapshot, signer, backend);
+    let serving = run(config, log, mesh, snapshot, signer, backend);
     LocalSet::new().block_on(&runtime, serving)
 }
 
@@ -103,6 +111,7 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
 async fn run(
     config: &Config,
     log: &LogSink,
+    mesh: Builder,
     snapshot: SnapshotCell,
     signer: Signer,
     backend: Arc<Choice>,
@@ -122,10 +131,11 @@ async fn run(
         version::banner(&config.node.istio_version)
     );
     tracing::info!("{backend}");
-    readiness.done(Task::StateManager);
     readiness.done(Task::Proxy);
-
     let (changes, pod_changes) = pods::changes();
+    let state = xds::state::State::new(mesh, snapshot.clone(), orders.clone(), changes.clone());
+    let synced = follow_control_plane(config, state, &readiness)?;
+
     let pods = WorkerPods::new(
         config.ports.clone(),
         config.sockets.clone(),
@@ -133,7 +143,12 @@ async fn run(
         changes,
     );
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
-    let agent = tokio::task::spawn_local(agent.run());
+    let agent = tokio::task::spawn_local(async move {
+        // A pod that were added before could not be told from its neighbours. The sender lives as long as the client.
+        if synced.await.is_ok() {
+            agent.run().await;
+        }
+    });
     let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone());
     let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
@@ -157,7 +172,30 @@ async fn run(
     Ok(())
 }
 
-fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
+/// Starts the xDS client, if there is a server. Resolves once the mesh is known.
+fn follow_control_plane(
+    config: &Config,
+    state: xds::state::State,
+    readiness: &Readiness,
+) -> Result<oneshot::Receiver<()>, BootError> {
+    let control = &config.control;
+    let Some(server) = &control.xds else {
+        // What the file says is all there is.
+        readiness.done(Task::StateManager);
+        let (known, waiter) = oneshot::channel();
+        let _ = known.send(());
+        return Ok(waiter);
+    };
+    let server = grpc::Server::new(server, control.auth_token.as_ref(), &config.node.cluster_id)
+        .map_err(BootError::ControlPlane)?;
+    let node = xds::node::node(&config.node);
+    let (client, synced) = xds::Client::new(server, node, state, readiness.clone());
+    tokio::task::spawn_local(client.run());
+    Ok(synced)
+}
+
+/// The mesh as the local file describes it; empty without one.
+fn local_mesh(config: &Config) -> Result<Builder, BootError> {
     let locale = Locale {
         network: config.node.network.as_str().into(),
         node: config.node.name.as_deref().map(Into::into),
@@ -165,7 +203,7 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
     };
     let mut builder = Builder::new(locale);
     let (origin, text) = match &config.control.local_state {
-        None => return Ok(builder.build()),
+        None => return Ok(builder),
         Some(LocalSource::Text(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
         Some(LocalSource::Path(path)) => {
             let text = std::fs::read_to_string(path).map_err(|source| BootError::LocalFile {
@@ -177,11 +215,7 @@ fn first_snapshot(config: &Config) -> Result<Snapshot, BootError> {
     };
     let state = LocalState::parse(&text).map_err(|source| BootError::LocalState { origin, source })?;
     builder.load(state);
-    let snapshot = builder.build();
-    for warning in builder.take_warnings() {
-        tracing::warn!("{warning}");
-    }
-    Ok(snapshot)
+    Ok(builder)
 }
 
 fn signer(config: &Config) -> Result<Signer, BootError> {
@@ -190,7 +224,7 @@ fn signer(config: &Config) -> Result<Signer, BootError> {
         CertificateSource::Server(server) => server,
     };
     let token = config.control.auth_token.as_ref();
-    let server = Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
+    let server = grpc::Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
     Ok(Signer::Ca(
         Ca::new(server, config.tls.certificate_lifetime).into(),
     ))

@@ -12,6 +12,8 @@ mod http2;
 mod tls_record;
 #[path = "targets/traceparent.rs"]
 mod traceparent;
+#[path = "targets/xds.rs"]
+mod xds;
 #[path = "targets/zds.rs"]
 mod zds;
 
@@ -26,5 +28,6 @@ pub const ALL: &[(&str, Body)] = &[
     ("http2", http2::run),
     ("tls_record", tls_record::run),
     ("traceparent", traceparent::run),
+    ("xds", xds::run),
     ("zds", zds::run),
 ];

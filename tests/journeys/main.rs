@@ -12,6 +12,7 @@
 mod addressing;
 mod announcements;
 mod certificates;
+mod control_plane;
 mod frames;
 mod hostile;
 mod load;

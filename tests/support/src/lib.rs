@@ -11,6 +11,7 @@
 //! | `World` | `Blueprint::build` | drop: proxies, applications, namespaces, files |
 //! | `Namespace` | `World` | drop deletes the name |
 //! | `Agent` | `World`, one per node | drop closes the socket |
+//! | `Istiod` | `Istiod::start` | drop closes the port and every connection |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
 //! | `Capture` | `Node::capture` | `Capture::stop` gives the report |
@@ -26,6 +27,7 @@ pub mod ca;
 pub mod capture;
 pub mod guardian;
 pub mod http;
+pub mod istiod;
 pub mod logs;
 pub mod mesh_file;
 pub mod namespace;
@@ -46,6 +48,7 @@ pub use authority::Authority;
 pub use blueprint::{Blueprint, Membership, PodSpec, ServiceSpec};
 pub use ca::Ca;
 pub use capture::{Capture, CaptureReport};
+pub use istiod::Istiod;
 pub use namespace::Namespace;
 pub use proxy::{Backend, Proxy, ProxyOptions};
 pub use redirect::Redirect;

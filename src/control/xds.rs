@@ -1,0 +1,236 @@
+//! The xDS client: keeps one stream to the control plane and makes its resources the state of the mesh.
+//!
+//! Control thread. This file moves messages and time; what they mean is `protocol`'s, what resources become is
+//! `decode`'s, how they reach the workers is `state`'s. Invariant: a stream that is lost takes nothing with it; what
+//! is known stays in force until the control plane takes it back. Specification: section 1 of the control-plane
+//! contract.
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{self, Instant};
+use tonic::Streaming;
+
+use crate::clock;
+use crate::control::grpc::{GrpcError, Server};
+use crate::control::readiness::{Readiness, Task};
+use crate::limits;
+
+pub mod decode;
+pub mod messages;
+pub mod node;
+pub mod protocol;
+pub mod state;
+
+use messages::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use protocol::{Ended, Kind, Protocol, Verdict};
+use state::State;
+
+const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+/// The client. One for the process.
+pub struct Client {
+    server: Server,
+    protocol: Protocol,
+    state: State,
+    readiness: Readiness,
+    synced: Option<oneshot::Sender<()>>,
+    warned: Option<(String, clock::Instant)>,
+}
+
+impl Client {
+    /// Also gives what resolves when the mesh is known for the first time.
+    pub fn new(
+        server: Server,
+        node: Node,
+        state: State,
+        readiness: Readiness,
+    ) -> (Self, oneshot::Receiver<()>) {
+        readiness.pending(Task::StateManager);
+        let (synced, waiter) = oneshot::channel();
+        let client = Self {
+            server,
+            protocol: Protocol::new(node),
+            state,
+            readiness,
+            synced: Some(synced),
+            warned: None,
+        };
+        (client, waiter)
+    }
+
+    /// Follows the control plane, for ever.
+    pub async fn run(mut self) {
+        loop {
+            let begun = clock::now();
+            let ended = self.converse().await;
+            // What came last must not wait for the next stream.
+            self.state.publish().await;
+            let lived = clock::now().duration_since(begun);
+            let delay = self.protocol.ended(&ended, lived, fastrand::f64());
+            self.report(&ended, delay);
+            time::sleep(delay).await;
+        }
+    }
+
+    /// One stream, from its opening to its end.
+    async fn converse(&mut self) -> Ended {
+        match self.open().await {
+            Ok((requests, responses)) => {
+                tracing::info!("connected to the control plane");
+                self.warned = None;
+                self.follow(requests, responses).await
+            }
+            Err(ended) => ended,
+        }
+    }
+
+    async fn open(
+        &mut self,
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        Ended,
+    > {
+        let mut channel = self.server.connect().await.map_err(not_opened)?;
+        let (requests, outgoing) = mpsc::channel(limits::XDS_REQUESTS_QUEUED_MAX);
+        let (first, warnings) = self.protocol.opened();
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        for request in first {
+            // Within the bound of the queue, and its other end is held here.
+            let _ = requests.try_send(request);
+        }
+        let outgoing = self.server.request(outgoing).map_err(not_opened)?;
+        let responses = channel
+            .stream(PATH, outgoing, limits::XDS_RESPONSE_BYTES_MAX)
+            .await
+            .map_err(|status| Ended::of_status(&status))?;
+        Ok((requests, responses))
+    }
+
+    async fn follow(
+        &mut self,
+        requests: mpsc::Sender<DeltaDiscoveryRequest>,
+        mut responses: Streaming<DeltaDiscoveryResponse>,
+    ) -> Ended {
+        loop {
+            let publish_at = self.state.publish_at();
+            let sweep_at = self.protocol.sweep_at();
+            tokio::select! {
+                biased;
+                () = until(publish_at), if publish_at.is_some() => self.state.publish().await,
+                () = until(sweep_at), if sweep_at.is_some() => self.sweep(),
+                received = responses.message() => match received {
+                    Ok(Some(response)) => {
+                        let answer = self.received(response).await;
+                        if requests.send(answer).await.is_err() {
+                            // The stream is over; the reason is the next thing to be received.
+                            tracing::debug!("a response was not answered: the stream is over");
+                        }
+                    }
+                    Ok(None) => return Ended::Complete,
+                    Err(status) => return Ended::of_status(&status),
+                },
+            }
+        }
+    }
+
+    async fn received(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let DeltaDiscoveryResponse {
+            type_url,
+            nonce,
+            resources,
+            removed_resources,
+            ..
+        } = response;
+        let (updates, removals) = (resources.len(), removed_resources.len());
+        let verdict = match Kind::of(&type_url) {
+            Some(kind) => self.state.apply(kind, resources, removed_resources).await,
+            None => {
+                tracing::error!("unknown type {type_url:?} in a response of the control plane");
+                Verdict::default()
+            }
+        };
+        tracing::debug!(
+            type_url,
+            nonce,
+            updates,
+            removals,
+            "received from the control plane"
+        );
+        for (name, reason) in verdict.rejected.iter().take(limits::XDS_WARNINGS_MAX) {
+            tracing::warn!("refused {name:?}: {reason}; what was known of it before stays in force");
+        }
+        if let Some(more @ 1..) = verdict.rejected.len().checked_sub(limits::XDS_WARNINGS_MAX) {
+            tracing::warn!("and {more} more resources of this response were refused");
+        }
+        let answer = self.protocol.answer(&type_url, &nonce, verdict, clock::now());
+        if self.protocol.is_synced() {
+            self.synced().await;
+        }
+        answer
+    }
+
+    /// Whoever waits for the first sync finds the state published.
+    async fn synced(&mut self) {
+        let Some(synced) = self.synced.take() else {
+            return;
+        };
+        self.state.publish().await;
+        let (addresses, policies) = Kind::ALL.map(|kind| self.protocol.held(kind)).into();
+        tracing::info!(addresses, policies, "the state of the mesh is complete");
+        self.readiness.done(Task::StateManager);
+        // Nobody may be waiting any more: the process is on its way out.
+        let _ = synced.send(());
+    }
+
+    fn sweep(&mut self) {
+        let gone = self.protocol.sweep(clock::now());
+        if !gone.is_empty() {
+            tracing::info!(
+                resources = gone.len(),
+                "removed what the control plane did not send again"
+            );
+        }
+        for (kind, name) in gone {
+            self.state.remove(kind, &name);
+        }
+    }
+
+    /// A failure that repeats itself is a line now and then.
+    fn report(&mut self, ended: &Ended, delay: clock::Duration) {
+        let text = ended.to_string();
+        let now = clock::now();
+        let repeated = self.warned.as_ref().is_some_and(|(last, at)| {
+            *last == text && now.duration_since(*at) < limits::XDS_WARNING_INTERVAL
+        });
+        if repeated {
+            tracing::debug!(?delay, "no stream to the control plane: {text}");
+            return;
+        }
+        let unready = if self.protocol.is_synced() {
+            "what is known stays in force"
+        } else {
+            "not ready before it has sent the state of the mesh"
+        };
+        tracing::warn!(?delay, "no stream to the control plane: {text}; {unready}");
+        self.warned = Some((text, now));
+    }
+}
+
+fn not_opened(error: GrpcError) -> Ended {
+    if error.is_unreachable() {
+        Ended::Unreachable(error.to_string())
+    } else {
+        Ended::NotOpened(error.to_string())
+    }
+}
+
+async fn until(at: Option<clock::Instant>) {
+    match at {
+        Some(at) => time::sleep_until(Instant::from_std(at)).await,
+        None => std::future::pending().await,
+    }
+}

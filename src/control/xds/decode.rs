@@ -1,0 +1,328 @@
+//! From the bytes of a resource to a workload, a service or a policy.
+//!
+//! Pure. Invariant: what comes out holds to the rules of `mesh`; what does not is refused as a whole, with an error
+//! that names the field and what is in it. Specification: sections 1 and 2 of the wire contract, where a row says
+//! REJECT. Ports and prefix lengths wider than their type are cut off, as the control plane is used to.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use prost::Message;
+
+use super::messages::workload as wire;
+use crate::identity::Identity;
+use crate::mesh::{
+    ApplicationProtocol, ApplicationTunnel, BalanceMode, CidrVip, GatewayAddress, GatewayTarget, Health,
+    HealthPolicy, IpFamilies, LoadBalancer, Locality, NamespacedHostname, NetworkAddress, NetworkMode,
+    PortMap, Scope, Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
+};
+
+mod policy;
+
+pub use policy::policy;
+
+/// A resource of the type `istio.workload.Address`.
+#[derive(Debug, Clone)]
+pub enum Address {
+    Workload(Box<Workload>),
+    Service(Box<Service>),
+}
+
+/// Why a resource is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("XDS payload without resource")]
+    NoPayload,
+    #[error("cannot be decoded: {0}")]
+    Malformed(#[from] prost::DecodeError),
+    #[error("unknown address type")]
+    UnknownAddressType,
+    #[error("{field}: {source}")]
+    Field { field: String, source: FieldError },
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    #[error("unknown enum: {0}")]
+    UnknownEnum(i32),
+    #[error("unknown enum: unsupported tunnel protocol: legacy istio mtls")]
+    LegacyMtls,
+    #[error("unknown enum: invalid target")]
+    UnspecifiedScope,
+    #[error("failed to parse address, had {0} bytes")]
+    AddressBytes(usize),
+    #[error("failed to parse namespaced hostname: {0}")]
+    Hostname(String),
+    #[error("nonempty gateway address is missing address")]
+    NoGatewayAddress,
+    #[error("invalid cidr: {ip}/{length}")]
+    Cidr { ip: IpAddr, length: u8 },
+}
+
+/// Decodes one `Address`.
+pub fn address(bytes: &[u8]) -> Result<Address, DecodeError> {
+    match wire::Address::decode(bytes)?.r#type {
+        Some(wire::address::Type::Workload(workload)) => {
+            Ok(Address::Workload(Box::new(workload_of(workload)?)))
+        }
+        Some(wire::address::Type::Service(service)) => Ok(Address::Service(Box::new(service_of(service)?))),
+        None => Err(DecodeError::UnknownAddressType),
+    }
+}
+
+fn workload_of(from: wire::Workload) -> Result<Workload, DecodeError> {
+    let trust_domain = or_default(from.trust_domain, "cluster.local");
+    let service_account = or_default(from.service_account, "default");
+    let identity = Identity::new(&trust_domain, &from.namespace, &service_account);
+    let addresses = from.addresses.iter().enumerate();
+    let addresses = addresses.map(|(at, bytes)| in_field(format_args!("addresses[{at}]"), ip(bytes)));
+    let tunnel = from.application_tunnel.map(application_tunnel).transpose()?;
+    let locality = from.locality.unwrap_or_default();
+    Ok(Workload {
+        uid: from.uid.into(),
+        name: from.name.into(),
+        namespace: from.namespace.into(),
+        trust_domain: trust_domain.into(),
+        service_account: service_account.into(),
+        accepted: Arc::new([identity.clone()]),
+        identity,
+        addresses: addresses.collect::<Result<_, _>>()?,
+        network: from.network.into(),
+        node: from.node.into(),
+        hostname: from.hostname.into(),
+        protocol: tunnel_protocol(from.tunnel_protocol)?,
+        network_mode: match known("network_mode", from.network_mode)? {
+            wire::NetworkMode::Standard => NetworkMode::Standard,
+            wire::NetworkMode::HostNetwork => NetworkMode::HostNetwork,
+        },
+        status: match known("status", from.status)? {
+            wire::WorkloadStatus::Healthy => Health::Healthy,
+            wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
+        },
+        waypoint: gateway("waypoint", from.waypoint)?,
+        network_gateway: gateway("network_gateway", from.network_gateway)?,
+        services: from
+            .services
+            .into_iter()
+            .map(endpoint)
+            .collect::<Result<_, _>>()?,
+        authorization_policies: from.authorization_policies.into_iter().map(Arc::from).collect(),
+        locality: Locality {
+            region: locality.region.into(),
+            zone: locality.zone.into(),
+            subzone: locality.subzone.into(),
+        },
+        capacity: from.capacity.unwrap_or(1),
+        cluster_id: or_default(from.cluster_id, "Kubernetes").into(),
+        workload_name: from.workload_name.into(),
+        workload_type: workload_type(from.workload_type).into(),
+        canonical_name: from.canonical_name.into(),
+        canonical_revision: from.canonical_revision.into(),
+        native_tunnel: from.native_tunnel,
+        application_tunnel: tunnel,
+    })
+}
+
+fn service_of(from: wire::Service) -> Result<Service, DecodeError> {
+    let mut service = Service::new(&from.name, &from.namespace, &from.hostname);
+    for (at, address) in from.addresses.into_iter().enumerate() {
+        let field = format_args!("addresses[{at}]");
+        match in_field(field, virtual_address(address))? {
+            VirtualAddress::Exact(vip) => service.vips.push(vip),
+            VirtualAddress::Range(vip) => service.cidr_vips.push(vip),
+        }
+    }
+    service.ports = ports(&from.ports);
+    service.subject_alt_names = from.subject_alt_names.into_iter().map(Arc::from).collect();
+    service.waypoint = gateway("waypoint", from.waypoint)?;
+    for (at, weighted) in from.weighted_waypoints.into_iter().enumerate() {
+        let field = format_args!("weighted_waypoints[{at}].destination");
+        // Unlike the single waypoint, an entry without one makes no sense.
+        let destination = weighted.destination.ok_or(FieldError::NoGatewayAddress);
+        service.weighted_waypoints.push(WeightedWaypoint {
+            destination: in_field(field, destination.and_then(gateway_address))?,
+            weight: weighted.weight,
+        });
+    }
+    service.load_balancer = from.load_balancing.map(load_balancer).transpose()?;
+    service.ip_families = match known("ip_families", from.ip_families)? {
+        wire::IpFamilies::Automatic => IpFamilies::Automatic,
+        wire::IpFamilies::Ipv4Only => IpFamilies::V4,
+        wire::IpFamilies::Ipv6Only => IpFamilies::V6,
+        wire::IpFamilies::Dual => IpFamilies::Dual,
+    };
+    service.canonical = from.canonical;
+    // A value that is not known yet restricts nobody, as in upstream: new restrictions come with new versions.
+    service.visibility = match wire::service::Visibility::try_from(from.visibility) {
+        Ok(wire::service::Visibility::Namespace) => Visibility::Namespace,
+        Ok(wire::service::Visibility::Public) | Err(_) => Visibility::Public,
+    };
+    Ok(service)
+}
+
+fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, DecodeError> {
+    match known("tunnel_protocol", value)? {
+        wire::TunnelProtocol::None => Ok(TunnelProtocol::Tcp),
+        wire::TunnelProtocol::Hbone => Ok(TunnelProtocol::Hbone),
+        wire::TunnelProtocol::LegacyIstioMtls => {
+            in_field(format_args!("tunnel_protocol"), Err(FieldError::LegacyMtls))
+        }
+    }
+}
+
+/// For telemetry only, so that a type of tomorrow is no reason to refuse a workload.
+fn workload_type(value: i32) -> &'static str {
+    match wire::WorkloadType::try_from(value) {
+        Ok(wire::WorkloadType::Cronjob) => "cronjob",
+        Ok(wire::WorkloadType::Pod) => "pod",
+        Ok(wire::WorkloadType::Job) => "job",
+        Ok(wire::WorkloadType::Deployment) | Err(_) => "deployment",
+    }
+}
+
+fn application_tunnel(from: wire::ApplicationTunnel) -> Result<ApplicationTunnel, DecodeError> {
+    use wire::application_tunnel::Protocol;
+    Ok(ApplicationTunnel {
+        protocol: match known("application_tunnel.protocol", from.protocol)? {
+            Protocol::None => ApplicationProtocol::None,
+            Protocol::Proxy => ApplicationProtocol::Proxy,
+        },
+        port: Some(port(from.port)).filter(|port| *port != 0),
+    })
+}
+
+fn load_balancer(from: wire::LoadBalancing) -> Result<LoadBalancer, DecodeError> {
+    use wire::load_balancing::{HealthPolicy as Health, Mode, Scope as Target};
+    let preferences = from.routing_preference.iter().enumerate();
+    let preferences = preferences.map(|(at, value)| {
+        let field = format_args!("load_balancing.routing_preference[{at}]");
+        let scope = match Target::try_from(*value) {
+            Err(_) => Err(FieldError::UnknownEnum(*value)),
+            Ok(Target::UnspecifiedScope) => Err(FieldError::UnspecifiedScope),
+            Ok(Target::Region) => Ok(Scope::Region),
+            Ok(Target::Zone) => Ok(Scope::Zone),
+            Ok(Target::Subzone) => Ok(Scope::Subzone),
+            Ok(Target::Node) => Ok(Scope::Node),
+            Ok(Target::Cluster) => Ok(Scope::Cluster),
+            Ok(Target::Network) => Ok(Scope::Network),
+        };
+        in_field(field, scope)
+    });
+    Ok(LoadBalancer {
+        routing_preferences: preferences.collect::<Result<_, _>>()?,
+        mode: match known("load_balancing.mode", from.mode)? {
+            Mode::UnspecifiedMode => BalanceMode::Standard,
+            Mode::Strict => BalanceMode::Strict,
+            Mode::Failover => BalanceMode::Failover,
+            Mode::Passthrough => BalanceMode::Passthrough,
+        },
+        health_policy: match known("load_balancing.health_policy", from.health_policy)? {
+            Health::OnlyHealthy => HealthPolicy::OnlyHealthy,
+            Health::AllowAll => HealthPolicy::AllowAll,
+        },
+    })
+}
+
+fn endpoint((name, list): (String, wire::PortList)) -> Result<(NamespacedHostname, PortMap), DecodeError> {
+    let Some((namespace, hostname)) = name.split_once('/') else {
+        return in_field(format_args!("services"), Err(FieldError::Hostname(name)));
+    };
+    Ok((NamespacedHostname::new(namespace, hostname), ports(&list.ports)))
+}
+
+fn gateway(field: &str, from: Option<wire::GatewayAddress>) -> Result<Option<GatewayAddress>, DecodeError> {
+    from.map(|from| in_field(format_args!("{field}"), gateway_address(from)))
+        .transpose()
+}
+
+fn gateway_address(from: wire::GatewayAddress) -> Result<GatewayAddress, FieldError> {
+    use wire::gateway_address::Destination;
+    let target = match from.destination.ok_or(FieldError::NoGatewayAddress)? {
+        Destination::Hostname(name) => {
+            GatewayTarget::Hostname(NamespacedHostname::new(&name.namespace, &name.hostname))
+        }
+        Destination::Address(address) => {
+            GatewayTarget::Address(NetworkAddress::new(&address.network, ip(&address.address)?))
+        }
+    };
+    Ok(GatewayAddress {
+        target,
+        hbone_mtls_port: port(from.hbone_mtls_port),
+    })
+}
+
+enum VirtualAddress {
+    Exact(NetworkAddress),
+    Range(CidrVip),
+}
+
+fn virtual_address(from: wire::NetworkAddress) -> Result<VirtualAddress, FieldError> {
+    let ip = plain_ip(&from.address)?;
+    let whole = if ip.is_ipv4() { 32 } else { 128 };
+    match from.length {
+        Some(length) if length != whole => Ok(VirtualAddress::Range(CidrVip {
+            network: from.network.into(),
+            cidr: range(ip, length)?,
+        })),
+        Some(_) | None => Ok(VirtualAddress::Exact(NetworkAddress::new(&from.network, ip))),
+    }
+}
+
+/// A range of mapped IPv4 addresses is one of IPv4 addresses, as every single address is.
+fn range(ip: IpAddr, length: u32) -> Result<IpNet, FieldError> {
+    let length = length as u8;
+    let invalid = || FieldError::Cidr { ip, length };
+    let range = IpNet::new(ip, length).map_err(|_| invalid())?;
+    match (ip.to_canonical(), length.checked_sub(96)) {
+        (mapped, Some(rest)) if mapped != ip => IpNet::new(mapped, rest).map_err(|_| invalid()),
+        (_, _) => Ok(range),
+    }
+}
+
+fn ip(bytes: &[u8]) -> Result<IpAddr, FieldError> {
+    plain_ip(bytes).map(|ip| ip.to_canonical())
+}
+
+/// As it was sent: prefix lengths count in its own family.
+fn plain_ip(bytes: &[u8]) -> Result<IpAddr, FieldError> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return Ok(IpAddr::from(octets));
+    }
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(octets) => Ok(IpAddr::from(octets)),
+        Err(_) => Err(FieldError::AddressBytes(bytes.len())),
+    }
+}
+
+fn ports(list: &[wire::Port]) -> PortMap {
+    let pairs = list
+        .iter()
+        .map(|it| (port(it.service_port), port(it.target_port)));
+    pairs.collect()
+}
+
+fn port(value: u32) -> u16 {
+    value as u16
+}
+
+fn or_default(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, DecodeError> {
+    let known = E::try_from(value).map_err(|_| FieldError::UnknownEnum(value));
+    in_field(format_args!("{field}"), known)
+}
+
+fn in_field<T>(field: fmt::Arguments<'_>, result: Result<T, FieldError>) -> Result<T, DecodeError> {
+    result.map_err(|source| DecodeError::Field {
+        field: field.to_string(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! A world as istiod's resources: the same mesh as in the mesh file.
+
+use prost::Message;
+
+use super::Resource;
+use super::messages::workload as wire;
+use crate::addresses::{self, Addresses};
+use crate::blueprint::{Membership, ServiceSpec};
+use crate::mesh_file::{node_name, workload_uid};
+use crate::world::{Pod, World};
+
+pub(super) fn resources(world: &World) -> Vec<Resource> {
+    let pods = world.pods.iter().filter_map(|pod| workload(world, pod));
+    let services = world.blueprint.services.iter().enumerate();
+    pods.chain(services.map(|(index, spec)| service(index, spec)))
+        .collect()
+}
+
+fn workload(world: &World, pod: &Pod) -> Option<Resource> {
+    let spec = &pod.spec;
+    let protocol = match spec.membership {
+        Membership::Inside | Membership::Unredirected => wire::TunnelProtocol::Hbone,
+        Membership::KnownPlain => wire::TunnelProtocol::None,
+        Membership::Outside => return None,
+    };
+    let status = if world.blueprint.unhealthy.contains(&spec.name) {
+        wire::WorkloadStatus::Unhealthy
+    } else {
+        wire::WorkloadStatus::Healthy
+    };
+    let memberships = world.blueprint.services.iter();
+    let services = memberships
+        .filter(|service| service.endpoints.contains(&spec.name))
+        .map(|service| {
+            (
+                key(service),
+                wire::PortList {
+                    ports: ports(service),
+                },
+            )
+        });
+    let uid = workload_uid(spec);
+    let workload = wire::Workload {
+        uid: uid.clone(),
+        name: spec.name.clone(),
+        namespace: spec.namespace.clone(),
+        service_account: spec.service_account.clone(),
+        addresses: bytes(pod.addresses).into(),
+        node: node_name(spec.node),
+        canonical_name: spec.service_account.clone(),
+        canonical_revision: "latest".to_owned(),
+        workload_name: spec.service_account.clone(),
+        tunnel_protocol: protocol.into(),
+        status: status.into(),
+        services: services.collect(),
+        ..wire::Workload::default()
+    };
+    Some(resource(uid, wire::address::Type::Workload(workload)))
+}
+
+fn service(index: usize, spec: &ServiceSpec) -> Resource {
+    let address = |address| wire::NetworkAddress {
+        network: String::new(),
+        address,
+        length: None,
+    };
+    let service = wire::Service {
+        name: spec.name.clone(),
+        namespace: spec.namespace.clone(),
+        hostname: spec.hostname(),
+        addresses: bytes(addresses::service(index)).map(address).into(),
+        ports: ports(spec),
+        ..wire::Service::default()
+    };
+    resource(key(spec), wire::address::Type::Service(service))
+}
+
+fn resource(name: String, kind: wire::address::Type) -> Resource {
+    let address = wire::Address { r#type: Some(kind) };
+    Resource {
+        name,
+        version: "1".to_owned(),
+        value: address.encode_to_vec(),
+    }
+}
+
+fn key(spec: &ServiceSpec) -> String {
+    format!("{}/{}", spec.namespace, spec.hostname())
+}
+
+fn ports(spec: &ServiceSpec) -> Vec<wire::Port> {
+    let port = |(service_port, target_port): &(u16, u16)| wire::Port {
+        service_port: u32::from(*service_port),
+        target_port: u32::from(*target_port),
+    };
+    spec.ports.iter().map(port).collect()
+}
+
+fn bytes(addresses: Addresses) -> [Vec<u8>; 2] {
+    [addresses.v4.octets().to_vec(), addresses.v6.octets().to_vec()]
+}

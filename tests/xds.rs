@@ -1,0 +1,627 @@
+//! The real xDS client against the rig's control plane: real TLS, HTTP/2 and gRPC, all on the loopback.
+//!
+//! The responses of record are tests/data/xds-*.binpb, byte for byte what istiod sent.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use uztunnel::bridge::orders::{self, Inbox};
+use uztunnel::bridge::{Order, Orders, SnapshotCell};
+use uztunnel::config::{self, AuthToken, Config, Environment, TrustRoots};
+use uztunnel::control::grpc::Server;
+use uztunnel::control::pods;
+use uztunnel::control::readiness::{Readiness, Task};
+use uztunnel::control::xds::Client;
+use uztunnel::control::xds::node::node;
+use uztunnel::control::xds::state::State;
+use uztunnel::mesh::{Builder, Locale, Snapshot};
+use uztunnel::sys::driver::Wake;
+use uztunnel_rig::istiod::messages::{discovery, security, workload};
+use uztunnel_rig::istiod::{
+    ADDRESS, AUTHORIZATION, Istiod, Resource, SERVER_NAME, TOKEN, TestAuthority, Treatment,
+};
+use uztunnel_rig::wait_until;
+
+const ADDRESSES: &[u8] = include_bytes!("data/xds-address.binpb");
+const POLICIES: &[u8] = include_bytes!("data/xds-authorization.binpb");
+
+#[test]
+fn the_captured_responses_are_replayed_and_acknowledged() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.replay(ADDRESS, ADDRESSES);
+    istiod.replay(AUTHORIZATION, POLICIES);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    for bytes in [ADDRESSES, POLICIES] {
+        let response = discovery::DeltaDiscoveryResponse::decode(bytes).expect("a response");
+        let answered = istiod.wait_for_answer(&response.nonce);
+        assert_eq!(
+            (answered.type_url, answered.error),
+            (response.type_url.clone(), None)
+        );
+        let snapshot = proxy.snapshots.load();
+        for resource in &response.resources {
+            let name = &resource.name;
+            let known = match (response.type_url.as_str(), name.split_once('/')) {
+                (AUTHORIZATION, _) => snapshot.policies().any(|policy| *policy.key == **name),
+                (_, Some((namespace, hostname))) => {
+                    snapshot.workload(name).is_some() || snapshot.service(namespace, hostname).is_some()
+                }
+                (_, None) => false,
+            };
+            assert!(known, "{name}");
+        }
+    }
+    // What the captured dump shows of this service's endpoints.
+    let snapshot = proxy.snapshots.load();
+    let cart = snapshot
+        .service("shop", "cart.shop.svc.cluster.local")
+        .expect("a service");
+    let mut endpoints: Vec<&str> = cart.endpoints.keys().map(|uid| &**uid).collect();
+    endpoints.sort_unstable();
+    assert_eq!(
+        endpoints,
+        ["Kubernetes//Pod/shop/cart-7f-a", "Kubernetes//Pod/shop/cart-7f-b"]
+    );
+    assert!(matches!(
+        proxy.inbox.lock().expect("inbox").next(),
+        Some(Order::Snapshot)
+    ));
+}
+
+#[test]
+fn a_stream_says_who_we_are_and_asks_for_everything() {
+    let istiod = Istiod::start().expect("istiod");
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    let asked = istiod.asked();
+    let kinds: Vec<&str> = asked.iter().take(2).map(|it| &*it.request.type_url).collect();
+    assert_eq!(kinds, [ADDRESS, AUTHORIZATION]);
+    for first in &asked[..2] {
+        let node = first.request.node.as_ref().expect("a node");
+        assert!(
+            node.id.starts_with("ztunnel~10.9.8.7~ztunnel-x.istio-system~"),
+            "{}",
+            node.id
+        );
+        assert!(first.request.initial_resource_versions.is_empty());
+    }
+    assert!(asked[2..].iter().all(|it| it.request.node.is_none()));
+    let header = |name: &str| {
+        asked[0]
+            .headers
+            .get(name)
+            .map(|it| it.to_str().expect("text").to_owned())
+    };
+    assert_eq!(header("authorization"), Some(format!("Bearer {TOKEN}")));
+    assert_eq!(header("clusterid").as_deref(), Some("cluster-7"));
+    assert_eq!(header("x-extra").as_deref(), Some("value"));
+    assert_eq!(header("content-type").as_deref(), Some("application/grpc"));
+    assert_eq!(header("te").as_deref(), Some("trailers"));
+    assert_eq!(header("user-agent"), None);
+}
+
+#[test]
+fn a_bad_resource_is_refused_by_name_and_everything_else_is_applied() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1"), pod("b", 2, "1")]);
+    istiod.update(AUTHORIZATION, vec![policy("ns/p", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+
+    let bad = Resource {
+        value: vec![0x0a, 0x03, 0xff],
+        version: "2".to_owned(),
+        ..pod("a", 1, "2")
+    };
+    let unknown = Resource {
+        value: Vec::new(),
+        ..pod("nobody", 1, "2")
+    };
+    let nonces = istiod.update(ADDRESS, vec![bad, pod("b", 22, "2"), unknown, pod("c", 3, "2")]);
+    let refusal = istiod.wait_for_answer(&nonces[0]).error.expect("a refusal");
+    assert!(
+        refusal.starts_with("c//Pod/ns/a: cannot be decoded: "),
+        "{refusal}"
+    );
+    assert!(
+        refusal.ends_with("; c//Pod/ns/nobody: unknown address type"),
+        "{refusal}"
+    );
+    proxy.wait_for("the good ones", |snapshot| {
+        has_address(snapshot, "c//Pod/ns/c", 3) && has_address(snapshot, "c//Pod/ns/b", 22)
+    });
+    assert!(
+        has_address(&proxy.snapshots.load(), "c//Pod/ns/a", 1),
+        "the version before it stays"
+    );
+    proxy.wait_for_log("refused \"c//Pod/ns/a\": cannot be decoded");
+
+    let nonces = istiod.update(
+        AUTHORIZATION,
+        vec![policy("ns/p", 9, "2"), policy("ns/q", 0, "1")],
+    );
+    let refusal = istiod.wait_for_answer(&nonces[0]).error.expect("a refusal");
+    assert_eq!(refusal, "ns/p: action: unknown enum: 9");
+    proxy.wait_for("the good policy", |snapshot| snapshot.policies().count() == 2);
+
+    // The server learns at the next stream which version is in force.
+    istiod.cut_connections();
+    let (sent, _) = istiod.wait_for_exchange(ADDRESS, 1);
+    assert_eq!(
+        sent.names,
+        ["c//Pod/ns/a", "c//Pod/ns/nobody"],
+        "and only what was refused comes again"
+    );
+    let second = istiod
+        .asked()
+        .into_iter()
+        .find(|it| it.stream == 1)
+        .expect("a second stream");
+    let versions = second.request.initial_resource_versions;
+    assert_eq!(versions.get("c//Pod/ns/a").map(String::as_str), Some("1"));
+    assert_eq!(versions.get("c//Pod/ns/b").map(String::as_str), Some("2"));
+    assert!(!versions.contains_key("c//Pod/ns/nobody"));
+    assert!(
+        proxy.readiness.is_ready(),
+        "once ready, a lost stream changes nothing"
+    );
+}
+
+#[test]
+fn removed_resources_are_gone_and_names_that_nobody_knows_do_no_harm() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(
+        ADDRESS,
+        vec![pod("a", 1, "1"), pod("b", 2, "1"), service("ns", "s.ns", "1")],
+    );
+    istiod.update(AUTHORIZATION, vec![policy("ns/p", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    let nonces = istiod.remove(
+        ADDRESS,
+        &["c//Pod/ns/a", "ns/s.ns", "nobody", "c//Pod/ns/zzz", "ns/zzz"],
+    );
+    assert_eq!(istiod.wait_for_answer(&nonces[0]).error, None);
+    istiod.remove(AUTHORIZATION, &["ns/p", "ns/zzz"]);
+    proxy.wait_for("the removals", |snapshot| {
+        snapshot.workload("c//Pod/ns/a").is_none()
+            && snapshot.service("ns", "s.ns").is_none()
+            && snapshot.policies().count() == 0
+    });
+    assert!(has_address(&proxy.snapshots.load(), "c//Pod/ns/b", 2));
+}
+
+#[test]
+fn a_new_stream_brings_only_what_changed_meanwhile() {
+    let mut istiod = Istiod::start().expect("istiod");
+    istiod.update(
+        ADDRESS,
+        vec![pod("a", 1, "1"), pod("b", 2, "1"), pod("c", 3, "1")],
+    );
+    istiod.update(AUTHORIZATION, vec![policy("ns/p", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    istiod.go_away();
+    assert!(
+        has_address(&proxy.snapshots.load(), "c//Pod/ns/a", 1),
+        "what is known stays"
+    );
+    istiod.update(ADDRESS, vec![pod("b", 22, "2")]);
+    istiod.remove(ADDRESS, &["c//Pod/ns/c"]);
+    istiod.come_back().expect("bound again");
+    let (sent, answered) = istiod.wait_for_exchange(ADDRESS, 1);
+    assert_eq!(sent.names, ["c//Pod/ns/b"]);
+    assert_eq!(sent.removed, ["c//Pod/ns/c"]);
+    assert_eq!(answered.error, None);
+    let (policies, _) = istiod.wait_for_exchange(AUTHORIZATION, 1);
+    assert_eq!((policies.names.len(), policies.removed.len()), (0, 0));
+    proxy.wait_for("the change and the removal", |snapshot| {
+        has_address(snapshot, "c//Pod/ns/b", 22) && snapshot.workload("c//Pod/ns/c").is_none()
+    });
+}
+
+#[test]
+fn every_way_to_end_a_stream_is_followed_by_another() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    for (index, (code, message)) in [(0, ""), (14, "transport is closing"), (13, "broken"), (2, "")]
+        .into_iter()
+        .enumerate()
+    {
+        istiod.end_streams(code, message);
+        let (sent, answered) = istiod.wait_for_exchange(ADDRESS, index + 1);
+        assert!(sent.names.is_empty(), "nothing comes twice");
+        assert_eq!(answered.error, None);
+    }
+}
+
+#[test]
+fn with_the_server_down_at_start_the_reason_is_clear_and_its_return_is_noticed_within_a_second() {
+    let mut istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
+    istiod.go_away();
+    let proxy = Proxy::start(&istiod);
+    let address = istiod.address;
+    proxy.wait_for_log(&format!("cannot connect to {address}: Connection refused"));
+    proxy.wait_for_log("not ready before it has sent the state of the mesh");
+    // Long enough for the delays to have grown: the ninth attempt and those after it are as far apart as they get.
+    proxy.wait_for_logs("no stream to the control plane", 9);
+    assert!(!proxy.readiness.is_ready());
+    istiod.come_back().expect("bound again");
+    let back = Instant::now();
+    proxy.wait_until_ready();
+    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
+    assert!(has_address(&proxy.snapshots.load(), "c//Pod/ns/a", 1));
+}
+
+#[test]
+fn a_token_that_is_not_accepted_is_named_and_a_new_one_is_read_from_the_file() {
+    let istiod = Istiod::start().expect("istiod");
+    let setup = Setup::new(&istiod);
+    setup.write_token("wrong");
+    let proxy = setup.start();
+    proxy.wait_for_log(
+        "gRPC status Unauthenticated: authentication failure (hint: check the control plane logs",
+    );
+    assert!(!proxy.readiness.is_ready());
+    assert!(!proxy.logged("wrong"), "a token is in no log");
+    proxy.setup.write_token("");
+    proxy.wait_for_log("token file exists, but was empty");
+    // As an editor leaves it.
+    proxy.setup.write_token(&format!("\n {TOKEN} \n"));
+    proxy.wait_until_ready();
+}
+
+#[test]
+fn a_server_under_other_roots_is_not_trusted_until_the_roots_change() {
+    let istiod = Istiod::start().expect("istiod");
+    let setup = Setup::new(&istiod);
+    setup.write_roots(&TestAuthority::new().expect("an authority").roots_pem());
+    let proxy = setup.start();
+    proxy.wait_for_log("tls handshake with 127.0.0.1 failed: invalid peer certificate: ");
+    assert!(istiod.asked().is_empty(), "nothing is said to a stranger");
+    proxy.setup.write_roots("no certificate");
+    proxy.wait_for_log("no certificate in it can be used as a root (0 found)");
+    std::fs::remove_file(&proxy.setup.roots).expect("removed");
+    proxy.wait_for_log("cannot read the root certificates from ");
+    proxy.setup.write_roots(&istiod.authority.roots_pem());
+    proxy.wait_until_ready();
+}
+
+#[test]
+fn a_server_whose_name_is_another_is_not_trusted() {
+    let istiod = Istiod::start().expect("istiod");
+    let mut setup = Setup::new(&istiod);
+    setup.server.other_hostname = Some("somebody.else.svc".to_owned());
+    let proxy = setup.start();
+    proxy.wait_for_log("tls handshake with 127.0.0.1 failed: invalid peer certificate: ");
+    assert!(istiod.asked().is_empty());
+}
+
+#[test]
+fn a_server_that_ends_every_stream_at_once_is_asked_less_and_less_often() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.treat(Treatment::EndAtOnce);
+    let begun = Instant::now();
+    let proxy = Proxy::start(&istiod);
+    wait_until("seven connections", || {
+        (istiod.connections_made() >= 7).then_some(())
+    });
+    // 20, 40, 80, 160, 320 and 640 ms, each a fifth less at most.
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1008),
+        "{:?}",
+        begun.elapsed()
+    );
+    istiod.treat(Treatment::Serve);
+    proxy.wait_until_ready();
+}
+
+#[test]
+fn a_server_that_refuses_is_asked_again() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.treat(Treatment::Refuse {
+        code: 8,
+        message: "too many proxies".to_owned(),
+    });
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_for_log("gRPC status ResourceExhausted: too many proxies");
+    istiod.treat(Treatment::Delay(Duration::from_millis(50)));
+    proxy.wait_until_ready();
+}
+
+#[test]
+fn an_unknown_type_is_acknowledged_and_logged() {
+    let istiod = Istiod::start().expect("istiod");
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    let nonces = istiod.update("type.googleapis.com/of.tomorrow", vec![pod("a", 1, "1")]);
+    assert_eq!(istiod.wait_for_answer(&nonces[0]).error, None);
+    proxy.wait_for_log("unknown type \"type.googleapis.com/of.tomorrow\"");
+}
+
+#[test]
+fn the_mesh_is_complete_only_when_both_kinds_came_without_a_fault() {
+    let istiod = Istiod::start().expect("istiod");
+    let bad = Resource {
+        value: Vec::new(),
+        ..pod("bad", 1, "1")
+    };
+    istiod.update(ADDRESS, vec![bad, pod("a", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    let (_, answered) = istiod.wait_for_exchange(ADDRESS, 0);
+    assert!(answered.error.is_some());
+    istiod.wait_for_exchange(AUTHORIZATION, 0);
+    assert!(!proxy.readiness.is_ready());
+    istiod.update(ADDRESS, vec![pod("bad", 2, "2")]);
+    proxy.wait_until_ready();
+}
+
+#[test]
+fn very_many_resources_are_published_at_once_and_announced_within_the_servers_limit() {
+    const WORKLOADS: u32 = 45_000;
+    let istiod = Istiod::start().expect("istiod");
+    let long = "n".repeat(90);
+    let pods = (0..WORKLOADS).map(|index| pod(&format!("{long}-{index}"), index, "1"));
+    istiod.update(ADDRESS, pods.collect());
+    let proxy = Proxy::start(&istiod);
+    // Whoever looks sees nothing or everything.
+    wait_until("the workloads", || {
+        let count = proxy.snapshots.load().workloads().count();
+        assert!(count == 0 || count == WORKLOADS as usize, "{count}");
+        proxy.readiness.is_ready().then_some(())
+    });
+    assert_eq!(proxy.snapshots.load().workloads().count(), WORKLOADS as usize);
+    istiod.cut_connections();
+    // The fake server takes 4 MiB, as a real one does.
+    let (sent, answered) = istiod.wait_for_exchange(ADDRESS, 1);
+    assert_eq!(answered.error, None);
+    let second = istiod
+        .asked()
+        .into_iter()
+        .find(|it| it.stream == 1)
+        .expect("a second stream");
+    let announced = second.request.initial_resource_versions.len();
+    assert!(announced > 30_000, "{announced}");
+    assert_eq!(sent.names.len() + announced, WORKLOADS as usize);
+    proxy.wait_for_log(&format!("{} are left out of it", sent.names.len()));
+}
+
+fn pod(name: &str, address: u32, version: &str) -> Resource {
+    let uid = format!("c//Pod/ns/{name}");
+    let workload = workload::Workload {
+        uid: uid.clone(),
+        name: name.to_owned(),
+        namespace: "ns".to_owned(),
+        addresses: vec![(0x0a00_0000 + address).to_be_bytes().to_vec()],
+        ..Default::default()
+    };
+    let kind = workload::address::Type::Workload(workload);
+    resource(uid, version, workload::Address { r#type: Some(kind) })
+}
+
+fn service(namespace: &str, hostname: &str, version: &str) -> Resource {
+    let service = workload::Service {
+        namespace: namespace.to_owned(),
+        hostname: hostname.to_owned(),
+        ..Default::default()
+    };
+    let kind = workload::address::Type::Service(service);
+    let address = workload::Address { r#type: Some(kind) };
+    resource(format!("{namespace}/{hostname}"), version, address)
+}
+
+fn policy(name: &str, action: i32, version: &str) -> Resource {
+    let (namespace, short) = name.split_once('/').expect("a namespace");
+    let authorization = security::Authorization {
+        name: short.to_owned(),
+        namespace: namespace.to_owned(),
+        action,
+        ..Default::default()
+    };
+    resource(name.to_owned(), version, authorization)
+}
+
+fn resource(name: String, version: &str, message: impl Message) -> Resource {
+    Resource {
+        name,
+        version: version.to_owned(),
+        value: message.encode_to_vec(),
+    }
+}
+
+fn has_address(snapshot: &Snapshot, uid: &str, address: u32) -> bool {
+    let expected = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + address));
+    snapshot
+        .workload(uid)
+        .is_some_and(|it| it.addresses == [expected])
+}
+
+/// How a client will find its server.
+struct Setup {
+    server: config::Server,
+    token: PathBuf,
+    roots: PathBuf,
+    _directory: TempDir,
+}
+
+impl Setup {
+    fn new(istiod: &Istiod) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (token, roots) = (directory.path().join("token"), directory.path().join("roots.pem"));
+        let setup = Self {
+            server: config::Server {
+                uri: format!("https://{}", istiod.address),
+                roots: TrustRoots::File(roots.clone()),
+                other_hostname: Some(SERVER_NAME.to_owned()),
+                headers: vec![
+                    ("x-extra".to_owned(), "value".to_owned()),
+                    ("clusterid".to_owned(), "loses".to_owned()),
+                ],
+            },
+            token,
+            roots,
+            _directory: directory,
+        };
+        setup.write_token(TOKEN);
+        setup.write_roots(&istiod.authority.roots_pem());
+        setup
+    }
+
+    fn write_token(&self, token: &str) {
+        std::fs::write(&self.token, token).expect("written");
+    }
+
+    fn write_roots(&self, pem: &str) {
+        std::fs::write(&self.roots, pem).expect("written");
+    }
+
+    fn start(self) -> Proxy {
+        let (handle, inbox) = orders::channel(Arc::new(Nobody));
+        let snapshots = SnapshotCell::new(Snapshot::empty(Locale::default()));
+        let readiness = Readiness::default();
+        // As the process does, before it makes the client.
+        readiness.pending(Task::StateManager);
+        let log = Log::default();
+        let token = AuthToken::File(self.token.clone());
+        let server = Server::new(&self.server, Some(&token), "cluster-7").expect("a server");
+        let environment = Environment::new([
+            ("FAKE_CA", "true"),
+            ("POD_NAME", "ztunnel-x"),
+            ("POD_NAMESPACE", "istio-system"),
+            ("INSTANCE_IP", "10.9.8.7"),
+        ]);
+        let node = node(&Config::from_env(&environment).expect("a configuration").node);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::spawn({
+            let (snapshots, readiness, log) = (snapshots.clone(), readiness.clone(), log.clone());
+            move || {
+                let subscriber = tracing_subscriber::fmt()
+                    .with_ansi(false)
+                    .with_max_level(tracing::Level::DEBUG)
+                    .with_writer(move || log.clone())
+                    .finish();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                let state = State::new(
+                    Builder::new(Locale::default()),
+                    snapshots,
+                    Orders::new(vec![handle]),
+                    pods::changes().0,
+                );
+                let (client, _synced) = Client::new(server, node, state, readiness);
+                tracing::subscriber::with_default(subscriber, || {
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = client.run() => {}
+                            _ = stopped => {}
+                        }
+                    });
+                });
+            }
+        });
+        Proxy {
+            setup: self,
+            snapshots,
+            readiness,
+            inbox: Mutex::new(inbox),
+            log,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+}
+
+/// The client in a thread of its own, and what it shows to the rest of a process.
+struct Proxy {
+    setup: Setup,
+    snapshots: SnapshotCell,
+    readiness: Readiness,
+    inbox: Mutex<Inbox>,
+    log: Log,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    fn start(istiod: &Istiod) -> Self {
+        Setup::new(istiod).start()
+    }
+
+    #[track_caller]
+    fn wait_until_ready(&self) {
+        wait_until("readiness", || self.readiness.is_ready().then_some(()));
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, condition: impl Fn(&Snapshot) -> bool) {
+        wait_until(what, || condition(&self.snapshots.load()).then_some(()));
+    }
+
+    #[track_caller]
+    fn wait_for_log(&self, text: &str) {
+        self.wait_for_logs(text, 1);
+    }
+
+    #[track_caller]
+    fn wait_for_logs(&self, text: &str, times: usize) {
+        wait_until(&format!("{times} times {text:?} in the log"), || {
+            (self.log.text().matches(text).count() >= times).then_some(())
+        });
+    }
+
+    fn logged(&self, text: &str) -> bool {
+        self.log.text().contains(text)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let thread = self.thread.take().expect("started");
+        let ended = thread.join();
+        if std::thread::panicking() {
+            println!("the client's log:\n{}", self.log.text());
+        } else {
+            ended.expect("the client did not panic");
+        }
+    }
+}
+
+struct Nobody;
+
+impl Wake for Nobody {
+    fn wake(&self) {}
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("log")).into_owned()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -4,6 +4,7 @@ use std::process::{Command, ExitCode};
 
 const SCHEMAS: &[&str] = &[
     "proto/authorization.proto",
+    "proto/ca.proto",
     "proto/discovery.proto",
     "proto/workload.proto",
     "proto/zds.proto",

@@ -20,8 +20,8 @@ use std::time::Duration;
 pub use env::Environment;
 pub use error::ConfigError;
 pub use sections::{
-    AuthToken, Control, Drain, IoChoice, Keepalive, LocalSource, LogFormat, Logging, Node, OriginalSource,
-    Pods, Ports, RecordLayer, RingFeatures, Server, Sockets, Tls, TrustRoots, Worker,
+    AuthToken, CertificateSource, Control, Drain, IoChoice, Keepalive, LocalSource, LogFormat, Logging, Node,
+    OriginalSource, Pods, Ports, RecordLayer, RingFeatures, Server, Sockets, Tls, TrustRoots, Worker,
 };
 
 use mesh_config::ProxyConfig;
@@ -61,7 +61,6 @@ impl Config {
             tls: Tls {
                 records: own.records,
                 records_per_key_max: own.records_per_key_max,
-                fake_ca: env.flag_or("FAKE_CA", false)?,
                 certificate_lifetime: duration_or(env, "SECRET_TTL", Duration::from_secs(24 * 60 * 60))?,
             },
             control: servers::control(env, &proxy)?,

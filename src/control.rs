@@ -4,6 +4,7 @@
 //! Workers are reached through `bridge` only.
 
 pub mod access_log;
+pub mod ca;
 pub mod certificates;
 pub mod demands;
 pub mod grpc;

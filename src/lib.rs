@@ -13,7 +13,9 @@
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
 //! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |
 //! | `control::pods::WorkerPods` | control | `process::boot` | with the ZDS client |
-//! | `control::certificates::Certificates` | control | `control::demands::serve` | when all workers have ended |
+//! | `control::certificates::Certificates` | control | `control::demands::serve` | when all workers have ended; an entry with the last pod of its identity |
+//! | `control::ca::Ca`, its connection | control | `process::boot`; a connection when one is needed | with the process; a connection when it breaks or is a minute old |
+//! | `tls::csr::CertificateRequest` | control | `control::ca`, one for each request | becomes a `CertifiedIdentity`, or is dropped with its key |
 //! | `control::readiness::Server` | control | `process::boot` | with the process |
 //! | `tls::CertifiedIdentity` | shared, immutable | control, by an `Authority` | when cache, sessions and handshakes have let go |
 //! | `sys::netns::Namespace` | shared, immutable | the ZDS client, from a descriptor | when the pod's last holder lets go |

@@ -375,6 +375,13 @@ const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs
 
 /// Certificate requests under way at a time.
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
+/// What one of them may take, connecting included. Upstream has no deadline here.
+pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Contract: wire.md section 6.
+pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
+/// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are
+/// still believed.
+pub const CA_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -402,6 +409,10 @@ pub const CONTROL_ADDRESSES_MAX: usize = 4;
 /// Contract: control-plane.md section 1.1.
 pub const CONTROL_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+// One address that swallows packets must not use up the time of a certificate request.
+const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CONTROL_CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.as_secs());
 
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;

@@ -1,5 +1,6 @@
 //! Layer `tls`: certified identities, handshakes and records of HBONE sessions.
 //!
+//! * `csr` asks a CA for a certificate and reads its answer.
 //! * `CertifiedIdentity` is a workload's certificate, private key and roots; private keys exist nowhere else.
 //! * `Handshake` drives rustls without I/O and ends in an `Established`.
 //! * `server_trust` is for connections of our own to the control plane.
@@ -10,6 +11,7 @@
 //! clock. Specification: RFC 8446, and the mesh's rules in section 3 of the control-plane contract.
 
 pub mod channel;
+pub mod csr;
 pub mod error;
 pub mod fake_ca;
 pub mod handshake;

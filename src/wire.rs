@@ -5,6 +5,7 @@
 //! panics.
 
 pub mod baggage;
+pub mod ca;
 pub mod hbone;
 pub mod http2;
 pub mod traceparent;

@@ -57,11 +57,17 @@ fn a_bad_setting_stops_the_start_and_is_named() {
         ("FAKE_CA", "true"),
         ("XDS_ADDRESS", ""),
         ("LOCAL_XDS", "workloads: []"),
+        ("CA_ADDRESS", ""),
     ];
     let cases = [
         ("PACKET_MARK", "lots", "invalid env var PACKET_MARK=lots"),
         ("RUST_LOG", "inof", "invalid env var RUST_LOG=\"inof\""),
         ("LOCAL_XDS", "workloads: 7", "LOCAL_XDS: invalid mesh state"),
+        (
+            "FAKE_CA",
+            "false",
+            "invalid configuration: ca_address must be set to use CA",
+        ),
         (
             "UZTUNNEL_OI",
             "epoll",

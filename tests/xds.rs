@@ -16,6 +16,7 @@ use uztunnel::bridge::orders::{self, Inbox};
 use uztunnel::bridge::{Order, Orders, SnapshotCell};
 use uztunnel::config::{self, AuthToken, Config, Environment, TrustRoots};
 use uztunnel::control::grpc::Server;
+use uztunnel::control::pods;
 use uztunnel::control::readiness::{Readiness, Task};
 use uztunnel::control::xds::Client;
 use uztunnel::control::xds::node::node;
@@ -518,6 +519,7 @@ impl Setup {
                     Builder::new(Locale::default()),
                     snapshots,
                     Orders::new(vec![handle]),
+                    pods::changes().0,
                 );
                 let (client, _synced) = Client::new(server, node, state, readiness);
                 tracing::subscriber::with_default(subscriber, || {

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use uztunnel::bridge::{Order, Orders, PodInfo, PodUid, orders};
 use uztunnel::config::{Config, Environment};
-use uztunnel::control::pods::{Pods, WorkerPods};
+use uztunnel::control::pods::{self, Pods, WorkerPods};
 use uztunnel::control::readiness::Readiness;
 use uztunnel::control::zds::Client;
 use uztunnel::sys::driver::Wake;
@@ -491,7 +491,8 @@ fn worker_pods() -> (WorkerPods, Inbox) {
     let config = Config::from_env(&Environment::new(settings)).expect("a configuration");
     let (bell, rung) = mpsc::channel();
     let (handle, orders) = orders::channel(Arc::new(Bell(bell)));
-    let pods = WorkerPods::new(config.ports, config.sockets, Orders::new(vec![handle]));
+    let (changes, _) = pods::changes();
+    let pods = WorkerPods::new(config.ports, config.sockets, Orders::new(vec![handle]), changes);
     (pods, Inbox { orders, rung })
 }
 

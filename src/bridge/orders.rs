@@ -93,6 +93,13 @@ pub enum Capture {
 #[error("{0}")]
 pub struct CertificateError(pub Arc<str>);
 
+impl CertificateError {
+    /// What waiting connections hear of a pod that left.
+    pub fn no_longer_needed() -> Self {
+        Self("the identity is no longer needed".into())
+    }
+}
+
 #[derive(Debug)]
 pub enum Order {
     /// Every worker learns of every pod; its home worker also gets the listeners.
@@ -107,6 +114,8 @@ pub enum Order {
         identity: Identity,
         result: Result<Arc<CertifiedIdentity>, CertificateError>,
     },
+    /// The last pod of the identity is gone.
+    ForgetCertificate { identity: Identity },
     /// A captured connection that another worker accepted.
     HandOver {
         pod: PodUid,

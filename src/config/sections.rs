@@ -126,8 +126,7 @@ pub struct Tls {
     pub records: RecordLayer,
     /// Records under one key before it is changed; `None` for the limit of the cipher.
     pub records_per_key_max: Option<u64>,
-    /// Certificates come from a built-in authority whose key is public.
-    pub fake_ca: bool,
+    /// What certificates are asked for.
     pub certificate_lifetime: Duration,
 }
 
@@ -141,9 +140,16 @@ pub enum RecordLayer {
 #[derive(Debug, Clone)]
 pub struct Control {
     pub local_state: Option<LocalSource>,
-    pub ca: Option<Server>,
+    pub ca: CertificateSource,
     pub xds: Option<Server>,
     pub auth_token: Option<AuthToken>,
+}
+
+#[derive(Debug, Clone)]
+pub enum CertificateSource {
+    /// A built-in authority whose key is public.
+    Fake,
+    Server(Server),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

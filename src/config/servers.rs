@@ -5,21 +5,28 @@ use std::path::PathBuf;
 use super::ConfigError;
 use super::env::Environment;
 use super::mesh_config::ProxyConfig;
-use super::sections::{AuthToken, Control, LocalSource, Server, TrustRoots};
+use super::sections::{AuthToken, CertificateSource, Control, LocalSource, Server, TrustRoots};
 use super::values;
 
 const ROOTS: &str = "var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "var/run/secrets/tokens/istio-token";
 
 pub(super) fn control(env: &Environment, proxy: &ProxyConfig) -> Result<Control, ConfigError> {
+    let ca_address = env.get("CA_ADDRESS").unwrap_or_else(|| default_address(env));
+    let ca = server(env, "CA", ca_address)?;
     Ok(Control {
         local_state: local_state(env)?,
         xds: server(env, "XDS", xds_address(env, proxy))?,
-        ca: server(
-            env,
-            "CA",
-            env.get("CA_ADDRESS").unwrap_or_else(|| default_address(env)),
-        )?,
+        ca: match ca {
+            // Checked all the same.
+            _ if env.flag_or("FAKE_CA", false)? => CertificateSource::Fake,
+            Some(ca) => CertificateSource::Server(ca),
+            None => {
+                return Err(ConfigError::Invalid(
+                    "ca_address must be set to use CA: set CA_ADDRESS, or FAKE_CA=true for tests".to_owned(),
+                ));
+            }
+        },
         auth_token: auth_token(env),
     })
 }

@@ -112,16 +112,6 @@ fn check_control_plane(env: &Environment, dns: bool, warnings: &mut Vec<String>)
 }
 
 fn check_security(env: &Environment) -> Result<(), ConfigError> {
-    if !env.flag_or("FAKE_CA", false)? {
-        let setting = match env.get("FAKE_CA") {
-            Some(value) => format!("FAKE_CA={value}"),
-            None => "a certificate authority (FAKE_CA is unset)".to_owned(),
-        };
-        return Err(ConfigError::unsupported(
-            setting,
-            "only FAKE_CA=true is available, whose key is public: it is for tests only",
-        ));
-    }
     if env.get("TLS12_ENABLED") == Some("true") {
         return Err(ConfigError::unsupported(
             "TLS12_ENABLED=true",

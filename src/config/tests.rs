@@ -91,23 +91,17 @@ fn defaults_are_those_of_ztunnel() {
         Some(LocalSource::Path("/mesh.yaml".into()))
     );
     assert!(config.control.xds.is_none() && config.control.auth_token.is_none());
-    assert_eq!(
-        config.control.ca.expect("by default").uri,
-        "https://localhost:15012"
-    );
 }
 
 #[test]
 fn what_the_stock_chart_sets_starts_with_warnings_only() {
-    let config = config(&CHART);
+    let variables: Vec<_> = CHART.into_iter().chain([("FAKE_CA", "false")]).collect();
+    let config = config(&variables);
     assert_eq!(config.worker.threads, 2);
     assert_eq!(config.logging.format, LogFormat::Json);
     assert_eq!(config.drain.deadline, Duration::from_secs(25));
     assert_eq!(config.node.name.as_deref(), Some("node1"));
-    assert_eq!(
-        config.control.ca.expect("set").uri,
-        "https://istiod.istio-system.svc:15012"
-    );
+    assert_eq!(ca(config.clone()).uri, "https://istiod.istio-system.svc:15012");
     let [dns, own_tunnels] = &config.warnings[..] else {
         panic!("{:?}", config.warnings)
     };
@@ -293,10 +287,6 @@ fn what_this_version_cannot_do_stops_the_start() {
             &[("XDS_ON_DEMAND", "true"), ("ISTIO_META_DNS_CAPTURE", "off")],
             "XDS_ON_DEMAND=true is not supported",
         ),
-        (
-            &[("FAKE_CA", "false")],
-            "FAKE_CA=false is not supported by this version yet: only FAKE_CA=true is",
-        ),
     ] {
         let message = error(variables);
         assert!(message.starts_with(text), "{message}");
@@ -471,9 +461,30 @@ fn the_environment_goes_before_the_documents_metadata() {
     assert_eq!(document_only.node.cluster_id, "plain");
 }
 
+fn ca(config: Config) -> Server {
+    match config.control.ca {
+        CertificateSource::Server(ca) => ca,
+        CertificateSource::Fake => panic!("FAKE_CA is not set"),
+    }
+}
+
+#[test]
+fn certificates_come_from_the_ca_unless_the_fake_one_is_asked_for() {
+    let unset = Config::from_env(&Environment::new([("XDS_ADDRESS", ""), ("LOCAL_XDS", "{}")]));
+    let by_default = ca(unset.expect("the CA has a default address"));
+    assert_eq!(by_default.uri, "https://localhost:15012");
+    let fake = config(&[("FAKE_CA", "true"), ("CA_ADDRESS", "")]);
+    assert!(matches!(fake.control.ca, CertificateSource::Fake));
+    assert_eq!(
+        error(&[("FAKE_CA", "false"), ("CA_ADDRESS", "")]),
+        "invalid configuration: ca_address must be set to use CA: set CA_ADDRESS, or FAKE_CA=true for tests"
+    );
+}
+
 #[test]
 fn headers_and_trust_of_servers_are_read() {
     let config = config(&[
+        ("FAKE_CA", "false"),
         ("CA_HEADER_X_Tenant", "blue"),
         ("CA_ROOT_CA", "SYSTEM"),
         ("ALT_CA_HOSTNAME", "istiod.other.svc"),
@@ -484,15 +495,12 @@ fn headers_and_trust_of_servers_are_read() {
         config.control.auth_token,
         Some(AuthToken::Literal("secret-text".to_owned()))
     );
-    let ca = config.control.ca.expect("by default");
+    let ca = ca(config);
     assert_eq!(ca.headers, [("x_tenant".to_owned(), "blue".to_owned())]);
     assert_eq!(ca.roots, TrustRoots::System);
     assert_eq!(ca.other_hostname.as_deref(), Some("istiod.other.svc"));
     let pem = "-----BEGIN CERTIFICATE-----";
-    let ca = self::config(&[("CA_ROOT_CA", pem)])
-        .control
-        .ca
-        .expect("by default");
+    let ca = self::ca(self::config(&[("FAKE_CA", "false"), ("CA_ROOT_CA", pem)]));
     assert_eq!(ca.roots, TrustRoots::Pem(pem.to_owned()));
     for (name, value, text) in [
         ("CA_HEADER_", "x", "failed to parse header key: CA_HEADER_"),

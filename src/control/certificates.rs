@@ -1,24 +1,30 @@
-//! Workload certificates: issued when a worker first asks, renewed at half their life, given to every worker that
-//! ever asked.
+//! Workload certificates: asked for as soon as a pod of the identity is announced, renewed before half their life
+//! is over, given to every worker that ever asked, and forgotten with the identity's last pod.
 //!
-//! Control thread. `Certificates` is the pure record of who asked for what and what is due when; the loop around
-//! it is `control::demands`. Specification: upstream's certificate manager, as far as its clients can see it.
+//! Control thread. `Certificates` is the pure record of who needs what, and of what is to be asked for next; the
+//! loop around it is `control::demands`. Specification: section 2.4 of the control-plane contract.
 //!
-//! Invariants: at most one request per identity is under way; a worker that asked gets an answer, and every later
-//! certificate of that identity unasked. The map is bounded by the identities of the node's own pods: a worker
-//! asks for no others.
+//! Invariants: at most one request per identity is under way, and at most `limits::CERTIFICATE_REQUESTS_MAX` in
+//! all; a worker that asked gets an answer, and every later certificate of that identity unasked; a certificate
+//! that is still valid is not lost by a failure to renew it. The record is bounded by the pods of the node: nothing
+//! is asked for on behalf of others.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::bridge::CertificateError;
+use crate::bridge::{CertificateError, PodUid};
 use crate::clock::{self, Duration, SystemTime};
 use crate::identity::Identity;
+use crate::limits;
 use crate::tls::{CertifiedIdentity, FakeCa};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(150);
+
+/// By how much of their life certificates are renewed earlier than at its half, at most: those that were issued
+/// together must not come back together for ever.
+const RENEWAL_SPREAD: f64 = 0.1;
 
 /// Who signs. One for the process.
 pub trait Authority: 'static {
@@ -33,12 +39,26 @@ impl Authority for FakeCa {
     }
 }
 
+/// What pods of one kind may be, in whatever trust domain the mesh puts them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Account {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Account {
+    fn of(identity: &Identity) -> Self {
+        Self {
+            namespace: identity.namespace().to_owned(),
+            name: identity.service_account().to_owned(),
+        }
+    }
+}
+
 /// What to do with a demand.
 #[derive(Debug, PartialEq)]
 pub enum Answer<C> {
-    /// Ask the authority.
-    Issue,
-    /// It has been asked.
+    /// It comes as a `Delivery`.
     Wait,
     Known(Result<Arc<C>, CertificateError>),
 }
@@ -56,113 +76,225 @@ pub struct Issued<C> {
 pub struct Delivery<C> {
     pub workers: BTreeSet<usize>,
     pub result: Result<Arc<C>, CertificateError>,
+    /// When the authority is asked again.
+    pub due: SystemTime,
 }
 
-/// Who asked for which certificate, and what is due when.
+/// An identity that no pod of the node has any more, and the workers that hold its certificate.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    pub identity: Identity,
+    pub workers: BTreeSet<usize>,
+}
+
+/// Who needs which certificate, and what is due when.
 #[derive(Debug)]
-pub struct Certificates<C>(HashMap<Identity, Entry<C>>);
+pub struct Certificates<C> {
+    pods: HashMap<PodUid, Account>,
+    /// Accounts that some pod has.
+    needed: HashMap<Account, Need>,
+    entries: HashMap<Identity, Entry<C>>,
+    /// To be asked for now: the most urgent first, then who came first.
+    queue: BTreeSet<(Urgency, u64, Identity)>,
+    /// To be asked for later.
+    due: BTreeSet<(SystemTime, Identity)>,
+    /// With the authority. May hold what was forgotten meanwhile.
+    under_way: HashSet<Identity>,
+    /// Numbers places in the queue.
+    places: u64,
+}
 
 impl<C> Certificates<C> {
     pub fn new() -> Self {
-        Self(HashMap::new())
-    }
-
-    /// A worker needs the certificate of `identity`.
-    pub fn demand(&mut self, worker: usize, identity: &Identity) -> Answer<C> {
-        if let Some(entry) = self.0.get_mut(identity) {
-            entry.workers.insert(worker);
-            return match (&entry.held, &entry.stage) {
-                (Held::Certificate { certificate, .. }, _) => Answer::Known(Ok(Arc::clone(certificate))),
-                (Held::Error(error), _) => Answer::Known(Err(error.clone())),
-                (Held::Nothing, _) => Answer::Wait,
-            };
+        Self {
+            pods: HashMap::new(),
+            needed: HashMap::new(),
+            entries: HashMap::new(),
+            queue: BTreeSet::new(),
+            due: BTreeSet::new(),
+            under_way: HashSet::new(),
+            places: 0,
         }
-        let entry = Entry {
-            workers: BTreeSet::from([worker]),
-            held: Held::Nothing,
-            stage: Stage::Asked,
-            retry_delay: RETRY_DELAY_MIN,
-        };
-        self.0.insert(identity.clone(), entry);
-        Answer::Issue
     }
 
-    /// The authority answered. `random` in 0..1 spreads retries by 20 %.
+    /// A pod is served from now on. `identity` is prefetched; it is missing as long as the mesh does not know the
+    /// pod's workload, and the first connection asks then.
+    pub fn pod_started(
+        &mut self,
+        uid: PodUid,
+        account: Account,
+        identity: Option<&Identity>,
+    ) -> Vec<Forgotten> {
+        self.needed.entry(account.clone()).or_default().pods += 1;
+        let forgotten = match self.pods.insert(uid, account) {
+            Some(previous) => self.release(&previous),
+            None => Vec::new(),
+        };
+        if let Some(identity) = identity {
+            self.prefetch(identity);
+        }
+        forgotten
+    }
+
+    /// The mesh knows now what a pod is that was announced before.
+    pub fn prefetch(&mut self, identity: &Identity) {
+        if self.is_needed(identity) {
+            self.ensure(identity, Urgency::Prefetch);
+        }
+    }
+
+    /// A pod is gone, and with the last of its account what the workers hold for it.
+    pub fn pod_stopped(&mut self, uid: &PodUid) -> Vec<Forgotten> {
+        match self.pods.remove(uid) {
+            Some(account) => self.release(&account),
+            None => Vec::new(),
+        }
+    }
+
+    /// A connection on a worker needs the certificate of `identity`.
+    pub fn demand(&mut self, worker: usize, identity: &Identity, now: SystemTime) -> Answer<C> {
+        if !self.is_needed(identity) {
+            // The connection's pod has just left.
+            return Answer::Known(Err(CertificateError::no_longer_needed()));
+        }
+        let entry = self.ensure(identity, Urgency::Connection);
+        entry.workers.insert(worker);
+        let answer = match &entry.held {
+            Held::Certificate {
+                certificate,
+                not_after,
+            } if *not_after > now => return Answer::Known(Ok(Arc::clone(certificate))),
+            Held::Error(error) => return Answer::Known(Err(error.clone())),
+            Held::Certificate { .. } | Held::Nothing => Answer::Wait,
+        };
+        self.hasten(identity, Urgency::Connection);
+        answer
+    }
+
+    /// What to ask the authority for next; the caller asks, and brings the answer to `issued`.
+    pub fn next_request(&mut self, now: SystemTime) -> Option<Identity> {
+        while let Some((due, _)) = self.due.first()
+            && *due <= now
+        {
+            let (_, identity) = self.due.pop_first().expect("invariant: there is a first one");
+            let urgency = match self.entries[&identity].held {
+                Held::Certificate { not_after, .. } if not_after > now => Urgency::Renewal,
+                Held::Certificate { .. } | Held::Error(_) | Held::Nothing => Urgency::Prefetch,
+            };
+            self.enqueue(&identity, urgency);
+        }
+        if self.under_way.len() >= limits::CERTIFICATE_REQUESTS_MAX {
+            return None;
+        }
+        let (_, _, identity) = self.queue.pop_first()?;
+        let entry = self.entries.get_mut(&identity);
+        entry.expect("invariant: only entries are queued").stage = Stage::Asked;
+        self.under_way.insert(identity.clone());
+        Some(identity)
+    }
+
+    /// The authority answered. `random` in 0..1 spreads retries and renewals. `None`: nobody needs it any more.
     pub fn issued(
         &mut self,
         identity: &Identity,
         result: Result<Issued<C>, CertificateError>,
         now: SystemTime,
         random: f64,
-    ) -> Delivery<C> {
-        let entry = self
-            .0
-            .get_mut(identity)
-            .expect("invariant: only what was demanded is asked for");
-        match result {
-            Ok(Issued {
-                certificate,
-                not_before,
-                not_after,
-            }) => {
-                entry.stage = Stage::Due(renewal(not_before, not_after, now));
-                entry.retry_delay = RETRY_DELAY_MIN;
-                entry.held = Held::Certificate {
-                    certificate: Arc::clone(&certificate),
-                    not_after,
-                };
-                Delivery {
-                    workers: entry.workers.clone(),
-                    result: Ok(certificate),
-                }
-            }
-            Err(error) => {
-                let delay = entry.retry_delay.mul_f64(0.8 + 0.4 * random.clamp(0.0, 1.0));
-                entry.retry_delay = (entry.retry_delay * 2).min(RETRY_DELAY_MAX);
-                match &entry.held {
-                    // The old one still serves, and nobody needs to know.
-                    Held::Certificate { not_after, .. } if *not_after > now => {
-                        entry.stage = Stage::Due((now + delay).min(*not_after));
-                        Delivery {
-                            workers: BTreeSet::new(),
-                            result: Err(error),
-                        }
-                    }
-                    Held::Certificate { .. } | Held::Error(_) | Held::Nothing => {
-                        entry.stage = Stage::Due(now + delay);
-                        entry.held = Held::Error(error.clone());
-                        Delivery {
-                            workers: entry.workers.clone(),
-                            result: Err(error),
-                        }
-                    }
-                }
-            }
-        }
+    ) -> Option<Delivery<C>> {
+        let was_under_way = self.under_way.remove(identity);
+        debug_assert!(was_under_way, "one answer for each request");
+        let entry = self.entries.get_mut(identity)?;
+        let delivery = entry.take(result, now, random.clamp(0.0, 1.0));
+        entry.stage = Stage::Due(delivery.due);
+        self.due.insert((delivery.due, identity.clone()));
+        Some(delivery)
     }
 
     /// When the next renewal or retry is due.
     pub fn next_due(&self) -> Option<SystemTime> {
-        let due = |entry: &Entry<C>| match entry.stage {
-            Stage::Due(due) => Some(due),
-            Stage::Asked => None,
-        };
-        self.0.values().filter_map(due).min()
+        self.due.first().map(|(due, _)| *due)
     }
 
-    /// What must be asked for now.
-    pub fn take_due(&mut self, now: SystemTime) -> Vec<Identity> {
-        let mut identities = Vec::new();
-        for (identity, entry) in &mut self.0 {
-            match entry.stage {
-                Stage::Due(due) if due <= now => {
-                    entry.stage = Stage::Asked;
-                    identities.push(identity.clone());
-                }
-                Stage::Due(_) | Stage::Asked => {}
+    fn is_needed(&self, identity: &Identity) -> bool {
+        self.needed.contains_key(&Account::of(identity))
+    }
+
+    /// The entry of an identity that some pod has.
+    fn ensure(&mut self, identity: &Identity, urgency: Urgency) -> &mut Entry<C> {
+        if !self.entries.contains_key(identity) {
+            let entry = Entry {
+                workers: BTreeSet::new(),
+                held: Held::Nothing,
+                stage: Stage::Asked,
+                retry_delay: RETRY_DELAY_MIN,
+            };
+            self.entries.insert(identity.clone(), entry);
+            if let Some(need) = self.needed.get_mut(&Account::of(identity)) {
+                need.identities.insert(identity.clone());
+            }
+            // What was forgotten while its request was under way takes that answer.
+            if !self.under_way.contains(identity) {
+                self.enqueue(identity, urgency);
             }
         }
+        self.entries.get_mut(identity).expect("invariant: just made")
+    }
+
+    /// One pod of the account less.
+    fn release(&mut self, account: &Account) -> Vec<Forgotten> {
+        let need = self.needed.get_mut(account);
+        let need = need.expect("invariant: the account of every pod is needed");
+        need.pods -= 1;
+        if need.pods > 0 {
+            return Vec::new();
+        }
+        let identities = self.needed.remove(account).unwrap_or_default().identities;
         identities
+            .into_iter()
+            .filter_map(|identity| self.forget(identity))
+            .collect()
+    }
+
+    fn forget(&mut self, identity: Identity) -> Option<Forgotten> {
+        let entry = self.entries.remove(&identity)?;
+        self.leave_lists(&identity, &entry.stage);
+        Some(Forgotten {
+            identity,
+            workers: entry.workers,
+        })
+    }
+
+    /// Asks at once, and before the less urgent ones.
+    fn hasten(&mut self, identity: &Identity, urgency: Urgency) {
+        let stage = match self.entries.get(identity) {
+            Some(entry) => entry.stage,
+            None => return,
+        };
+        let is_better = match stage {
+            Stage::Queued(queued, _) => urgency < queued,
+            Stage::Due(_) => true,
+            Stage::Asked => false,
+        };
+        if is_better {
+            self.leave_lists(identity, &stage);
+            self.enqueue(identity, urgency);
+        }
+    }
+
+    fn enqueue(&mut self, identity: &Identity, urgency: Urgency) {
+        let place = self.places;
+        self.places += 1;
+        let entry = self.entries.get_mut(identity);
+        entry.expect("invariant: only entries are queued").stage = Stage::Queued(urgency, place);
+        self.queue.insert((urgency, place, identity.clone()));
+    }
+
+    fn leave_lists(&mut self, identity: &Identity, stage: &Stage) {
+        match *stage {
+            Stage::Queued(urgency, place) => self.queue.remove(&(urgency, place, identity.clone())),
+            Stage::Due(due) => self.due.remove(&(due, identity.clone())),
+            Stage::Asked => false,
+        };
     }
 }
 
@@ -170,6 +302,24 @@ impl<C> Default for Certificates<C> {
     fn default() -> Self {
         Self::new()
     }
+}
+
+#[derive(Debug, Default)]
+struct Need {
+    pods: usize,
+    /// What is recorded for them: one, unless the mesh changed its mind.
+    identities: BTreeSet<Identity>,
+}
+
+/// In this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// A connection waits.
+    Connection,
+    /// There is no certificate.
+    Prefetch,
+    /// There is one.
+    Renewal,
 }
 
 #[derive(Debug)]
@@ -191,141 +341,77 @@ enum Held<C> {
     Error(CertificateError),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Stage {
+    /// Waits for its turn, at this place.
+    Queued(Urgency, u64),
     /// A request is under way.
     Asked,
     /// The next request is due then.
     Due(SystemTime),
 }
 
-/// Half way through the validity. A certificate that is older than that already is renewed after a pause, not in
-/// a busy loop.
-fn renewal(not_before: SystemTime, not_after: SystemTime, now: SystemTime) -> SystemTime {
-    let half = match not_after.duration_since(not_before) {
-        Ok(life) => not_before + life / 2,
-        Err(_) => not_after,
-    };
-    half.max(now + RETRY_DELAY_MIN)
+impl<C> Entry<C> {
+    fn take(
+        &mut self,
+        result: Result<Issued<C>, CertificateError>,
+        now: SystemTime,
+        random: f64,
+    ) -> Delivery<C> {
+        match result {
+            Ok(Issued {
+                certificate,
+                not_before,
+                not_after,
+            }) => {
+                self.retry_delay = RETRY_DELAY_MIN;
+                self.held = Held::Certificate {
+                    certificate: Arc::clone(&certificate),
+                    not_after,
+                };
+                Delivery {
+                    workers: self.workers.clone(),
+                    result: Ok(certificate),
+                    due: renewal(not_before, not_after, now, random),
+                }
+            }
+            Err(error) => {
+                let delay = self.retry_delay.mul_f64(0.8 + 0.4 * random);
+                self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
+                match &self.held {
+                    // The old one still serves, and nobody needs to know.
+                    Held::Certificate { not_after, .. } if *not_after > now => Delivery {
+                        workers: BTreeSet::new(),
+                        result: Err(error),
+                        due: (now + delay).min(*not_after),
+                    },
+                    Held::Certificate { .. } | Held::Error(_) | Held::Nothing => {
+                        self.held = Held::Error(error.clone());
+                        Delivery {
+                            workers: self.workers.clone(),
+                            result: Err(error),
+                            due: now + delay,
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Before half of the validity is over, by a random part of `RENEWAL_SPREAD`. A certificate that is older than that
+/// already, because clocks disagree or its life is short, is renewed half way through what is left of it, and after
+/// a pause: never in a busy loop.
+fn renewal(not_before: SystemTime, not_after: SystemTime, now: SystemTime, random: f64) -> SystemTime {
+    let life = not_after.duration_since(not_before).unwrap_or_default();
+    let wanted = not_before + life.mul_f64(0.5 - RENEWAL_SPREAD * random);
+    let pause = RETRY_DELAY_MIN.mul_f64(0.8 + 0.4 * random);
+    if wanted >= now + pause && !life.is_zero() {
+        return wanted;
+    }
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + left.mul_f64(0.5 - RENEWAL_SPREAD * random).max(pause)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn start() -> SystemTime {
-        SystemTime::UNIX_EPOCH + 1000 * HOUR
-    }
-
-    fn identity() -> Identity {
-        Identity::new("cluster.local", "shop", "cart")
-    }
-
-    fn issued(serial: u32, not_before: SystemTime) -> Result<Issued<u32>, CertificateError> {
-        Ok(Issued {
-            certificate: Arc::new(serial),
-            not_before,
-            not_after: not_before + 24 * HOUR,
-        })
-    }
-
-    fn error(text: &str) -> CertificateError {
-        CertificateError(text.into())
-    }
-
-    #[test]
-    fn one_request_is_made_for_all_who_ask_and_all_hear_of_it() {
-        let mut certificates = Certificates::new();
-        assert_eq!(certificates.demand(0, &identity()), Answer::Issue);
-        assert_eq!(certificates.demand(1, &identity()), Answer::Wait);
-        assert_eq!(certificates.demand(0, &identity()), Answer::Wait);
-        let Delivery { workers, result } = certificates.issued(&identity(), issued(1, start()), start(), 0.5);
-        assert_eq!((workers, result), (BTreeSet::from([0, 1]), Ok(Arc::new(1))));
-        assert_eq!(
-            certificates.demand(2, &identity()),
-            Answer::Known(Ok(Arc::new(1)))
-        );
-    }
-
-    #[test]
-    fn a_certificate_is_renewed_at_half_its_life_and_given_to_all_who_asked_before() {
-        let mut certificates = Certificates::new();
-        certificates.demand(0, &identity());
-        certificates.issued(&identity(), issued(1, start()), start(), 0.5);
-        certificates.demand(3, &identity());
-        assert_eq!(certificates.next_due(), Some(start() + 12 * HOUR));
-        assert!(certificates.take_due(start() + 11 * HOUR).is_empty());
-        let now = start() + 12 * HOUR;
-        assert_eq!(certificates.take_due(now), [identity()]);
-        assert!(certificates.take_due(now).is_empty(), "one request at a time");
-        assert_eq!(
-            certificates.demand(0, &identity()),
-            Answer::Known(Ok(Arc::new(1))),
-            "the old one serves"
-        );
-        let Delivery { workers, .. } = certificates.issued(&identity(), issued(2, now), now, 0.5);
-        assert_eq!(workers, BTreeSet::from([0, 3]));
-        assert_eq!(
-            certificates.demand(0, &identity()),
-            Answer::Known(Ok(Arc::new(2)))
-        );
-    }
-
-    #[test]
-    fn a_failure_is_told_at_once_and_retried_at_growing_delays() {
-        let mut certificates: Certificates<u32> = Certificates::new();
-        certificates.demand(0, &identity());
-        let mut now = start();
-        for delay_s in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150] {
-            let Delivery { workers, result } = certificates.issued(&identity(), Err(error("no")), now, 0.5);
-            assert_eq!((workers, result), (BTreeSet::from([0]), Err(error("no"))));
-            assert_eq!(
-                certificates.demand(0, &identity()),
-                Answer::Known(Err(error("no")))
-            );
-            now += Duration::from_secs(delay_s);
-            assert_eq!(certificates.next_due(), Some(now));
-            assert_eq!(certificates.take_due(now), [identity()]);
-        }
-        let Delivery { workers, result } = certificates.issued(&identity(), issued(1, now), now, 0.5);
-        assert_eq!((workers, result), (BTreeSet::from([0]), Ok(Arc::new(1))));
-    }
-
-    #[test]
-    fn a_failed_renewal_keeps_the_old_certificate_until_it_expires() {
-        let mut certificates = Certificates::new();
-        certificates.demand(0, &identity());
-        certificates.issued(&identity(), issued(1, start()), start(), 0.5);
-        let now = start() + 24 * HOUR - Duration::from_millis(500);
-        certificates.take_due(now);
-        let Delivery { workers, .. } = certificates.issued(&identity(), Err(error("no")), now, 0.5);
-        assert_eq!(workers, BTreeSet::new());
-        assert_eq!(
-            certificates.demand(0, &identity()),
-            Answer::Known(Ok(Arc::new(1)))
-        );
-        let expiry = start() + 24 * HOUR;
-        assert_eq!(
-            certificates.next_due(),
-            Some(expiry),
-            "the retry is not later than the expiry"
-        );
-        certificates.take_due(expiry);
-        let Delivery { workers, .. } = certificates.issued(&identity(), Err(error("no")), expiry, 0.5);
-        assert_eq!(workers, BTreeSet::from([0]));
-        assert_eq!(
-            certificates.demand(0, &identity()),
-            Answer::Known(Err(error("no")))
-        );
-    }
-
-    #[test]
-    fn a_certificate_past_its_half_life_is_not_renewed_in_a_busy_loop() {
-        for (not_before, not_after) in [(start(), start() + HOUR), (start() + HOUR, start())] {
-            let now = start() + 2 * HOUR;
-            assert_eq!(renewal(not_before, not_after, now), now + RETRY_DELAY_MIN);
-        }
-    }
-}
+mod tests;

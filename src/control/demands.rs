@@ -1,19 +1,22 @@
-//! What the workers ask for: certificates; and what they report last: their end.
+//! The loop that gives workers their certificates: what they ask for, what pods come and go, what the authority
+//! answers and when it is asked again; and what workers report last: their end.
 //!
-//! Control thread. The loop around `Certificates`: at most `limits::CERTIFICATE_REQUESTS_MAX` requests are with
-//! the authority at a time, the others wait here.
+//! Control thread. Decides nothing: that is `Certificates`.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders};
+use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders, PodInfo, PodUid, SnapshotCell};
 use crate::clock::{self, Duration, SystemTime};
-use crate::control::certificates::{Answer, Authority, Certificates, Delivery, Issued};
+use crate::control::certificates::{Account, Answer, Authority, Certificates, Delivery, Forgotten, Issued};
+use crate::control::pods::{PodChange, PodChanges};
 use crate::identity::Identity;
 use crate::limits;
+use crate::mesh::Snapshot;
 use crate::tls::CertifiedIdentity;
 
 /// A worker ended although nobody had told it to, or in another way than it was told. Its pods are unserved, so
@@ -28,75 +31,147 @@ pub struct WorkerFailed {
 /// Answers the workers until all of them have ended, or one has failed. Needs a `LocalSet`.
 pub async fn serve(
     mut demands: DemandQueue,
+    mut pods: PodChanges,
+    snapshot: SnapshotCell,
     authority: impl Authority,
     orders: Orders,
 ) -> Result<(), WorkerFailed> {
-    let mut certificates = Certificates::new();
+    let mut ledger = Ledger {
+        certificates: Certificates::new(),
+        snapshot,
+        orders,
+        unknown: HashMap::new(),
+    };
     let mut requests = Requests::new(authority);
-    let mut running = orders.workers();
+    let mut running = ledger.orders.workers();
     while running > 0 {
-        let due = certificates.next_due().map(|due| wait_for(due, clock::wall()));
+        while let Some(identity) = ledger.certificates.next_request(clock::wall()) {
+            requests.start(identity);
+        }
+        let due = ledger.certificates.next_due();
+        let due = due.map(|due| wait_for(due, clock::wall()));
         tokio::select! {
+            // A pod is announced before any worker knows of it: what workers then ask for finds it here.
+            biased;
+            Some(change) = pods.recv() => ledger.pod_changed(change),
+            (identity, result) = requests.next() => ledger.answered(identity, result),
             demand = demands.recv() => match demand {
-                Some(Demand::Certificate { worker, identity }) => {
-                    match certificates.demand(worker, &identity) {
-                        Answer::Issue => requests.start(identity),
-                        Answer::Wait => {}
-                        Answer::Known(result) => orders.send(worker, Order::Certificate { identity, result }),
-                    }
-                }
+                Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
                 Some(Demand::Ended { worker, error: Some(error) }) => {
                     return Err(WorkerFailed { worker, error });
                 }
                 None => return Ok(()),
             },
-            (identity, result) = requests.next() => {
-                if let Err(error) = &result {
-                    tracing::warn!(%identity, %error, "no certificate");
-                }
-                let issued = result.map(|certificate| Issued {
-                    not_before: certificate.not_before,
-                    not_after: certificate.not_after,
-                    certificate: Arc::new(certificate),
-                });
-                let Delivery { workers, result } =
-                    certificates.issued(&identity, issued, clock::wall(), fastrand::f64());
-                for worker in workers {
-                    let identity = identity.clone();
-                    orders.send(worker, Order::Certificate { identity, result: result.clone() });
-                }
-            },
-            () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
-                for identity in certificates.take_due(clock::wall()) {
-                    requests.start(identity);
-                }
-            }
+            () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {}
         }
     }
     Ok(())
 }
 
+/// The record, and who hears of what it says.
+struct Ledger {
+    certificates: Certificates<CertifiedIdentity>,
+    snapshot: SnapshotCell,
+    orders: Orders,
+    /// Pods whose workload the mesh does not know yet.
+    unknown: HashMap<PodUid, PodInfo>,
+}
+
+impl Ledger {
+    fn pod_changed(&mut self, change: PodChange) {
+        let forgotten = match change {
+            PodChange::Started { uid, info } => {
+                let account = Account {
+                    namespace: info.namespace.clone(),
+                    name: info.service_account.clone(),
+                };
+                let identity = identity_of(&self.snapshot.load(), &info);
+                if identity.is_none() {
+                    self.unknown.insert(uid.clone(), info);
+                } else {
+                    self.unknown.remove(&uid);
+                }
+                self.certificates.pod_started(uid, account, identity.as_ref())
+            }
+            PodChange::Stopped { uid } => {
+                self.unknown.remove(&uid);
+                self.certificates.pod_stopped(&uid)
+            }
+            PodChange::MeshChanged => {
+                let snapshot = self.snapshot.load();
+                let certificates = &mut self.certificates;
+                self.unknown.retain(|_, info| match identity_of(&snapshot, info) {
+                    Some(identity) => {
+                        certificates.prefetch(&identity);
+                        false
+                    }
+                    None => true,
+                });
+                return;
+            }
+        };
+        for Forgotten { identity, workers } in forgotten {
+            tracing::debug!(%identity, "certificate forgotten: its last pod left");
+            for worker in workers {
+                let identity = identity.clone();
+                self.orders.send(worker, Order::ForgetCertificate { identity });
+            }
+        }
+    }
+
+    fn demanded(&mut self, worker: usize, identity: Identity) {
+        match self.certificates.demand(worker, &identity, clock::wall()) {
+            Answer::Wait => {}
+            Answer::Known(result) => self.orders.send(worker, Order::Certificate { identity, result }),
+        }
+    }
+
+    fn answered(&mut self, identity: Identity, result: Result<CertifiedIdentity, CertificateError>) {
+        let issued = result.map(|certificate| Issued {
+            not_before: certificate.not_before,
+            not_after: certificate.not_after,
+            certificate: Arc::new(certificate),
+        });
+        let failure = issued.as_ref().err().cloned();
+        let now = clock::wall();
+        let delivery = self.certificates.issued(&identity, issued, now, fastrand::f64());
+        let Some(Delivery { workers, result, due }) = delivery else {
+            return;
+        };
+        if let Some(error) = failure {
+            let retry_in = due.duration_since(now).unwrap_or_default();
+            tracing::warn!(%identity, %error, ?retry_in, "no certificate");
+        }
+        for worker in workers {
+            let (identity, result) = (identity.clone(), result.clone());
+            self.orders.send(worker, Order::Certificate { identity, result });
+        }
+    }
+}
+
+fn identity_of(snapshot: &Snapshot, info: &PodInfo) -> Option<Identity> {
+    let workload = snapshot.own_workload(&info.name, &info.namespace, &info.service_account);
+    workload.map(|workload| workload.identity.clone())
+}
+
 /// Requests that are with the authority.
 struct Requests<A> {
-    authority: Arc<A>,
-    slots: Arc<Semaphore>,
+    authority: Rc<A>,
     tasks: JoinSet<(Identity, Result<CertifiedIdentity, CertificateError>)>,
 }
 
 impl<A: Authority> Requests<A> {
     fn new(authority: A) -> Self {
         Self {
-            authority: Arc::new(authority),
-            slots: Arc::new(Semaphore::new(limits::CERTIFICATE_REQUESTS_MAX)),
+            authority: Rc::new(authority),
             tasks: JoinSet::new(),
         }
     }
 
     fn start(&mut self, identity: Identity) {
-        let (authority, slots) = (Arc::clone(&self.authority), Arc::clone(&self.slots));
+        let authority = Rc::clone(&self.authority);
         self.tasks.spawn_local(async move {
-            let _slot = slots.acquire().await.expect("invariant: never closed");
             let result = authority.issue(identity.clone()).await;
             (identity, result)
         });
@@ -122,17 +197,121 @@ fn wait_for(due: SystemTime, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::bridge::{demands, orders};
+    use crate::bridge::{Demands, Inbox, demands, orders};
+    use crate::control::pods;
+    use crate::mesh::{Builder, LocalState, Locale};
     use crate::sys::driver::Wake;
     use crate::tls::FakeCa;
+
+    const MESH: &str = "
+workloads:
+- uid: Kubernetes//Pod/shop/any
+  name: any
+  namespace: shop
+  serviceAccount: known
+  trustDomain: cluster.local
+  workloadIps: [10.0.0.1]
+  protocol: HBONE
+  services: {}
+";
 
     struct NoWake;
 
     impl Wake for NoWake {
         fn wake(&self) {}
+    }
+
+    /// The fake one, which counts.
+    struct Counting {
+        inner: FakeCa,
+        asked: mpsc::UnboundedSender<Identity>,
+    }
+
+    impl Authority for Counting {
+        async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
+            let _ = self.asked.send(identity.clone());
+            Authority::issue(&self.inner, identity).await
+        }
+    }
+
+    struct World {
+        demands: Demands,
+        pods: mpsc::UnboundedSender<PodChange>,
+        inboxes: Vec<Inbox>,
+        asked: mpsc::UnboundedReceiver<Identity>,
+        snapshot: SnapshotCell,
+        served: tokio::task::JoinHandle<Result<(), WorkerFailed>>,
+    }
+
+    impl World {
+        /// In a mesh that knows the workload `any` of the account `known`.
+        fn start(workers: usize) -> Self {
+            let (handles, inboxes) = (0..workers).map(|_| orders::channel(Arc::new(NoWake))).unzip();
+            let (demands, queue) = demands::channel();
+            let (pods, changes) = pods::changes();
+            let (sender, asked) = mpsc::unbounded_channel();
+            let authority = Counting {
+                inner: FakeCa::new(),
+                asked: sender,
+            };
+            let mut builder = Builder::new(Locale::default());
+            builder.load(LocalState::parse(MESH).expect("valid"));
+            let snapshot = SnapshotCell::new(builder.build());
+            let serving = serve(queue, changes, snapshot.clone(), authority, Orders::new(handles));
+            Self {
+                demands,
+                pods,
+                inboxes,
+                asked,
+                snapshot,
+                served: tokio::task::spawn_local(serving),
+            }
+        }
+
+        fn announce(&self, account: &str) {
+            let info = PodInfo {
+                name: "any".to_owned(),
+                namespace: "shop".to_owned(),
+                service_account: account.to_owned(),
+            };
+            let uid = PodUid::new(account);
+            self.pods.send(PodChange::Started { uid, info }).expect("served");
+        }
+
+        fn demand(&self, worker: usize, account: &str) {
+            let identity = identity(account);
+            assert!(self.demands.send(Demand::Certificate { worker, identity }));
+        }
+
+        async fn order(&self, worker: usize) -> Order {
+            loop {
+                match self.inboxes[worker].next() {
+                    Some(order) => return order,
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        }
+
+        async fn certificate(
+            &self,
+            worker: usize,
+            account: &str,
+        ) -> Result<Arc<CertifiedIdentity>, CertificateError> {
+            match self.order(worker).await {
+                Order::Certificate {
+                    identity: named,
+                    result,
+                } => {
+                    assert_eq!(named, identity(account));
+                    result
+                }
+                order => panic!("a certificate was asked for, not {order:?}"),
+            }
+        }
     }
 
     fn run<R>(test: impl Future<Output = R>) -> R {
@@ -149,59 +328,83 @@ mod tests {
 
     #[test]
     fn every_worker_that_asks_gets_the_same_certificate() {
-        let (handles, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| orders::channel(Arc::new(NoWake))).unzip();
-        let (sender, queue) = demands::channel();
-        for worker in [0, 1] {
-            sender.send(Demand::Certificate {
-                worker,
-                identity: identity("cart"),
-            });
-        }
-        let serving = async {
-            let served = tokio::task::spawn_local(serve(queue, FakeCa::new(), Orders::new(handles)));
-            let mut received = Vec::new();
-            for inbox in &inboxes {
-                let order = loop {
-                    match inbox.next() {
-                        Some(order) => break order,
-                        None => tokio::task::yield_now().await,
-                    }
-                };
-                let Order::Certificate {
-                    identity: named,
-                    result,
-                } = order
-                else {
-                    panic!("a certificate was asked for, not {order:?}");
-                };
-                assert_eq!(named, identity("cart"));
-                received.push(result.expect("issued"));
-            }
-            assert!(Arc::ptr_eq(&received[0], &received[1]), "issued once");
+        run(async {
+            let world = World::start(2);
+            world.announce("cart");
+            world.demand(0, "cart");
+            world.demand(1, "cart");
+            let first = world.certificate(0, "cart").await.expect("issued");
+            let second = world.certificate(1, "cart").await.expect("issued");
+            assert!(Arc::ptr_eq(&first, &second), "issued once");
             for worker in [0, 1] {
-                sender.send(Demand::Ended { worker, error: None });
+                world.demands.send(Demand::Ended { worker, error: None });
             }
-            served.await.expect("no panic")
-        };
-        assert_eq!(run(serving), Ok(()));
+            assert_eq!(world.served.await.expect("no panic"), Ok(()));
+        });
+    }
+
+    #[test]
+    fn workers_are_told_to_forget_with_the_last_pod_and_get_no_more() {
+        run(async {
+            let world = World::start(2);
+            world.announce("cart");
+            world.demand(1, "cart");
+            world.certificate(1, "cart").await.expect("issued");
+            let uid = PodUid::new("cart");
+            world.pods.send(PodChange::Stopped { uid }).expect("served");
+            let order = world.order(1).await;
+            assert!(
+                matches!(&order, Order::ForgetCertificate { identity: named } if *named == identity("cart")),
+                "{order:?}"
+            );
+            world.demand(1, "cart");
+            let refused = world.certificate(1, "cart").await.expect_err("no pod has it");
+            assert_eq!(refused.to_string(), "the identity is no longer needed");
+            assert!(world.inboxes[0].next().is_none(), "that worker never asked");
+        });
+    }
+
+    #[test]
+    fn a_pod_that_the_mesh_knows_gets_its_certificate_unasked() {
+        run(async {
+            let mut world = World::start(1);
+            world.announce("unknown");
+            world.announce("known");
+            assert_eq!(world.asked.recv().await, Some(identity("known")));
+        });
+    }
+
+    #[test]
+    fn a_pod_that_the_mesh_learns_of_later_gets_its_certificate_then() {
+        run(async {
+            let mut world = World::start(1);
+            world.announce("late");
+            // Served in order: when this one has its answer the other was looked up in vain.
+            world.announce("cart");
+            world.demand(0, "cart");
+            world.certificate(0, "cart").await.expect("issued");
+            assert_eq!(world.asked.recv().await, Some(identity("cart")));
+            let mut builder = Builder::new(Locale::default());
+            builder.load(LocalState::parse(&MESH.replace("known", "late")).expect("valid"));
+            world.snapshot.publish(builder.build());
+            world.pods.send(PodChange::MeshChanged).expect("served");
+            assert_eq!(world.asked.recv().await, Some(identity("late")));
+        });
     }
 
     #[test]
     fn a_failed_worker_ends_the_serving_with_its_reason() {
-        let (handle, _inbox) = orders::channel(Arc::new(NoWake));
-        let (sender, queue) = demands::channel();
-        let workers = Orders::new(vec![handle.clone(), handle]);
-        sender.send(Demand::Ended {
-            worker: 1,
-            error: Some("no ring".to_owned()),
-        });
-        let ended = run(serve(queue, FakeCa::new(), workers));
-        assert_eq!(
-            ended,
-            Err(WorkerFailed {
+        run(async {
+            let world = World::start(2);
+            world.demands.send(Demand::Ended {
                 worker: 1,
-                error: "no ring".to_owned()
-            })
-        );
+                error: Some("no ring".to_owned()),
+            });
+            let failed = WorkerFailed {
+                worker: 1,
+                error: "no ring".to_owned(),
+            };
+            assert_eq!(world.served.await.expect("no panic"), Err(failed));
+        });
     }
 }

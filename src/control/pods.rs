@@ -6,6 +6,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
 use crate::bridge::{Order, Orders, Pod, PodInfo, PodListeners, PodUid};
 use crate::config::{OriginalSource, Ports, Sockets};
 use crate::limits;
@@ -21,21 +23,51 @@ pub trait Pods {
     fn stop(&mut self, uid: &PodUid);
 }
 
+/// What `control::demands` hears of pods.
+#[derive(Debug)]
+pub enum PodChange {
+    /// Sent before any worker is told.
+    Started { uid: PodUid, info: PodInfo },
+    /// Sent after all of them were told.
+    Stopped { uid: PodUid },
+    /// Another snapshot was published: it may know pods that were unknown before.
+    MeshChanged,
+}
+
+pub type PodChanges = mpsc::UnboundedReceiver<PodChange>;
+
+/// Both ends are on the control thread; bounded by the node agent, which waits for an answer to each request.
+pub fn changes() -> (mpsc::UnboundedSender<PodChange>, PodChanges) {
+    mpsc::unbounded_channel()
+}
+
 /// Pods served by the workers.
 pub struct WorkerPods {
     ports: Ports,
     sockets: Sockets,
     orders: Orders,
+    changes: mpsc::UnboundedSender<PodChange>,
 }
 
 impl WorkerPods {
-    pub fn new(ports: Ports, sockets: Sockets, orders: Orders) -> Self {
+    pub fn new(
+        ports: Ports,
+        sockets: Sockets,
+        orders: Orders,
+        changes: mpsc::UnboundedSender<PodChange>,
+    ) -> Self {
         assert!(orders.workers() > 0, "there is at least one worker");
         Self {
             ports,
             sockets,
             orders,
+            changes,
         }
+    }
+
+    fn report(&self, change: PodChange) {
+        // Nobody listens when the process is on its way out.
+        let _ = self.changes.send(change);
     }
 
     fn listen(&self, namespace: &Arc<Namespace>, port: u16) -> Result<Listening, ListenError> {
@@ -61,6 +93,10 @@ impl Pods for WorkerPods {
         let inbound_hbone = listen(self.ports.inbound_hbone)?;
         let inbound_plaintext = listen(self.ports.inbound_plaintext)?;
         let outbound = listen(self.ports.outbound)?;
+        self.report(PodChange::Started {
+            uid: uid.clone(),
+            info: info.clone(),
+        });
         let pod = Arc::new(Pod {
             uid: uid.clone(),
             info: info.clone(),
@@ -96,6 +132,7 @@ impl Pods for WorkerPods {
 
     fn stop(&mut self, uid: &PodUid) {
         self.orders.send_all(|| Order::RemovePod { uid: uid.clone() });
+        self.report(PodChange::Stopped { uid: uid.clone() });
     }
 }
 

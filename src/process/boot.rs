@@ -1,8 +1,9 @@
 //! The life of the proxy process: start in order, serve, end in order.
 //!
 //! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
-//! backend, checks of privileges, readiness server, workers, the control plane, and once the mesh is known the node
-//! agent's connection, since that brings traffic. Every failure before that ends the process with status 1 and one line that says what is wrong.
+//! client of the CA, backend, checks of privileges, readiness server, workers, the control plane, and once the mesh
+//! is known the node agent's connection, since that brings traffic. Every failure before that ends the process with
+//! status 1 and one line that says what is wrong.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,11 +16,14 @@ use tokio::task::LocalSet;
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::load::LoadTable;
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
-use crate::config::{self, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures};
+use crate::config::{
+    self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
+};
+use crate::control::ca::{Ca, Signer};
 use crate::control::demands::{self, WorkerFailed};
 use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
-use crate::control::pods::{WorkerPods, listen_on_any_family};
+use crate::control::pods::{self, WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
 use crate::control::{xds, zds};
 use crate::limits;
@@ -55,6 +59,8 @@ pub enum BootError {
     Mark(#[source] io::Error),
     #[error("cannot start the control thread: {0}")]
     Control(#[source] io::Error),
+    #[error("cannot use the CA of CA_ADDRESS: {0}")]
+    Ca(#[source] GrpcError),
     #[error("readiness server starts: {0}")]
     Readiness(#[source] ListenError),
     #[error("cannot start the workers: {0}")]
@@ -90,13 +96,14 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
     for warning in mesh.take_warnings() {
         tracing::warn!("{warning}");
     }
+    let signer = signer(config)?;
     let backend = Arc::new(choose_backend(config)?);
     check_privileges(config.sockets.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(BootError::Control)?;
-    let serving = run(config, log, mesh, snapshot, backend);
+    let serving = run(config, log, mesh, snapshot, signer, backend);
     LocalSet::new().block_on(&runtime, serving)
 }
 
@@ -106,6 +113,7 @@ async fn run(
     log: &LogSink,
     mesh: Builder,
     snapshot: SnapshotCell,
+    signer: Signer,
     backend: Arc<Choice>,
 ) -> Result<(), BootError> {
     let mut signals = Signals::catch().map_err(BootError::Control)?;
@@ -124,10 +132,16 @@ async fn run(
     );
     tracing::info!("{backend}");
     readiness.done(Task::Proxy);
-    let state = xds::state::State::new(mesh, snapshot, orders.clone());
+    let (changes, pod_changes) = pods::changes();
+    let state = xds::state::State::new(mesh, snapshot.clone(), orders.clone(), changes.clone());
     let synced = follow_control_plane(config, state, &readiness)?;
 
-    let pods = WorkerPods::new(config.ports.clone(), config.sockets.clone(), orders.clone());
+    let pods = WorkerPods::new(
+        config.ports.clone(),
+        config.sockets.clone(),
+        orders.clone(),
+        changes,
+    );
     let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
     let agent = tokio::task::spawn_local(async move {
         // Pods bring traffic, which needs a mesh. An error is the end of the process: the client is gone.
@@ -135,7 +149,8 @@ async fn run(
             agent.run().await;
         }
     });
-    let mut workers = std::pin::pin!(demands::serve(demands, FakeCa::new(), orders.clone()));
+    let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone());
+    let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
         ending = signals.ending() => ending,
         ended = &mut workers => return ended.map_err(BootError::Worker),
@@ -201,6 +216,18 @@ fn local_mesh(config: &Config) -> Result<Builder, BootError> {
     let state = LocalState::parse(&text).map_err(|source| BootError::LocalState { origin, source })?;
     builder.load(state);
     Ok(builder)
+}
+
+fn signer(config: &Config) -> Result<Signer, BootError> {
+    let server = match &config.control.ca {
+        CertificateSource::Fake => return Ok(Signer::Fake(FakeCa::new().into())),
+        CertificateSource::Server(server) => server,
+    };
+    let token = config.control.auth_token.as_ref();
+    let server = grpc::Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
+    Ok(Signer::Ca(
+        Ca::new(server, config.tls.certificate_lifetime).into(),
+    ))
 }
 
 fn choose_backend(config: &Config) -> Result<Choice, BootError> {

@@ -137,6 +137,14 @@ pub enum CredentialError {
     Malformed { identity: String, reason: String },
     #[error("private key for {identity} is unusable or belongs to another certificate: {reason}")]
     Key { identity: String, reason: String },
+    #[error("failed to create CSR: {reason} for {identity}")]
+    Request { identity: String, reason: String },
+    #[error("chain returned from CA is malformed for: {identity} ({what}: {reason})")]
+    Unreadable {
+        identity: String,
+        what: String,
+        reason: String,
+    },
     #[error("signing error: {reason} for {identity}")]
     Signing { identity: String, reason: String },
 }

@@ -60,9 +60,12 @@ impl CertifiedIdentity {
         let (not_before, not_after) = validity(&identity, leaf)?;
 
         let mut store = RootCertStore::empty();
-        let (added, _) = store.add_parsable_certificates(roots.iter().cloned());
+        let (added, skipped) = store.add_parsable_certificates(roots.iter().cloned());
         if added == 0 {
             return Err(CredentialError::NoRoots { identity: name() }.into());
+        }
+        if skipped > 0 {
+            tracing::warn!(%identity, skipped, "certificates among the roots that cannot be trust anchors");
         }
         let store = Arc::new(store);
 

@@ -74,11 +74,24 @@ impl<D: Driver + 'static> Core<D> {
             self.retire_sessions_of(&identity);
         }
         if let Some(Entry::Asked(waiting)) = previous {
-            for waiter in waiting {
-                // A task that gave up meanwhile does not want it.
-                let _ = waiter.send(result.clone());
-            }
+            answer(waiting, &result);
         }
+    }
+
+    /// The last pod of the identity left this node. Its connections end by themselves.
+    pub(super) fn forget_certificate(&mut self, identity: &Identity) {
+        match self.certificates.entries.remove(identity) {
+            Some(Entry::Known(_)) => self.retire_sessions_of(identity),
+            Some(Entry::Asked(waiting)) => answer(waiting, &Err(CertificateError::no_longer_needed())),
+            None => {}
+        }
+    }
+}
+
+fn answer(waiting: Vec<oneshot::Sender<Answer>>, result: &Answer) {
+    for waiter in waiting {
+        // A task that gave up meanwhile does not want it.
+        let _ = waiter.send(result.clone());
     }
 }
 
@@ -116,5 +129,36 @@ pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Ident
                 ))
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::runtime::tasks::Executor;
+    use crate::tls::FakeCa;
+    use crate::worker::fixture;
+
+    #[test]
+    fn a_forgotten_certificate_is_gone_and_those_who_wait_for_it_hear_why() {
+        let mut core = fixture::core(&Executor::default());
+        let identity = Identity::new("cluster.local", "shop", "cart");
+        let Step::Wait(mut waiting) = core.find_certificate(&identity) else {
+            panic!("nobody has given one yet");
+        };
+        core.forget_certificate(&identity);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let heard = std::pin::Pin::new(&mut waiting).poll(&mut context);
+        let std::task::Poll::Ready(Some(Err(error))) = heard else {
+            panic!("an error, at once");
+        };
+        assert_eq!(error, CertificateError::no_longer_needed());
+
+        let certificate = FakeCa::new().issue(&identity, clock::wall()).expect("issued");
+        core.take_certificate(identity.clone(), Ok(Arc::new(certificate)));
+        assert!(matches!(core.find_certificate(&identity), Step::Known(_)));
+        core.forget_certificate(&identity);
+        assert!(core.certificates.is_empty());
     }
 }

@@ -11,6 +11,7 @@
 
 mod addressing;
 mod announcements;
+mod certificates;
 mod control_plane;
 mod frames;
 mod hostile;

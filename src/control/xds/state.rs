@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
 use super::decode::{self, Address, DecodeError};
@@ -13,6 +14,7 @@ use super::messages::discovery::Resource;
 use super::protocol::{Kind, Verdict};
 use crate::bridge::{Order, Orders, SnapshotCell};
 use crate::clock::{self, Instant};
+use crate::control::pods::PodChange;
 use crate::limits;
 use crate::mesh::Builder;
 
@@ -21,6 +23,7 @@ pub struct State {
     builder: Builder,
     snapshots: SnapshotCell,
     orders: Orders,
+    changes: mpsc::UnboundedSender<PodChange>,
     /// When changes that nobody has seen yet are published.
     publish_at: Option<Instant>,
     published_at: Option<Instant>,
@@ -28,11 +31,17 @@ pub struct State {
 
 impl State {
     /// `builder` has what `snapshots` shows.
-    pub fn new(builder: Builder, snapshots: SnapshotCell, orders: Orders) -> Self {
+    pub fn new(
+        builder: Builder,
+        snapshots: SnapshotCell,
+        orders: Orders,
+        changes: mpsc::UnboundedSender<PodChange>,
+    ) -> Self {
         Self {
             builder,
             snapshots,
             orders,
+            changes,
             publish_at: None,
             published_at: None,
         }
@@ -92,6 +101,8 @@ impl State {
         self.published_at = Some(clock::now());
         self.snapshots.publish(self.builder.build());
         self.orders.send_all(|| Order::Snapshot);
+        // Nobody listens when the process is on its way out.
+        let _ = self.changes.send(PodChange::MeshChanged);
         let warnings = self.builder.take_warnings();
         for warning in warnings.iter().take(limits::XDS_WARNINGS_MAX) {
             tracing::warn!("{warning}");

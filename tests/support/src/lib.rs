@@ -13,6 +13,7 @@
 //! | `Agent` | `World`, one per node | drop closes the socket |
 //! | `Istiod` | `Istiod::start` | drop closes the port and every connection |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
+//! | `Ca` | `Ca::start` | drop closes its connections |
 //! | `Capture` | `Node::capture` | `Capture::stop` gives the report |
 
 #![deny(unsafe_code)]
@@ -20,7 +21,9 @@
 pub mod addresses;
 pub mod agent;
 pub mod applications;
+pub mod authority;
 pub mod blueprint;
+pub mod ca;
 pub mod capture;
 pub mod guardian;
 pub mod http;
@@ -41,7 +44,9 @@ pub mod zds;
 
 pub use addresses::Family;
 pub use agent::Agent;
+pub use authority::Authority;
 pub use blueprint::{Blueprint, Membership, PodSpec, ServiceSpec};
+pub use ca::Ca;
 pub use capture::{Capture, CaptureReport};
 pub use istiod::Istiod;
 pub use namespace::Namespace;

@@ -1,0 +1,193 @@
+//! The client of the CA: istiod, or whoever speaks its certificate service (istio-csr).
+//!
+//! Control thread. One connection serves all requests for a while; it is made anew when it breaks and when it is
+//! older than `limits::CA_CONNECTION_AGE_MAX`, so that roots which were rotated on disk come into use without
+//! anybody watching the file. Which identity is asked for and when is decided by `control::certificates`.
+//! Specification: sections 1.2, 2.2, 2.3 and 2.6 of the control-plane contract.
+//!
+//! Invariant: a request ends within `limits::CERTIFICATE_REQUEST_TIMEOUT`, so that a CA that hangs cannot hold the
+//! places of all requests for ever.
+
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tonic::{Code, Status};
+
+use crate::bridge::CertificateError;
+use crate::clock::{self, Duration, Instant};
+use crate::control::certificates::Authority;
+use crate::control::grpc::{Channel, GrpcError, Server};
+use crate::identity::Identity;
+use crate::limits;
+use crate::tls::csr::CertificateRequest;
+use crate::tls::{CertifiedIdentity, FakeCa, TlsError};
+use crate::wire::ca::{self, Answer, Request};
+
+/// Why the CA gave no certificate.
+#[derive(Debug, Clone, thiserror::Error)]
+enum CaError {
+    /// Also: no credentials to show.
+    #[error("cannot ask the CA: {0}")]
+    Unreachable(std::sync::Arc<GrpcError>),
+    #[error("signing gRPC error ({code:?}): {message}")]
+    Refused { code: Code, message: String },
+    #[error("no answer from the CA within {} s", limits::CERTIFICATE_REQUEST_TIMEOUT.as_secs())]
+    Silent,
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
+}
+
+/// Who signs, as the configuration says.
+pub enum Signer {
+    Fake(Box<FakeCa>),
+    Ca(Box<Ca>),
+}
+
+impl Authority for Signer {
+    async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
+        match self {
+            Self::Fake(fake) => Authority::issue(&**fake, identity).await,
+            Self::Ca(ca) => ca.issue(identity).await,
+        }
+    }
+}
+
+pub struct Ca {
+    server: Server,
+    lifetime: Duration,
+    connection: Mutex<Connection>,
+}
+
+/// Who waits for the lock while another connects shares the outcome.
+#[derive(Default)]
+struct Connection {
+    open: Option<Open>,
+    /// Tells connections apart.
+    made: u64,
+    failure: Option<(Instant, CaError)>,
+}
+
+#[derive(Clone)]
+struct Open {
+    channel: Channel,
+    number: u64,
+    since: Instant,
+}
+
+impl Ca {
+    /// `lifetime` is what certificates are asked for; the CA may give less.
+    pub fn new(server: Server, lifetime: Duration) -> Self {
+        Self {
+            server,
+            lifetime,
+            connection: Mutex::default(),
+        }
+    }
+
+    async fn certify(&self, identity: Identity) -> Result<CertifiedIdentity, CaError> {
+        let request = CertificateRequest::new(identity.clone())?;
+        let question = ca::request(request.pem(), self.lifetime, &identity);
+        let Ok(answered) = timeout(limits::CERTIFICATE_REQUEST_TIMEOUT, self.ask(question)).await else {
+            // Where one request hangs the next would. If the lock is taken, somebody connects already.
+            if let Ok(mut connection) = self.connection.try_lock() {
+                connection.open = None;
+            }
+            return Err(CaError::Silent);
+        };
+        Ok(request.certify(&answered?.cert_chain)?)
+    }
+
+    /// A connection that was good before may have ended unnoticed, so a broken one is tried once more.
+    async fn ask(&self, question: Request) -> Result<Answer, CaError> {
+        let asked_at = clock::now();
+        let mut open = self.connect(asked_at).await?;
+        let is_fresh = open.since >= asked_at;
+        match self.ask_over(&mut open, question.clone()).await {
+            Err(CaError::Refused { code, .. }) if !is_fresh && is_broken(code) => {
+                let mut open = self.connect(clock::now()).await?;
+                self.ask_over(&mut open, question).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_over(&self, open: &mut Open, question: Request) -> Result<Answer, CaError> {
+        let request = self.server.request(question).map_err(CaError::unreachable)?;
+        let asking = open
+            .channel
+            .unary(ca::CREATE_CERTIFICATE, request, limits::CA_ANSWER_BYTES_MAX);
+        let answer = asking.await;
+        if let Err(status) = &answer
+            && is_broken(status.code())
+        {
+            let mut connection = self.connection.lock().await;
+            if connection.open.as_ref().map(|it| it.number) == Some(open.number) {
+                connection.open = None;
+            }
+        }
+        answer.map_err(CaError::from)
+    }
+
+    /// For somebody who asks since `asked_at`.
+    async fn connect(&self, asked_at: Instant) -> Result<Open, CaError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(open) = &connection.open
+            && clock::now().saturating_duration_since(open.since) < limits::CA_CONNECTION_AGE_MAX
+        {
+            return Ok(open.clone());
+        }
+        if let Some((failed_at, error)) = &connection.failure
+            && *failed_at >= asked_at
+        {
+            return Err(error.clone());
+        }
+        match self.server.connect().await {
+            Ok(channel) => {
+                connection.made += 1;
+                let open = Open {
+                    channel,
+                    number: connection.made,
+                    since: clock::now(),
+                };
+                connection.open = Some(open.clone());
+                connection.failure = None;
+                Ok(open)
+            }
+            Err(error) => {
+                let error = CaError::unreachable(error);
+                connection.open = None;
+                connection.failure = Some((clock::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Authority for Ca {
+    async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
+        let certified = self.certify(identity).await;
+        certified.map_err(|error| CertificateError(error.to_string().into()))
+    }
+}
+
+impl CaError {
+    fn unreachable(error: GrpcError) -> Self {
+        Self::Unreachable(error.into())
+    }
+}
+
+impl From<Status> for CaError {
+    fn from(status: Status) -> Self {
+        Self::Refused {
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
+    }
+}
+
+/// What a connection that ended, or a server that is ending, fails requests with.
+fn is_broken(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+    )
+}

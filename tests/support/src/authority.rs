@@ -1,0 +1,122 @@
+//! A certificate authority of a test: a root of its own that signs requests and servers. Keys live as long as it.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::{Result, RigError};
+
+pub struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a certificate says that its request leaves open.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+    /// A URI instead of the names that were asked for.
+    pub name: Option<String>,
+}
+
+impl Terms {
+    /// From now on.
+    pub fn lasting(lifetime: Duration) -> Self {
+        let now = SystemTime::now();
+        Self {
+            not_before: now,
+            not_after: now + lifetime,
+            name: None,
+        }
+    }
+}
+
+/// A certificate and its key, for a server of the rig.
+pub struct ServerCertificate {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Result<Self> {
+        let (params, key) = authority(name)?;
+        let certificate = params.self_signed(&key).map_err(failed)?;
+        Ok(Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// An intermediate, signed by this one.
+    pub fn subordinate(&self, name: &str) -> Result<Self> {
+        let (params, key) = authority(name)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        Ok(Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    pub fn pem(&self) -> String {
+        self.certificate.pem()
+    }
+
+    /// PEM for the PEM of a request (PKCS #10).
+    pub fn sign(&self, request: &str, terms: &Terms) -> Result<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
+        if let Some(name) = &terms.name {
+            let name = Ia5String::try_from(name.as_str()).map_err(failed)?;
+            request.params.subject_alt_names = vec![SanType::URI(name)];
+        }
+        request.params.not_before = terms.not_before.into();
+        request.params.not_after = terms.not_after.into();
+        request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        request.params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let signed = request.signed_by(&self.issuer).map_err(failed)?;
+        Ok(signed.pem())
+    }
+
+    /// For a server with these host names or addresses.
+    pub fn server(&self, names: &[&str]) -> Result<ServerCertificate> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let key = KeyPair::generate().map_err(failed)?;
+        let signed = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .map_err(failed)?;
+        Ok(ServerCertificate {
+            chain: vec![signed.der().clone()],
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        })
+    }
+}
+
+/// The URI among the names that a request asks for.
+pub fn requested_name(request: &str) -> Result<String> {
+    let request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
+    match &request.params.subject_alt_names[..] {
+        [SanType::URI(name)] => Ok(name.to_string()),
+        names => Err(RigError::new("reading a request's name", format!("{names:?}"))),
+    }
+}
+
+fn authority(name: &str) -> Result<(CertificateParams, KeyPair)> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok((params, KeyPair::generate().map_err(failed)?))
+}
+
+fn failed(error: rcgen::Error) -> RigError {
+    RigError::new("making a certificate", error)
+}

@@ -178,7 +178,8 @@ mod tests {
         let empty = Snapshot::empty(Locale::default());
         let snapshots = SnapshotCell::new(empty);
         let builder = Builder::new(Locale::default());
-        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()));
+        let (changes, _changes) = crate::control::pods::changes();
+        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()), changes);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

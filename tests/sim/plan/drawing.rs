@@ -26,6 +26,7 @@ const RATES: [(Fault, f64); 8] = [
 /// How often a fault strikes in words, where it is switched on.
 pub fn rate(fault: Fault) -> String {
     match RATES.iter().find(|(of, _)| *of == fault) {
+        Some((Fault::CancelRace, _)) => "80 % in most worlds".to_owned(),
         Some((_, rate)) => format!("{} %", rate * 100.0),
         None => format!("1 to {} a world", times_max(fault)),
     }

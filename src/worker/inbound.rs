@@ -194,8 +194,9 @@ pub async fn authorize_and_connect<D: Driver + 'static>(
 ) -> Result<Socket<D>, Outcome> {
     let (permit, seen) = shell
         .with(|core| {
-            let permit = core.authorize(own, facts)?;
-            Ok((permit, core.snapshot.load()))
+            // Before the decision: what is published between the two then counts as a change.
+            let seen = core.snapshot.load();
+            Ok((core.authorize(own, facts)?, seen))
         })
         .map_err(Outcome::Denied)?;
     let server = connect_application(shell, pod, facts.peer, facts.application, &permit).await?;

@@ -206,11 +206,6 @@ impl SimDriver {
         self.is_dead = true;
     }
 
-    /// The kernel's number of a socket, for traces.
-    pub fn endpoint_number(&self, socket: SocketId) -> Option<u32> {
-        self.get(socket).map(|socket| socket.endpoint.number())
-    }
-
     fn insert(&mut self, endpoint: Endpoint, owner: Owner) -> SocketId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use uztunnel::planted::Bug;
 use uztunnel::sys::sim::faults::{Fault, Struck};
 
-use crate::options::Lesser;
 use crate::plan::{self, Plan};
 use crate::shrink;
 use crate::world::{self, Finding, Report};
@@ -214,8 +213,4 @@ pub fn cpu_time() -> Duration {
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
     Duration::from_millis(ticks * 10)
-}
-
-pub fn all(lesser: &Lesser, seed: u64) -> Plan {
-    lesser.of(Plan::draw(seed))
 }

@@ -61,7 +61,7 @@ impl Search<'_> {
         if Instant::now() >= self.until {
             return false;
         }
-        let plan = campaign::all(lesser, self.seed);
+        let plan = lesser.of(Plan::draw(self.seed));
         let found = campaign::run(&plan, self.bug, false).finding;
         found.is_some_and(|found| found.oracle == self.finding.oracle)
     }

@@ -109,8 +109,8 @@ fn dumped() -> Snapshot {
             let service = services.iter().find(|it| {
                 let key = format!(
                     "{}/{}",
-                    it["namespace"].as_str().unwrap(),
-                    it["hostname"].as_str().unwrap()
+                    it["namespace"].as_str().expect("a namespace"),
+                    it["hostname"].as_str().expect("a host name")
                 );
                 key == name
             });

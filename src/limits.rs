@@ -62,6 +62,11 @@ pub const RECEIVE_FALLBACK_BYTES: usize = 16 * 1024;
 /// Receives without a block that one turn serves at most.
 pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
 
+/// How long one turn judges live connections again after policies have changed, give or take one connection, and how
+/// many slots it looks at.
+pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
+pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
+
 /// Connections that one turn accepts from one listener at most.
 pub const ACCEPTS_TURN_MAX: usize = 64;
 

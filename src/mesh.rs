@@ -27,7 +27,7 @@ use ipnet::IpNet;
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
 };
-pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent};
+pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use local::{LocalError, LocalState};
@@ -85,9 +85,20 @@ struct Index {
     /// How many ranges there are of each prefix length, IPv4 and IPv6 apart.
     cidr_lengths: imbl::OrdMap<(bool, u8), usize>,
     policies: imbl::HashMap<Arc<str>, Arc<Policy>>,
-    /// Sorted by key; the global ones are under the empty namespace.
-    policies_by_namespace: imbl::HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    /// The global ones are under the empty namespace.
+    policies_by_namespace: imbl::HashMap<Arc<str>, PolicyList>,
+    /// Grows when policies change, or the workloads of this node.
+    policies_revision: u64,
     nobody: Arc<[Identity]>,
+}
+
+/// The policies about all workloads of a namespace.
+#[derive(Debug, Clone, Default)]
+struct PolicyList {
+    /// Of the index, when the list changed last.
+    revision: u64,
+    /// Sorted by key, at least one.
+    policies: Vec<Arc<Policy>>,
 }
 
 impl Snapshot {
@@ -183,6 +194,11 @@ impl Snapshot {
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.index.services.values().flatten()
+    }
+
+    /// Different whenever the policies about some workload of this node may have changed, and never smaller later.
+    pub fn policies_revision(&self) -> u64 {
+        self.index.policies_revision
     }
 
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {

@@ -18,6 +18,7 @@ pub mod passthrough;
 pub mod pipe;
 pub mod placement;
 pub mod pods;
+pub mod recheck;
 pub mod report;
 pub mod settings;
 pub mod shell;

@@ -56,7 +56,9 @@ impl Builder {
 
     /// Replaces everything by what a local file holds: workloads, then policies, then services.
     pub fn load(&mut self, local: LocalState) {
+        let revision = self.index.policies_revision;
         *self = Self::new(self.index.locale.clone());
+        self.index.policies_revision = revision + 1;
         for workload in local.workloads {
             self.insert_workload(workload);
         }
@@ -104,6 +106,7 @@ impl Builder {
                 .push(workload.clone());
         }
         if index.is_local(&workload) {
+            index.next_policies_revision();
             let by_name = index.own_workloads.entry(workload.namespace.clone()).or_default();
             by_name
                 .entry(workload.name.clone())
@@ -190,13 +193,25 @@ impl Builder {
         true
     }
 
+    /// Adds a policy, or replaces the one of the same key. One that says the same again is no change: control
+    /// planes repeat all of them when a connection begins anew.
     pub fn insert_policy(&mut self, policy: Policy) {
+        if self
+            .index
+            .policies
+            .get(&policy.key)
+            .is_some_and(|known| **known == policy)
+        {
+            return;
+        }
         self.remove_policy(&policy.key.clone());
         let policy = Arc::new(policy);
+        let revision = self.index.next_policies_revision();
         if let Some(namespace) = policy_namespace(&policy) {
             let list = self.index.policies_by_namespace.entry(namespace).or_default();
-            let at = list.partition_point(|other| other.key < policy.key);
-            list.insert(at, policy.clone());
+            let at = list.policies.partition_point(|other| other.key < policy.key);
+            list.policies.insert(at, policy.clone());
+            list.revision = revision;
         }
         self.index.policies.insert(policy.key.clone(), policy);
     }
@@ -206,10 +221,15 @@ impl Builder {
         let Some(old) = self.index.policies.remove(key) else {
             return false;
         };
-        if let Some(namespace) = policy_namespace(&old) {
-            remove_where(&mut self.index.policies_by_namespace, &namespace, |policy| {
-                &*policy.key == key
-            });
+        let revision = self.index.next_policies_revision();
+        if let Some(namespace) = policy_namespace(&old)
+            && let Some(list) = self.index.policies_by_namespace.get_mut(&namespace)
+        {
+            list.policies.retain(|policy| &*policy.key != key);
+            list.revision = revision;
+            if list.policies.is_empty() {
+                self.index.policies_by_namespace.remove(&namespace);
+            }
         }
         true
     }
@@ -306,6 +326,7 @@ impl Builder {
             );
         }
         if index.is_local(&old) {
+            index.next_policies_revision();
             remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
         }
         for (key, _) in &old.services {
@@ -356,6 +377,11 @@ impl Builder {
 }
 
 impl Index {
+    fn next_policies_revision(&mut self) -> u64 {
+        self.policies_revision += 1;
+        self.policies_revision
+    }
+
     fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
         self.services
             .get(&key.hostname)?

@@ -21,6 +21,7 @@ use super::listen::{Captured, Listener};
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
+use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
@@ -85,6 +86,7 @@ pub struct Core<D: Driver> {
     pub certificates: CertificateCache,
     pub buffers: Buffers,
     pub telemetry: Telemetry,
+    pub recheck: Recheck,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -145,6 +147,7 @@ impl<D: Driver + 'static> Core<D> {
             now,
             buffers: Buffers::default(),
             telemetry: Telemetry::new(setup.log),
+            recheck: Recheck::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,

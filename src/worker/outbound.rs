@@ -180,6 +180,7 @@ fn relay<D: Driver + 'static>(
                     stream: stream.stream,
                     user,
                     account,
+                    delivered: None,
                     share,
                 };
                 core.attach_tunnel(parts);

@@ -40,6 +40,8 @@ pub enum Outcome {
     StreamReset(ErrorCode),
     #[error("connection closed due to policy rejection: {0}")]
     Denied(Denial),
+    #[error("connection closed due to policy change")]
+    NoLongerAllowed(Denial),
     #[error("{0}")]
     Route(#[from] RouteError),
     #[error("{0}")]
@@ -99,7 +101,7 @@ impl Outcome {
             Self::Complete => 200,
             Self::Malformed(_) => 400,
             Self::Inbound(error) => error.status(),
-            Self::Denied(_) => 401,
+            Self::Denied(_) | Self::NoLongerAllowed(_) => 401,
             Self::ConnectFailed(_)
             | Self::HboneConnectTimeout(_)
             | Self::Io(_)

@@ -17,6 +17,7 @@ use super::outcome::Outcome;
 use super::owner::Owned;
 use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
+use crate::mesh::{PolicySet, Workload};
 use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::{Key, Slab};
 use crate::sys::descriptor::Descriptor;
@@ -34,6 +35,10 @@ pub struct PodState {
     pub setups: Cell<usize>,
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
+    /// The policies that its live connections have been judged by, or are being judged by.
+    pub judged_by: RefCell<Option<PolicySet>>,
+    /// Its workload, while its live connections are being judged again.
+    pub rejudged: RefCell<Option<Arc<Workload>>>,
     /// Tasks that end when the pod goes.
     leaving: RefCell<Slab<Waker>>,
 }
@@ -47,6 +52,8 @@ impl PodState {
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
             sessions: Cell::new(0),
+            judged_by: RefCell::default(),
+            rejudged: RefCell::default(),
             leaving: RefCell::default(),
         }
     }
@@ -113,6 +120,10 @@ struct Entry {
 impl Pods {
     pub fn get(&self, uid: &PodUid) -> Option<Rc<PodState>> {
         self.by_uid.get(uid).map(|entry| entry.state.clone())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Rc<PodState>> {
+        self.by_uid.values().map(|entry| &entry.state)
     }
 
     pub fn len(&self) -> usize {

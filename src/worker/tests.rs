@@ -78,6 +78,7 @@ fn relay(executor: &Executor) -> Relay {
         stream,
         user,
         account,
+        delivered: None,
         share,
     });
     Relay {

@@ -58,9 +58,10 @@ impl<D: Driver + 'static> Worker<D> {
         let mut has_tasks = run_tasks(&self.executor);
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
+            let has_unchecked = core.continue_recheck();
             core.flush();
             core.answer_reports();
-            !core.captured.is_empty() || !core.requests.is_empty()
+            has_unchecked || !core.captured.is_empty() || !core.requests.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();
@@ -141,7 +142,10 @@ impl<D: Driver + 'static> Core<D> {
                         });
                     }
                 }
-                Order::Snapshot => self.snapshot_waiters.clear(),
+                Order::Snapshot => {
+                    self.snapshot_waiters.clear();
+                    self.start_recheck();
+                }
                 Order::Drain { deadline } => self.start_drain(deadline),
                 Order::Report(asked) => self.reports.push(asked),
             }

@@ -13,6 +13,12 @@ use crate::actor::{Actor, Ended, Saw};
 use crate::plan::{ConnectionPlan, Ends, Script, Target};
 use crate::world::{Excuse, Finding, Whom, World};
 
+/// From a policy to the last byte that is still read against it: what a worker has given to the network arrives, and
+/// applications may read it in 200 pieces with 5 ms between them.
+const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(1_500);
+/// What it may take longer where workers are made to pause, twice at most.
+const DENIAL_PAUSE_MAX: Duration = Duration::from_secs(3);
+
 /// Those who are not done although everything that they could wait for is over.
 pub fn stuck(world: &World) -> Finding {
     let mut connections: Vec<usize> = world
@@ -79,6 +85,7 @@ impl Case<'_> {
             return Err(("bytes", "was delivered to two servers".to_owned()));
         }
         self.check_denials()?;
+        self.check_late_denials()?;
         let server = delivered
             .first()
             .map(|server| **server)
@@ -160,6 +167,35 @@ impl Case<'_> {
                     format!(
                         "{} bytes were delivered although policy forbade it",
                         server.received
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A policy that denies also ends what lives.
+    fn check_late_denials(&self) -> Result<(), Wrong> {
+        let disturbances = &self.world.plan.disturbances;
+        let pauses = disturbances
+            .iter()
+            .any(|disturbance| disturbance.what.fault() == Some(Fault::SlowWorker));
+        let latency_max = match pauses {
+            true => DENIAL_LATENCY_MAX + DENIAL_PAUSE_MAX,
+            false => DENIAL_LATENCY_MAX,
+        };
+        for server in &self.servers {
+            if !self.world.plan.pods[server.pod].meshed || server.stalls() > 0 || self.met_a_killed_proxy() {
+                continue;
+            }
+            let last = self.changes(server.pod).last();
+            let Some((denied_at, true)) = last else { continue };
+            if denied_at > server.opened_at && server.received_at > denied_at + latency_max {
+                return Err((
+                    "denied",
+                    format!(
+                        "bytes were delivered {:?} after a policy had forbidden it",
+                        server.received_at.saturating_sub(denied_at)
                     ),
                 ));
             }

@@ -353,7 +353,7 @@ pub const OWN_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Contract: configuration.md section 2.4.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// A session on which no stream was ever opened.
+/// A session on which its peer never opened a stream.
 pub const SILENT_SESSION: Duration = Duration::from_secs(30);
 /// How long a closing session may take to send its last bytes.
 pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
@@ -367,6 +367,8 @@ pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
 
+// A stranger that says nothing is ended for that, before it owes us the answer to a PING.
+const _: () = assert!(SILENT_SESSION.as_secs() <= PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs());
 const _: () = assert!(HANDSHAKES_SOURCE_MAX * 4 <= HANDSHAKES_POD_MAX);
 const _: () = assert!(REMAINS_BYTES_MAX >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
@@ -377,6 +379,16 @@ const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+
+/// What one session may make a worker hold, unread bytes of its streams aside: two send buffers (one is with the kernel
+/// while the other fills up) with control frames, a header block and what it says, its table, a part of a record.
+pub const SESSION_BYTES_MAX: usize = 2 * (OUTPUT_SOFT_BYTES + RECEIVE_BYTES_MAX + HTTP2_OUTPUT_BYTES)
+    + 2 * HTTP2_HEADER_LIST_SERVER_BYTES as usize
+    + HTTP2_HEADER_TABLE_BYTES
+    + RECEIVE_SMALL_BYTES;
+/// What an application that stopped reading may make a worker hold: a window of bytes, in pieces that pin little more
+/// than twice as much (`worker/backlog.rs`).
+pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COPIES_BYTES_MAX;
 
 /// Certificate requests under way at a time.
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;

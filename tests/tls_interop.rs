@@ -3,10 +3,13 @@
 //! * `tls_interop/rustls_peer.rs`: records and key updates against rustls, both roles, any chunking.
 //! * `tls_interop/csr.rs`: requests for certificates as openssl reads them, and what a CA may answer.
 //! * `tls_interop/openssl.rs`: the same against `openssl s_client` and `s_server`.
+//! * `tls_interop/chunking.rs`: the wire to them that cuts at random.
 //! * `tls_interop/refusals.rs`: which peers are refused, with which words, and what they are told.
 //!
 //! Rules of the contract: control-plane.md sections 2.3 and 3.2; RFC 8446.
 
+#[path = "tls_interop/chunking.rs"]
+mod chunking;
 #[path = "tls_interop/csr.rs"]
 mod csr;
 #[path = "tls_interop/openssl.rs"]

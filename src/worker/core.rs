@@ -259,7 +259,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    fn fire_timers(&mut self) {
+    pub(super) fn fire_timers(&mut self) {
         let mut due = std::mem::take(&mut self.scratch.due);
         self.timers.expire(self.now, &mut due);
         for event in due.drain(..) {

@@ -101,6 +101,13 @@ pub fn turn(core: &mut Core<EpollDriver>) {
     core.flush();
 }
 
+/// Lets `wait` pass without anything arriving, and fires what is due then: time that nobody has to wait for.
+pub fn pass(core: &mut Core<EpollDriver>, wait: Duration) {
+    core.now += wait;
+    core.fire_timers();
+    core.flush();
+}
+
 /// The client of a session of the worker, in plain blocking steps.
 pub struct Peer {
     socket: TcpStream,

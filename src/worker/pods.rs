@@ -188,15 +188,23 @@ pub struct CountedHandshake {
 }
 
 impl CountedHandshake {
-    /// `None` when the pod, or this source with this pod, has as many as are allowed.
-    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Option<Self> {
+    /// # Errors
+    /// The pod, or this source with this pod, has as many as are allowed: which of the two, and how many.
+    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Result<Self, Outcome> {
         let of_source = pod.handshakes_by_source.borrow().get(&source).copied();
         if of_source >= Some(limits::HANDSHAKES_SOURCE_MAX) {
-            return None;
+            return Err(Outcome::Overloaded {
+                what: "TLS handshakes of one source with one pod",
+                limit: limits::HANDSHAKES_SOURCE_MAX,
+            });
         }
-        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)?;
+        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX);
+        let all = all.ok_or(Outcome::Overloaded {
+            what: "TLS handshakes of one pod",
+            limit: limits::HANDSHAKES_POD_MAX,
+        })?;
         *pod.handshakes_by_source.borrow_mut().entry(source).or_default() += 1;
-        Some(Self { all, source })
+        Ok(Self { all, source })
     }
 }
 
@@ -326,16 +334,34 @@ mod tests {
     fn handshakes_of_one_source_leave_room_for_others() {
         let pod = fixture::pod();
         let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
-        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy)).collect();
+        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy).ok()).collect();
         assert_eq!(held.len(), limits::HANDSHAKES_SOURCE_MAX);
-        assert!(CountedHandshake::new(&pod, honest).is_some());
+        assert!(CountedHandshake::new(&pod, honest).is_ok());
+        let refused = |source| {
+            CountedHandshake::new(&pod, source)
+                .err()
+                .map(|why| why.to_string())
+        };
+        let (source_max, pod_max) = (limits::HANDSHAKES_SOURCE_MAX, limits::HANDSHAKES_POD_MAX);
+        assert_eq!(
+            refused(greedy),
+            Some(format!(
+                "too many TLS handshakes of one source with one pod at once: {source_max} are allowed"
+            ))
+        );
         drop(held);
         assert!(pod.handshakes_by_source.borrow().is_empty());
         assert_eq!(pod.handshakes.get(), 0);
         let sources = (0..).map(|n: u32| IpAddr::from(n.to_be_bytes()));
         let held: Vec<_> = sources
-            .map_while(|source| CountedHandshake::new(&pod, source))
+            .map_while(|source| CountedHandshake::new(&pod, source).ok())
             .collect();
-        assert_eq!(held.len(), limits::HANDSHAKES_POD_MAX);
+        assert_eq!(held.len(), pod_max);
+        assert_eq!(
+            refused(honest),
+            Some(format!(
+                "too many TLS handshakes of one pod at once: {pod_max} are allowed"
+            ))
+        );
     }
 }

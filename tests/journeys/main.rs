@@ -21,6 +21,7 @@ mod plaintext;
 mod refusals;
 mod replay;
 mod setup;
+mod silence;
 mod start;
 mod storm;
 mod streams;

@@ -127,6 +127,7 @@ impl<D: Driver + 'static> Core<D> {
                     return;
                 };
                 session.last_used = self.now;
+                session.served += 1;
                 self.requests.push(Request {
                     session: key,
                     stream,
@@ -447,7 +448,7 @@ impl<D: Driver + 'static> Core<D> {
         let silent = self.now.saturating_duration_since(session.last_received);
         let unused = self.now.saturating_duration_since(session.last_used);
         if session.users.is_empty() && unused >= self.idle_limit(key) {
-            self.close_session(key, "unused");
+            self.end_unused(key, unused);
             return;
         }
         let Some(session) = self.sessions.get_mut(key) else {
@@ -455,10 +456,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         match session.ping_sent {
             Some(sent) if self.now.saturating_duration_since(sent) >= limits::PING_TIMEOUT => {
-                let peer = self.peer_of(key);
-                let seconds = limits::PING_TIMEOUT.as_secs();
-                tracing::warn!(target: "hbone", %peer, "session closed: no answer to a PING within {seconds} s");
-                self.drop_session(key, "no answer to a PING");
+                self.end_silent(key, silent);
                 return;
             }
             Some(_) => {}
@@ -471,6 +469,39 @@ impl<D: Driver + 'static> Core<D> {
             None => {}
         }
         self.start_session_timer(key);
+    }
+
+    /// Nobody needs it any more, or a stranger never did.
+    fn end_unused(&mut self, key: Key<Session>, unused: Duration) {
+        let (peer, seconds) = (self.peer_of(key), unused.as_secs());
+        match self.sessions.get(key) {
+            Some(Session {
+                role: Role::Server,
+                served: 0,
+                ..
+            }) => tracing::info!(
+                target: "hbone", %peer,
+                "session closed: the peer opened no stream within {seconds} s after its handshake"
+            ),
+            Some(_) | None => {
+                tracing::debug!(target: "hbone", %peer, "session closed: no stream for {seconds} s");
+            }
+        }
+        self.close_session(key, &format!("no stream for {seconds} s"));
+    }
+
+    /// The peer, or the way to it, is gone without a word: nothing that we could say would arrive.
+    fn end_silent(&mut self, key: Key<Session>, silent: Duration) {
+        let peer = self.peer_of(key);
+        let (silent, timeout) = (silent.as_secs(), limits::PING_TIMEOUT.as_secs());
+        let streams = self.sessions.get(key).map_or(0, |session| session.users.len());
+        tracing::warn!(
+            target: "hbone", %peer, streams,
+            "session closed: nothing came for {silent} s and no answer to a PING within {timeout} s; \
+             the peer or the way to it is gone, and the session's streams are reset"
+        );
+        let why = format!("no answer to a PING within {timeout} s");
+        self.drop_session(key, &why);
     }
 
     fn idle_limit(&self, key: Key<Session>) -> Duration {

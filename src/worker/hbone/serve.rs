@@ -47,11 +47,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         pod, fd, peer, share, ..
     } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
-    let limit = limits::HANDSHAKES_POD_MAX;
-    let budget = CountedHandshake::new(&pod, peer.ip()).ok_or(Outcome::Overloaded {
-        what: "TLS handshakes of one pod",
-        limit,
-    })?;
+    let budget = CountedHandshake::new(&pod, peer.ip())?;
     let limit = limits::SESSIONS_POD_MAX;
     let place = Counted::session(&pod).ok_or(Outcome::Overloaded {
         what: "HBONE sessions of one pod",

@@ -11,5 +11,6 @@ pub mod grpc;
 pub mod log_line;
 pub mod pods;
 pub mod readiness;
+pub mod revocation;
 pub mod xds;
 pub mod zds;

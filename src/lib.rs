@@ -9,6 +9,7 @@
 //! | `mesh::Builder` | control | `process::boot`, at start | when the first snapshot is built: state from a file does not change |
 //! | `mesh::Snapshot` | shared, immutable | `Builder::build` | when the last who loaded it lets go |
 //! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
+//! | `bridge::Revocations`, `tls::RevocationLists` | shared; lists are immutable | `process::boot`; `control::revocation` when the file changed | with the process; when the last who loaded them lets go |
 //! | `bridge::LoadTable`, `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
 //! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |

@@ -332,6 +332,9 @@ pub const TASKS_BATCH: usize = 8;
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.
 pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
+/// Sessions compared with new lists of revoked certificates before other tasks get their turn. Each costs a look-up
+/// for each certificate of its chain and list of its issuer.
+pub const REVOCATION_SESSIONS_AT_ONCE: usize = 256;
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
 /// TLS handshakes that the peers of one pod have under way on one worker.
@@ -399,6 +402,12 @@ pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are
 /// still believed.
 pub const CA_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// How often the file of revoked certificates is looked at. A change is read once it was the same twice: within two
+/// seconds, as long as upstream waits (contract: control-plane.md section 3.4).
+pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// 100,000 certificates take 4 MiB as DER and a third more as PEM.
+pub const REVOCATION_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);

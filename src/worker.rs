@@ -39,6 +39,7 @@ use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
+use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::runtime::tasks::Executor;
 
@@ -61,6 +62,7 @@ pub struct Setup {
     pub snapshot: SnapshotCell,
     pub demands: Demands,
     pub load: LoadTable,
+    pub revocations: Revocations,
     pub log: LogSink,
 }
 

@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::load::LoadTable;
-use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
+use crate::bridge::{LogSink, Order, Orders, Revocations, SnapshotCell};
 use crate::config::{
     self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
 };
@@ -25,7 +25,7 @@ use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
 use crate::control::pods::{self, WorkerPods, listen_on_any_family};
 use crate::control::readiness::{self, Readiness, Task};
-use crate::control::{xds, zds};
+use crate::control::{revocation, xds, zds};
 use crate::limits;
 use crate::mesh::{Builder, LocalError, LocalState, Locale};
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
@@ -123,7 +123,17 @@ async fn run(
     }
     tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
 
-    let (orders, demands) = start_workers(config, log, snapshot.clone(), &backend)?;
+    let revocations = Revocations::default();
+    // Before the first handshake.
+    let watch = config
+        .tls
+        .revocations
+        .clone()
+        .map(|path| revocation::Watch::start(path, revocations.clone()));
+    let (orders, demands) = start_workers(config, log, snapshot.clone(), revocations, &backend)?;
+    if let Some(watch) = watch {
+        tokio::task::spawn_local(watch.run(orders.clone()));
+    }
     tracing::info!(
         io = backend.name(),
         workers = orders.workers(),
@@ -187,7 +197,8 @@ fn follow_control_plane(
         return Ok(waiter);
     };
     let server = grpc::Server::new(server, control.auth_token.as_ref(), &config.node.cluster_id)
-        .map_err(BootError::ControlPlane)?;
+        .map_err(BootError::ControlPlane)?
+        .with_compliance(config.tls.compliance);
     let node = xds::node::node(&config.node);
     let (client, synced) = xds::Client::new(server, node, state, readiness.clone());
     tokio::task::spawn_local(client.run());
@@ -224,7 +235,9 @@ fn signer(config: &Config) -> Result<Signer, BootError> {
         CertificateSource::Server(server) => server,
     };
     let token = config.control.auth_token.as_ref();
-    let server = grpc::Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
+    let server = grpc::Server::new(server, token, &config.node.cluster_id)
+        .map_err(BootError::Ca)?
+        .with_compliance(config.tls.compliance);
     Ok(Signer::Ca(
         Ca::new(server, config.tls.certificate_lifetime).into(),
     ))
@@ -287,6 +300,7 @@ fn start_workers(
     config: &Config,
     log: &LogSink,
     snapshot: SnapshotCell,
+    revocations: Revocations,
     backend: &Arc<Choice>,
 ) -> Result<(Orders, DemandQueue), BootError> {
     let threads = config.worker.threads.min(limits::WORKERS_MAX);
@@ -304,6 +318,7 @@ fn start_workers(
         snapshot: snapshot.clone(),
         demands: demands.clone(),
         load: load.clone(),
+        revocations: revocations.clone(),
         log: log.clone(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;

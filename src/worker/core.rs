@@ -28,6 +28,7 @@ use super::tunnel::Tunnel;
 use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::orders::{WorkerHandle, WorkerReport};
+use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::clock;
 use crate::limits;
@@ -74,6 +75,7 @@ pub struct Core<D: Driver> {
     pub demands: Demands,
     pub peers: Arc<[WorkerHandle]>,
     pub load: LoadTable,
+    pub revocations: Revocations,
     pub random: fastrand::Rng,
     pub timers: Wheel<TimerEvent>,
     pub waits: Slab<Wait>,
@@ -100,6 +102,8 @@ pub struct Core<D: Driver> {
     pub requests: Vec<Request>,
     /// Those who asked for a report in this turn.
     pub reports: Vec<mpsc::Sender<WorkerReport>>,
+    /// Other lists came into force in this turn; a task compares the sessions with them.
+    pub revocations_changed: bool,
     /// Set by a drain order.
     pub draining: bool,
     /// Set when the drain's deadline has passed.
@@ -152,6 +156,7 @@ impl<D: Driver + 'static> Core<D> {
             snapshot: setup.snapshot,
             demands: setup.demands,
             peers,
+            revocations: setup.revocations,
             load: setup.load,
             random: fastrand::Rng::with_seed(setup.seed),
             timers,
@@ -170,6 +175,7 @@ impl<D: Driver + 'static> Core<D> {
             captured: Vec::new(),
             requests: Vec::new(),
             reports: Vec::new(),
+            revocations_changed: false,
             draining: false,
             drain_over: false,
             shed: 0,

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::bridge::orders::CertificateError;
 use crate::mesh::{Denial, InboundError, RouteError};
-use crate::tls::TlsError;
+use crate::tls::{Revoked, TlsError};
 use crate::wire::http2::ErrorCode;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,8 @@ pub enum Outcome {
     Http2(String),
     #[error("h2 failed: session closed: {0}")]
     SessionClosed(String),
+    #[error("connection closed: {0}")]
+    Revoked(Revoked),
     #[error("stream reset by the peer: {0:?}")]
     StreamReset(ErrorCode),
     #[error("connection closed due to policy rejection: {0}")]
@@ -113,6 +115,7 @@ impl Outcome {
             | Self::Handshake(_)
             | Self::Http2(_)
             | Self::SessionClosed(_)
+            | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Route(_)
             | Self::WorkloadUnknown(_)

@@ -507,7 +507,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Ends both sides of a tunnel whose session lives on.
+    /// Ends both sides of a tunnel at once, whatever it holds.
     pub fn cut_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
         self.reset_stream(key, outcome);
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::core::{Core, TimerEvent};
-use super::hbone::serve;
+use super::hbone::{revocation, serve};
 use super::listen::Captured;
 use super::outcome::Outcome;
 use super::shell::Shell;
@@ -92,6 +92,9 @@ fn run_tasks(executor: &Executor) -> bool {
 
 /// Starts a task for everything that arrived in this turn.
 fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
+    if shell.with(|core| std::mem::take(&mut core.revocations_changed)) {
+        shell.spawn(revocation::compare_sessions(shell.clone()));
+    }
     let (captured, requests, has_room) = shell.with(|core| {
         (
             std::mem::take(&mut core.captured),
@@ -146,6 +149,7 @@ impl<D: Driver + 'static> Core<D> {
                     self.snapshot_waiters.clear();
                     self.start_recheck();
                 }
+                Order::Revocations => self.revocations_changed = true,
                 Order::Drain { deadline } => self.start_drain(deadline),
                 Order::Report(asked) => self.reports.push(asked),
             }

@@ -20,6 +20,7 @@ mod openssl;
 mod plaintext;
 mod refusals;
 mod replay;
+mod revocation;
 mod setup;
 mod silence;
 mod start;

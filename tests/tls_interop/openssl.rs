@@ -9,14 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use rcgen::KeyPair;
+use rustls::NamedGroup;
 use rustls_pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
 use super::chunking::chunking;
 use super::{MODES, Ours, ROLES, Role, cart, count_records, till};
 use uztunnel::clock;
+use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
-use uztunnel::tls::{FakeCa, Output};
+use uztunnel::tls::{FakeCa, Output, Rules};
 
 /// Longer than anything here takes on a busy machine; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -173,18 +175,18 @@ impl Wired {
 }
 
 /// We as a server and s_client, or we as a client and s_server.
-fn session(role: Role, mode: uztunnel::tls::RecordMode, extra: &[&str]) -> (Wired, Openssl) {
-    session_by(role, mode, extra, |target| target)
+fn session(role: Role, rules: impl Into<Rules>, extra: &[&str]) -> (Wired, Openssl) {
+    session_by(role, rules, extra, |target| target)
 }
 
 /// The same; who connects is sent to what `way` makes of the other's address.
 fn session_by(
     role: Role,
-    mode: uztunnel::tls::RecordMode,
+    rules: impl Into<Rules>,
     extra: &[&str],
     way: impl Fn(SocketAddr) -> SocketAddr,
 ) -> (Wired, Openssl) {
-    let mut ours = Ours::new(role, mode, 16);
+    let mut ours = Ours::new(role, rules, 16);
     let (socket, openssl) = match role {
         Role::Server => {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -386,6 +388,38 @@ fn both_suites_are_spoken_with_openssl() {
             wired.send(b"1 hello\n");
             assert_eq!(openssl.line_starting_with("1 "), "1 hello");
         }
+    }
+}
+
+#[test]
+fn groups_are_agreed_with_openssl_and_a_policy_that_it_cannot_meet_ends_the_handshake() {
+    for (name, group) in [
+        ("X25519", NamedGroup::X25519),
+        ("P-256", NamedGroup::secp256r1),
+        ("P-384", NamedGroup::secp384r1),
+    ] {
+        for role in [Role::Server, Role::Client] {
+            let extra = ["-tls1_3", "-groups", name];
+            let (mut wired, _openssl) = session(role, uztunnel::tls::RecordMode::Own, &extra);
+            wired.receive_until("the handshake", Ours::is_open);
+            assert_eq!(wired.ours.group, Some(group), "{role:?}");
+        }
+    }
+    // A group that both must have, and only we do.
+    for role in [Role::Server, Role::Client] {
+        let strict = Rules {
+            compliance: Compliance::PostQuantum,
+            ..uztunnel::tls::RecordMode::Own.into()
+        };
+        let (mut wired, _openssl) = session(role, strict, &["-tls1_3", "-groups", "X25519:P-256:P-384"]);
+        let expected = match role {
+            Role::Server => "tls handshake error: peer is incompatible: NoKxGroupsInCommon",
+            Role::Client => {
+                "tls handshake error: peer refused the handshake with the alert HandshakeFailure (40): no \
+                 parameters in common"
+            }
+        };
+        assert_eq!(error_of(&mut wired), expected);
     }
 }
 

@@ -25,8 +25,6 @@ pub struct Actor {
     pub opened_at: Duration,
     pub sent: u64,
     pub received: u64,
-    /// When the last of it came.
-    pub received_at: Duration,
     /// How this side ended what it sends.
     pub ended: Option<Ended>,
     /// What it saw of the other side's end.
@@ -107,7 +105,6 @@ impl Actor {
             opened_at: now,
             sent: 0,
             received: 0,
-            received_at: now,
             ended: None,
             saw: None,
             finished_at: None,
@@ -223,7 +220,6 @@ impl Actor {
                     ));
                 }
                 self.received += n as u64;
-                self.received_at = now;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(_) => {

@@ -13,11 +13,11 @@ use crate::actor::{Actor, Ended, Saw};
 use crate::plan::{ConnectionPlan, Ends, Script, Target};
 use crate::world::{Excuse, Finding, Whom, World};
 
-/// From a policy to the last byte that is still read against it: what a worker has given to the network arrives, and
-/// applications may read it in 200 pieces with 5 ms between them.
-const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(1_500);
-/// What it may take longer where workers are made to pause, twice at most.
-const DENIAL_PAUSE_MAX: Duration = Duration::from_secs(3);
+/// From a policy to the last byte that a proxy still sends against it: the longest pause of a worker, twice, and more
+/// than any turn takes.
+const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(3_100);
+/// The same where workers are not made to pause.
+const DENIAL_LATENCY_CALM_MAX: Duration = Duration::from_millis(100);
 
 /// Those who are not done although everything that they could wait for is over.
 pub fn stuck(world: &World) -> Finding {
@@ -181,21 +181,23 @@ impl Case<'_> {
             .iter()
             .any(|disturbance| disturbance.what.fault() == Some(Fault::SlowWorker));
         let latency_max = match pauses {
-            true => DENIAL_LATENCY_MAX + DENIAL_PAUSE_MAX,
-            false => DENIAL_LATENCY_MAX,
+            true => DENIAL_LATENCY_MAX,
+            false => DENIAL_LATENCY_CALM_MAX,
         };
         for server in &self.servers {
-            if !self.world.plan.pods[server.pod].meshed || server.stalls() > 0 || self.met_a_killed_proxy() {
+            if !self.world.plan.pods[server.pod].meshed || self.met_a_killed_proxy() {
                 continue;
             }
-            let last = self.changes(server.pod).last();
-            let Some((denied_at, true)) = last else { continue };
-            if denied_at > server.opened_at && server.received_at > denied_at + latency_max {
+            let Some((denied_at, true)) = self.changes(server.pod).last() else {
+                continue;
+            };
+            let sent_at = self.world.network.last_sent_to(server.number);
+            if denied_at > server.opened_at && sent_at > denied_at + latency_max {
                 return Err((
                     "denied",
                     format!(
-                        "bytes were delivered {:?} after a policy had forbidden it",
-                        server.received_at.saturating_sub(denied_at)
+                        "a proxy sent {:?} after a policy had forbidden it",
+                        sent_at.saturating_sub(denied_at)
                     ),
                 ));
             }

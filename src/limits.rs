@@ -369,6 +369,11 @@ pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
+/// Endpoints of a service that one connection tries before it fails.
+pub const ENDPOINT_TRIES_MAX: usize = 3;
+/// Choices that are made for an endpoint that was not tried yet: with three endpoints of which two were, one of 400,000
+/// searches is in vain.
+pub const ENDPOINT_DRAWS_MAX: usize = 32;
 
 // A stranger that says nothing is ended for that, before it owes us the answer to a PING.
 const _: () = assert!(SILENT_SESSION.as_secs() <= PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs());

@@ -14,6 +14,7 @@ mod builder;
 mod gateway;
 mod inbound;
 mod local;
+mod plan;
 mod policy;
 mod route;
 mod service;
@@ -31,8 +32,9 @@ pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, 
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use local::{LocalError, LocalState};
+pub use plan::{Decision, DoubleHop, Hop, Plan, TunnelAuthority, Unresolved, Way};
 pub use policy::{Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
-pub use route::{Plan, PlanProtocol, RouteError};
+pub use route::RouteError;
 pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,

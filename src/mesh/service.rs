@@ -156,6 +156,12 @@ impl Service {
         }
     }
 
+    /// Every waypoint that connections to the service may come through, also while their weights change.
+    pub(super) fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        let weighted = self.weighted_waypoints.iter().map(|it| &it.destination);
+        weighted.chain(&self.waypoint)
+    }
+
     /// The waypoint of one connection: by weight where weights are given, else the single one.
     pub(super) fn choose_waypoint(&self, random: &mut dyn FnMut() -> u64) -> Option<&GatewayAddress> {
         let total: u64 = self

@@ -52,6 +52,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
             session_streams_max: 100,
             session_idle_timeout: Duration::from_secs(300),
             response_baggage: false,
+            tunnels_on_loopback: true,
             policy_info_logging: false,
         },
         snapshot: SnapshotCell::new(Snapshot::empty(Locale::default())),

@@ -60,8 +60,6 @@ pub enum Outcome {
     Overloaded { what: &'static str, limit: usize },
     #[error("{what} was not done within {seconds} s")]
     Deadline { what: &'static str, seconds: u64 },
-    #[error("unsupported feature: {0}")]
-    Unsupported(&'static str),
     #[error("{0}")]
     Malformed(String),
 }
@@ -97,6 +95,15 @@ impl Outcome {
         }
     }
 
+    /// True when another endpoint of the same service may do better, and nothing was said to this one: it refused the
+    /// connection, or its proxy reached no application there. A timeout is not: who waited that long waits no longer.
+    pub fn is_about_an_endpoint(&self) -> bool {
+        match self {
+            Self::ConnectFailed(error) => error.kind() != io::ErrorKind::TimedOut,
+            other => matches!(other, Self::Status(HttpStatus(503))),
+        }
+    }
+
     /// What an inbound CONNECT is answered (contract: data-plane.md section 11).
     pub fn connect_status(&self) -> u16 {
         match self {
@@ -121,7 +128,6 @@ impl Outcome {
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::PodRemoved
-            | Self::Unsupported(_)
             | Self::Drained
             | Self::Overloaded { .. }
             | Self::Deadline { .. } => 503,

@@ -20,7 +20,10 @@ pub struct Settings {
     /// Streams of one session before another is dialled.
     pub session_streams_max: usize,
     pub session_idle_timeout: Duration,
+    /// What peers say about themselves is used, and we say who our pods are.
     pub response_baggage: bool,
+    /// Applications that take tunnels listen on loopback.
+    pub tunnels_on_loopback: bool,
     /// Policy decisions are logged at INFO instead of DEBUG.
     pub policy_info_logging: bool,
 }
@@ -62,6 +65,7 @@ impl Settings {
             session_streams_max: usize::from(worker.session_streams_max),
             session_idle_timeout: worker.session_idle_timeout,
             response_baggage: worker.response_baggage,
+            tunnels_on_loopback: worker.localhost_app_tunnel,
             policy_info_logging: worker.policy_info_logging,
         }
     }

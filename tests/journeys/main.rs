@@ -28,4 +28,5 @@ mod storm;
 mod streams;
 mod tiny_records;
 mod transfers;
+mod waypoints;
 mod wire;

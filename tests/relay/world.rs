@@ -190,6 +190,7 @@ pub fn settings() -> Settings {
         session_streams_max: 100,
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: true,
+        tunnels_on_loopback: true,
         policy_info_logging: false,
     }
 }

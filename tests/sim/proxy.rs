@@ -310,6 +310,7 @@ fn settings(node: &NodePlan) -> Settings {
         session_streams_max: node.session_streams_max,
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: node.response_baggage,
+        tunnels_on_loopback: true,
         policy_info_logging: false,
     }
 }

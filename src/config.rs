@@ -39,6 +39,8 @@ pub struct Config {
     pub control: Control,
     pub logging: Logging,
     pub drain: Drain,
+    /// Of the command line; only shown.
+    pub arguments: Vec<String>,
     /// Settings that are legal but do not have the effect somebody may expect, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -68,6 +70,7 @@ impl Config {
             drain: Drain {
                 deadline: drain_deadline(env)?,
             },
+            arguments: env.arguments.clone(),
             warnings,
         })
     }

@@ -87,6 +87,8 @@ struct Index {
     policies: imbl::HashMap<Arc<str>, Arc<Policy>>,
     /// Sorted by key; the global ones are under the empty namespace.
     policies_by_namespace: imbl::HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    /// Endpoints whose service is not there, unfiltered, by workload uid.
+    staged: imbl::HashMap<NamespacedHostname, imbl::OrdMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
 }
 
@@ -187,6 +189,11 @@ impl Snapshot {
 
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.index.policies.values()
+    }
+
+    /// Endpoints that wait for their service, by workload uid.
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &imbl::OrdMap<Arc<str>, Endpoint>)> {
+        self.index.staged.iter()
     }
 
     fn service_by_range(

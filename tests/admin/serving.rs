@@ -63,7 +63,7 @@ pub fn many_workloads(count: u32) -> Vec<Resource> {
             uid: uid.clone(),
             name: format!("pod-{index}"),
             namespace: "shop".to_owned(),
-            addresses: vec![(0x0a00_0000 + index).to_be_bytes().to_vec().into()],
+            addresses: vec![(0x0a00_0000 + index).to_be_bytes().to_vec()],
             node: "node1".to_owned(),
             canonical_name: "web".to_owned(),
             workload_name: "web".to_owned(),
@@ -91,7 +91,7 @@ pub struct Serving {
     admin_address: SocketAddr,
     dumps: Arc<Semaphore>,
     responses: tokio::sync::mpsc::UnboundedSender<Applied>,
-    certificates: Arc<Mutex<Vec<(Identity, Standing<CertifiedIdentity>)>>>,
+    certificates: Arc<Mutex<Inventory>>,
     asked_to_end: Arc<AtomicBool>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -161,7 +161,7 @@ impl Serving {
             tokio::task::spawn_local(async move {
                 while let Some(asked) = inspections.recv().await {
                     let listed = std::mem::take(&mut *certificates.lock().expect("certificates"));
-                    let _ = asked.send(listed.into_iter().collect::<Inventory>());
+                    let _ = asked.send(listed);
                 }
             });
             tokio::task::spawn_local(async move {

@@ -40,6 +40,8 @@ pub struct Config {
     pub control: Control,
     pub logging: Logging,
     pub drain: Drain,
+    /// Of the command line; only shown.
+    pub arguments: Vec<String>,
     /// Settings that are legal but do not have the effect somebody may expect, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -71,6 +73,7 @@ impl Config {
             drain: Drain {
                 deadline: drain_deadline(env)?,
             },
+            arguments: env.arguments.clone(),
             warnings,
         })
     }

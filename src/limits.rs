@@ -43,6 +43,31 @@ pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
 /// Connections that the readiness server serves at a time.
 pub const READINESS_CONNECTIONS_MAX: usize = 64;
 
+/// A connection to the readiness or metrics server is cut after this time: the answers are small, and anybody may ask.
+pub const PROBE_CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Connections that the admin server serves at a time on one address, and how long one may take: the dump of a large
+/// mesh, through a port-forward.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+pub const ADMIN_CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Scrapes that are served at a time.
+pub const METRICS_CONNECTIONS_MAX: usize = 64;
+
+/// Dumps that are written at a time, each by a thread of its own; others wait for their turn.
+pub const DUMPS_MAX: usize = 2;
+/// A dump travels in pieces of about this size, of which so many may wait for the client.
+pub const DUMP_CHUNK_BYTES: usize = 64 * 1024;
+pub const DUMP_CHUNKS_QUEUED_MAX: usize = 4;
+/// A client that takes nothing of its dump for so long is given up.
+pub const DUMP_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Dumps that ask for the certificates at the same time.
+pub const INSPECTIONS_QUEUED_MAX: usize = 4;
+
+/// Clauses of the log filter that may be added at run time.
+pub const LOG_CLAUSES_MAX: usize = 256;
+
 /// How long and how large the head of a request to one of our own HTTP servers may be.
 pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HTTP_HEADER_BYTES_MAX: usize = 8192;

@@ -91,6 +91,8 @@ struct Index {
     policies_by_namespace: imbl::HashMap<Arc<str>, PolicyList>,
     /// Grows when policies change, or the workloads of this node.
     policies_revision: u64,
+    /// Endpoints whose service is not there, unfiltered, by workload uid.
+    staged: imbl::HashMap<NamespacedHostname, imbl::OrdMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
 }
 
@@ -205,6 +207,11 @@ impl Snapshot {
 
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.index.policies.values()
+    }
+
+    /// Endpoints that wait for their service, by workload uid.
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &imbl::OrdMap<Arc<str>, Endpoint>)> {
+        self.index.staged.iter()
     }
 
     fn service_by_range(

@@ -1,6 +1,7 @@
 //! Layer `tls`: certified identities, handshakes and records of HBONE sessions.
 //!
 //! * `csr` asks a CA for a certificate and reads its answer.
+//! * `Description` is what may be shown of a certificate of our own.
 //! * `CertifiedIdentity` is a workload's certificate, private key and roots; private keys exist nowhere else.
 //! * `Handshake` drives rustls without I/O and ends in an `Established`.
 //! * `revocation` holds the lists of certificates that were taken back.
@@ -13,6 +14,7 @@
 
 pub mod channel;
 pub mod csr;
+pub mod description;
 pub mod error;
 pub mod fake_ca;
 pub mod handshake;
@@ -24,6 +26,7 @@ pub mod server_trust;
 pub mod verify;
 
 pub use channel::{Channel, Opened};
+pub use description::Description;
 pub use error::{CredentialError, HandshakeError, RecordError, TlsError};
 pub use fake_ca::FakeCa;
 pub use handshake::{Established, Handshake, Progress, RecordMode, Rules};

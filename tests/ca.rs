@@ -22,8 +22,9 @@ use uztunnel::bridge::{
 use uztunnel::config::{CertificateSource, Config, Environment};
 use uztunnel::control::ca::{Ca as Client, Signer};
 use uztunnel::control::certificates::Authority as _;
-use uztunnel::control::demands::serve;
+use uztunnel::control::demands::{Reports, inspections, serve};
 use uztunnel::control::grpc::Server;
+use uztunnel::control::metrics::Metrics;
 use uztunnel::control::pods::{self, PodChange};
 use uztunnel::identity::Identity;
 use uztunnel::limits;
@@ -445,8 +446,12 @@ impl World {
         let (pods, changes) = pods::changes();
         let orders = Orders::new(vec![handle]);
         let snapshot = mesh(known);
+        let reports = Reports {
+            inspections: inspections().1,
+            metrics: Metrics::default(),
+        };
         let serving = async move {
-            let ended = serve(queue, changes, snapshot, signer, orders).await;
+            let ended = serve(queue, changes, snapshot, signer, orders, reports).await;
             ended.expect("no worker failed");
         };
         Self {

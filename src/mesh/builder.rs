@@ -23,8 +23,6 @@ use crate::identity::Identity;
 #[derive(Debug, Default)]
 pub struct Builder {
     index: Index,
-    /// Endpoints whose service is not there, unfiltered.
-    staged: HashMap<NamespacedHostname, BTreeMap<Arc<str>, Endpoint>>,
     /// Endpoint changes since the last build: removals are applied before insertions.
     pending: HashMap<NamespacedHostname, Pending>,
     /// Services whose tables no longer fit the state.
@@ -163,7 +161,7 @@ impl Builder {
             .service(&key)
             .map(|old| old.endpoints.clone())
             .unwrap_or_default();
-        let staged = self.staged.remove(&key).unwrap_or_default();
+        let staged = self.index.staged.remove(&key).unwrap_or_default();
         let given = std::mem::take(&mut service.endpoints);
         for endpoint in before.values().chain(staged.values()).chain(given.values()) {
             if service.includes(endpoint) {
@@ -184,7 +182,7 @@ impl Builder {
 
     /// Removes a service with all its endpoints; false if it was not there.
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
-        self.staged.remove(key);
+        self.index.staged.remove(key);
         self.stale.remove(key);
         let Some(old) = self.index.take_service(key) else {
             return false;
@@ -273,7 +271,7 @@ impl Builder {
 
     /// Services that are missing although endpoints wait for them.
     pub fn staged_services(&self) -> usize {
-        self.staged.len()
+        self.index.staged.len()
     }
 
     /// How often the tables of a service were built.
@@ -283,11 +281,13 @@ impl Builder {
 
     fn apply(&mut self, key: NamespacedHostname, pending: Pending) {
         let Some(service) = self.index.service(&key) else {
-            let staged = self.staged.entry(key.clone()).or_default();
-            staged.retain(|uid, _| !pending.removed.contains(uid));
+            let staged = self.index.staged.entry(key.clone()).or_default();
+            for uid in &pending.removed {
+                staged.remove(uid);
+            }
             staged.extend(pending.inserted);
             if staged.is_empty() {
-                self.staged.remove(&key);
+                self.index.staged.remove(&key);
             }
             return;
         };

@@ -10,6 +10,7 @@
 //! | `JOURNEYS_STORM_SECONDS` | length of the reset storm (default 5) |
 
 mod addressing;
+mod admin;
 mod announcements;
 mod certificates;
 mod control_plane;

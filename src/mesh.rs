@@ -28,7 +28,7 @@ use ipnet::IpNet;
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
 };
-pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, PolicySet};
+pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use local::{LocalError, LocalState};

@@ -108,7 +108,7 @@ fn a_deny_policy_that_matches_goes_before_every_allow_policy() {
 
 #[test]
 fn a_decision_names_the_rule_that_made_it() {
-    let second = |it: Match| vec![rule(from_elsewhere()), rule(it)].concat();
+    let second = |it: Match| [rule(from_elsewhere()), rule(it)].concat();
     let policies = |action| vec![policy("p", action, second(from_frontend()))];
     let matched = Matched {
         policy: "shop/p".into(),

@@ -1,5 +1,6 @@
 //! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
-//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker).
+//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker), and how
+//! long turns take (worker to whoever asks).
 //!
 //! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
 //! order together with a wake.
@@ -9,6 +10,7 @@ pub mod load;
 pub mod log;
 pub mod orders;
 pub mod snapshot;
+pub mod turns;
 
 pub use demands::{Demand, DemandQueue, Demands};
 pub use load::{LoadShare, LoadTable};
@@ -18,3 +20,4 @@ pub use orders::{
     WorkerReport,
 };
 pub use snapshot::SnapshotCell;
+pub use turns::TurnHistogram;

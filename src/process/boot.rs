@@ -123,7 +123,7 @@ async fn run(
     }
     tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
 
-    let (orders, demands) = start_workers(config, log, snapshot.clone(), &backend)?;
+    let (orders, demands, load) = start_workers(config, log, snapshot.clone(), &backend)?;
     tracing::info!(
         io = backend.name(),
         workers = orders.workers(),
@@ -168,7 +168,7 @@ async fn run(
             tracing::warn!("drain duration expired with pending connections, forcefully shutting down");
         }
     }
-    tracing::info!("ended");
+    tracing::info!("ended; workers: {}", load.all_turns());
     Ok(())
 }
 
@@ -288,7 +288,7 @@ fn start_workers(
     log: &LogSink,
     snapshot: SnapshotCell,
     backend: &Arc<Choice>,
-) -> Result<(Orders, DemandQueue), BootError> {
+) -> Result<(Orders, DemandQueue, LoadTable), BootError> {
     let threads = config.worker.threads.min(limits::WORKERS_MAX);
     let cpus = cpu::allowed().unwrap_or_default();
     let pinned = cpu::set_is_ours(&cpus, cpu::online(), cpu::quota(), threads);
@@ -307,5 +307,5 @@ fn start_workers(
         log: log.clone(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;
-    Ok((Orders::new(workers.handles), queue))
+    Ok((Orders::new(workers.handles), queue, load))
 }

@@ -21,10 +21,12 @@ use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
 
 mod authority;
+mod crowd;
 mod mesh;
 mod serve;
 
 pub use authority::TestAuthority;
+pub use crowd::Crowd;
 
 /// Generated from proto/*.proto, for those who make resources.
 #[allow(clippy::all)]
@@ -63,6 +65,13 @@ pub struct Resource {
     pub name: String,
     pub version: String,
     pub value: Vec<u8>,
+}
+
+impl Resource {
+    /// Memory that it owns, beside itself.
+    pub fn heap_bytes(&self) -> usize {
+        self.name.capacity() + self.version.capacity() + self.value.capacity()
+    }
 }
 
 /// A request, and on which stream it came (counted from 0 over the server's life).
@@ -291,6 +300,20 @@ impl Istiod {
 
     pub fn answered(&self) -> Vec<Answered> {
         self.shared.with(|inner| inner.answered.clone())
+    }
+
+    /// Whether all of these were answered: with the first error, if there was one. Cheaper than `answered`.
+    pub fn all_answered(&self, nonces: &[String]) -> Option<std::result::Result<(), String>> {
+        self.shared.with(|inner| {
+            for nonce in nonces {
+                // The latest are the last.
+                let answered = inner.answered.iter().rev().find(|it| it.nonce == *nonce)?;
+                if let Some(error) = &answered.error {
+                    return Some(Err(error.clone()));
+                }
+            }
+            Some(Ok(()))
+        })
     }
 
     pub fn connections_made(&self) -> usize {

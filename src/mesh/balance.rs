@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::address::PortMap;
 use super::service::{BalanceMode, Scope, Service};
+use super::trie::TrieMap;
 use super::workload::Workload;
 use crate::identity::Identity;
 
@@ -86,7 +87,7 @@ struct Weighted {
 }
 
 impl Balance {
-    pub fn build(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Self {
+    pub fn build(service: &Service, workloads: &TrieMap<Arc<str>, Arc<Workload>>) -> Self {
         let candidates = candidates(service, workloads);
         let all: Vec<u32> = (0u32..).take(candidates.len()).collect();
         let of = |keep: &dyn Fn(&Candidate) -> bool| {
@@ -284,7 +285,7 @@ impl Weighted {
     }
 }
 
-fn candidates(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Vec<Candidate> {
+fn candidates(service: &Service, workloads: &TrieMap<Arc<str>, Arc<Workload>>) -> Vec<Candidate> {
     // Invalid names are reported by the builder when the service arrives.
     let names: Vec<Identity> = service
         .subject_alt_names

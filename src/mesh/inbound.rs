@@ -125,10 +125,10 @@ impl Snapshot {
         }
         let network = &self.locale().network;
         let waypoint = match self.workload_by_address(network, requested) {
-            Some(workload) => workload.waypoint.as_ref(),
+            Some(workload) => workload.waypoint.as_deref(),
             None => self
                 .service_by_address(network, requested, None)
-                .and_then(|service| service.waypoint.as_ref()),
+                .and_then(|service| service.waypoint.as_deref()),
         };
         let is_ours = |it: &Workload| it.uid == own.uid || it.addresses.contains(&local);
         if waypoint.is_some_and(|waypoint| self.gateway_includes(waypoint, is_ours)) {

@@ -148,7 +148,7 @@ impl Snapshot {
     /// A connection that comes from the waypoint of its destination has been through it.
     fn is_from_waypoint(&self, source: &Workload, downstream: IpAddr, destination: &Workload) -> bool {
         let downstream = downstream.to_canonical();
-        destination.waypoint.as_ref().is_some_and(|waypoint| {
+        destination.waypoint.as_deref().is_some_and(|waypoint| {
             self.gateway_includes(waypoint, |it| {
                 it.identity == source.identity && it.addresses.contains(&downstream)
             })

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::address::{CidrVip, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap};
 use super::balance::Balance;
+use super::trie::TrieMap;
 use super::workload::Health;
 
 #[derive(Debug, Clone)]
@@ -20,10 +21,10 @@ pub struct Service {
     pub cidr_vips: Vec<CidrVip>,
     pub ports: PortMap,
     /// By workload uid, only those which the health policy lets in.
-    pub endpoints: imbl::HashMap<Arc<str>, Endpoint>,
+    pub endpoints: TrieMap<Arc<str>, Endpoint>,
     /// Identities accepted besides the endpoint's own, as they were given; the unusable ones are skipped.
     pub subject_alt_names: Vec<Arc<str>>,
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Box<GatewayAddress>>,
     pub weighted_waypoints: Vec<WeightedWaypoint>,
     pub load_balancer: Option<LoadBalancer>,
     pub ip_families: IpFamilies,
@@ -112,7 +113,7 @@ impl Service {
             vips: Vec::new(),
             cidr_vips: Vec::new(),
             ports: PortMap::default(),
-            endpoints: imbl::HashMap::new(),
+            endpoints: TrieMap::new(),
             subject_alt_names: Vec::new(),
             waypoint: None,
             weighted_waypoints: Vec::new(),
@@ -164,7 +165,7 @@ impl Service {
             .map(|it| u64::from(it.weight))
             .sum();
         if total == 0 {
-            return self.waypoint.as_ref();
+            return self.waypoint.as_deref();
         }
         let mut at = random() % total;
         for choice in &self.weighted_waypoints {
@@ -173,6 +174,6 @@ impl Service {
                 None => return Some(&choice.destination),
             }
         }
-        self.waypoint.as_ref()
+        self.waypoint.as_deref()
     }
 }

@@ -6,7 +6,7 @@
 //! sections 2.3, 3.1 and 3.2 of the control-plane contract.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rustls::client::Resumption;
@@ -25,6 +25,9 @@ use crate::clock;
 use crate::identity::Identity;
 use crate::tls::error::{CredentialError, TlsError};
 use crate::tls::verify::{Chain, ClientVerifier, ServerVerifier};
+
+/// One for all identities.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(provider()));
 
 /// The only application protocol of a session.
 pub(super) const ALPN: &[u8] = b"h2";
@@ -69,7 +72,7 @@ impl CertifiedIdentity {
         }
         let store = Arc::new(store);
 
-        let provider = Arc::new(provider());
+        let provider = PROVIDER.clone();
         let certificates =
             CertifiedKey::from_der(chain, key, &provider).map_err(|error| CredentialError::Key {
                 identity: name(),

@@ -2,12 +2,18 @@
 //!
 //! Tasks set connections up; they never carry bytes in steady state. Woken tasks run in the order in which
 //! they were woken, a bounded number a turn, so that a storm of new connections does not stall relays.
+//!
+//! Tasks end with their executor: those that still wait own their worker, and what they wait for is owned by it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::mpsc;
+use std::task::Waker;
 
 use async_task::Runnable;
+
+use super::slab::Slab;
 
 /// Where tasks are started and woken ones queue up.
 pub struct Executor {
@@ -21,6 +27,8 @@ pub struct Executor {
 #[derive(Clone)]
 pub struct Spawner {
     queue: mpsc::Sender<Runnable>,
+    /// One for each task that is not done.
+    live: Rc<RefCell<Slab<Waker>>>,
 }
 
 impl Default for Executor {
@@ -29,7 +37,10 @@ impl Default for Executor {
         Self {
             woken,
             next: Cell::new(None),
-            spawner: Spawner { queue },
+            spawner: Spawner {
+                queue,
+                live: Rc::default(),
+            },
         }
     }
 }
@@ -67,6 +78,19 @@ impl Executor {
     }
 }
 
+impl Drop for Executor {
+    /// Drops every task, woken or not. One that is dropped may wake others, which have been woken already.
+    fn drop(&mut self) {
+        let mut live = self.spawner.live.take();
+        for key in live.keys() {
+            live.remove(key).into_iter().for_each(Waker::wake);
+        }
+        while let Some(runnable) = self.take_next() {
+            drop(runnable);
+        }
+    }
+}
+
 impl Spawner {
     /// Starts a task that runs until it is done; nobody waits for it.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
@@ -75,7 +99,16 @@ impl Spawner {
             // Fails only when the executor is gone, that is at the end of the worker: the task is dropped.
             let _ = queue.send(runnable);
         };
+        let live = self.live.clone();
+        let key = live.borrow_mut().insert(Waker::noop().clone());
+        let task = async move {
+            task.await;
+            live.borrow_mut().remove(key);
+        };
         let (runnable, task) = async_task::spawn_local(task, schedule);
+        if let Some(waker) = self.live.borrow_mut().get_mut(key) {
+            *waker = runnable.waker();
+        }
         runnable.schedule();
         task.detach();
     }
@@ -122,6 +155,26 @@ mod tests {
         assert!(!executor.run(10));
         assert_eq!(*ran.borrow(), 2);
         assert!(!executor.has_woken());
+    }
+
+    #[test]
+    fn tasks_that_wait_end_with_their_executor() {
+        let executor = Executor::default();
+        let owned = Rc::new(());
+        let mut senders = Vec::new();
+        for _ in 0..3 {
+            let (sender, waits) = oneshot::channel::<()>();
+            senders.push(sender);
+            let owned = owned.clone();
+            executor.spawner().spawn(async move {
+                waits.await;
+                drop(owned);
+            });
+        }
+        assert!(!executor.run(10));
+        drop(senders.pop());
+        drop(executor);
+        assert_eq!(Rc::strong_count(&owned), 1);
     }
 
     #[test]

@@ -36,6 +36,9 @@ impl Summary {
             let word = if outcome.is_ok() { "ok" } else { "FAILED" };
             println!("{word:>7} {:>7.1} s  {name}", elapsed.as_secs_f64());
         }
+        for complaint in &self.tally.complaints {
+            println!("  {complaint}");
+        }
         println!("{} passed, {} failed", self.tally.passed, self.tally.failed);
         let failed: Vec<&str> = self
             .steps

@@ -55,11 +55,23 @@ pub fn build_proxy(profile: &str) -> Result<PathBuf, String> {
 }
 
 /// Tests that ran, read from the closing lines of cargo's test programs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     pub passed: u64,
     pub failed: u64,
+    /// Lines that name what failed, for the summary: whoever reads only the end of a long run must know it.
+    pub complaints: Vec<String>,
 }
+
+/// Lines of the output that say what failed, as the test programs here write them.
+const COMPLAINTS: [&str; 5] = ["FAILED", PANICKED, "not found in", "never struck", "is back:"];
+/// What went wrong stands in the line after it.
+const PANICKED: &str = "panicked at";
+/// How the simulation begins a finding.
+const FINDING: &str = "seed ";
+/// Complaints kept, and bytes of each.
+const COMPLAINTS_MAX: usize = 12;
+const COMPLAINT_BYTES_MAX: usize = 300;
 
 impl Tally {
     /// Adds what a line like `test result: ok. 3 passed; 0 failed; ...` says.
@@ -89,18 +101,29 @@ pub fn run_tests(command: &mut Command, tally: &mut Tally) -> Outcome {
         .spawn()
         .map_err(|error| failed(command, error))?;
     let stdout = child.stdout.take().expect("invariant: stdout was piped");
+    let mut complaints = Vec::new();
+    let mut has_panicked = false;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.map_err(|error| failed(command, error))?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
         tally.read(&line);
+        if (has_panicked || is_complaint(&line)) && complaints.len() < COMPLAINTS_MAX {
+            complaints.push(line.chars().take(COMPLAINT_BYTES_MAX).collect());
+        }
+        has_panicked = line.contains(PANICKED);
     }
     let status = child.wait().map_err(|error| failed(command, error))?;
     if status.success() {
         Ok(())
     } else {
+        tally.complaints.append(&mut complaints);
         Err(format!("{} ended with {status}", describe(command)))
     }
+}
+
+fn is_complaint(line: &str) -> bool {
+    line.starts_with(FINDING) || COMPLAINTS.iter().any(|words| line.contains(words))
 }
 
 pub fn describe(command: &Command) -> String {
@@ -131,8 +154,20 @@ mod tests {
             tally,
             Tally {
                 passed: 13,
-                failed: 2
+                failed: 2,
+                complaints: Vec::new(),
             }
         );
+    }
+
+    #[test]
+    fn what_a_failed_run_complained_of_is_kept_for_the_summary() {
+        let mut tally = Tally::default();
+        let script = "echo test good ... ok; echo test bad ... FAILED; exit 1";
+        run_tests(Command::new("sh").args(["-c", script]), &mut tally).expect_err("it ended with 1");
+        assert_eq!(tally.complaints, ["test bad ... FAILED"]);
+        run_tests(Command::new("sh").args(["-c", "echo no test FAILED"]), &mut tally)
+            .expect("it ended with 0");
+        assert_eq!(tally.complaints.len(), 1);
     }
 }

@@ -425,6 +425,8 @@ pub const XDS_REQUEST_BYTES_MAX: usize = GRPC_MESSAGE_BYTES_DEFAULT - (64 << 10)
 pub const XDS_REQUEST_BYTES_WARN: usize = GRPC_MESSAGE_BYTES_DEFAULT / 4 * 3;
 /// Contract: wire.md section 6.
 pub const XDS_RESPONSE_BYTES_MAX: usize = 200 << 20;
+/// Memory for messages that a stream may keep.
+pub const XDS_STREAM_BYTES_KEPT: usize = 256 << 10;
 /// Text of a refusal. A server logs it.
 pub const XDS_NACK_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Requests that wait to be sent. There is one for each response.

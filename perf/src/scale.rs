@@ -79,6 +79,7 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     .pod(PodSpec::new(SERVER, 1));
     let mut world = World::build(blueprint)?;
     let istiod = Istiod::serve(&world)?;
+    istiod.run_last()?;
     let options = istiod.options(ProxyOptions {
         output: Output::Collected,
         ..options.clone()
@@ -99,6 +100,9 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     await_answers(&istiod, &nonces)?;
     phases.push(meter.phase("loading")?);
 
+    // A stream gives the memory of a large message up when the next one comes.
+    let nonces = istiod.update(ADDRESS, vec![plan.crowd.workload(0, true, 2)]);
+    await_answers(&istiod, &nonces)?;
     std::thread::sleep(SETTLING);
     phases.push(meter.phase("settled")?);
 

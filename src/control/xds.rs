@@ -111,6 +111,7 @@ impl Client {
         requests: mpsc::Sender<DeltaDiscoveryRequest>,
         mut responses: Streaming<Bytes>,
     ) -> Ended {
+        let mut large = Bytes::new();
         loop {
             let publish_at = self.state.publish_at();
             let sweep_at = self.protocol.sweep_at();
@@ -122,6 +123,11 @@ impl Client {
                 () = until(retire_at), if retire_at.is_some() => self.state.retire(),
                 received = responses.message() => match received {
                     Ok(Some(response)) => {
+                        // The stream reuses the memory of a message that nobody refers to any more, and would keep
+                        // that of the largest for ever. One that is referred to until the next is there, it gives up.
+                        let keeps = response.len() > limits::XDS_STREAM_BYTES_KEPT;
+                        let kept = if keeps { response.clone() } else { Bytes::new() };
+                        drop(std::mem::replace(&mut large, kept));
                         let answer = match self.received(response).await {
                             Ok(answer) => answer,
                             Err(error) => return Ended::Malformed(error),

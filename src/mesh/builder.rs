@@ -242,16 +242,13 @@ impl Builder {
                 self.apply(key, pending);
             }
         }
-        // Only then: a table is built once, with all the endpoints.
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
             let Some(service) = self.index.service(&key) else {
                 continue;
             };
-            let mut service = Service::clone(service);
-            service.balance = Balance::build(&service, &self.index.workloads);
-            self.rebuilds += 1;
-            self.index.exchange_service(&Arc::new(service));
+            let service = Service::clone(service);
+            self.rebuild(service);
         }
         !(self.pending.is_empty() && self.stale.is_empty())
     }
@@ -291,8 +288,15 @@ impl Builder {
                 service.endpoints.insert(uid, endpoint);
             }
         }
+        self.stale.remove(&key);
+        self.rebuild(service);
+    }
+
+    /// The workloads are all there when this is called, so that tables are built once for a push.
+    fn rebuild(&mut self, mut service: Service) {
+        service.balance = Arc::new(Balance::build(&service, &self.index.workloads));
+        self.rebuilds += 1;
         self.index.exchange_service(&Arc::new(service));
-        self.stale.insert(key);
     }
 
     fn forget_workload(&mut self, uid: &str) -> bool {

@@ -31,7 +31,8 @@ pub struct Service {
     /// Wins over its namesakes when the client's own namespace has none.
     pub canonical: bool,
     pub visibility: Visibility,
-    pub(super) balance: Balance,
+    /// Behind a pointer: a change of the endpoints copies the rest of the service.
+    pub(super) balance: Arc<Balance>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +122,7 @@ impl Service {
             ip_families: IpFamilies::default(),
             canonical: false,
             visibility: Visibility::default(),
-            balance: Balance::default(),
+            balance: Arc::default(),
         }
     }
 

@@ -204,6 +204,12 @@ impl Istiod {
             .variable("LOCAL_XDS_PATH", "")
     }
 
+    /// From now on its thread runs after all others of its CPU: it shall not delay what is measured.
+    pub fn run_last(&self) -> Result<()> {
+        self.perform(async { crate::sys::run_last() })
+            .map_err(|error| RigError::new("lowering istiod's priority", error))
+    }
+
     /// Closes the port and cuts every connection. What it holds, and its record, stay.
     pub fn go_away(&mut self) {
         if let Some(accepting) = self.accepting.take() {

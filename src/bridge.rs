@@ -1,6 +1,6 @@
-//! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
-//! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker), and how
-//! long turns take (worker to whoever asks).
+//! Everything that crosses threads, each with one writer: the snapshot and the revoked certificates (control), orders
+//! (control to worker), demands (worker to control), access records (worker to log), hand-overs and load (worker to
+//! worker), and how long turns take (worker to whoever asks).
 //!
 //! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
 //! order together with a wake.
@@ -9,6 +9,7 @@ pub mod demands;
 pub mod load;
 pub mod log;
 pub mod orders;
+pub mod revocation;
 pub mod snapshot;
 pub mod turns;
 
@@ -19,5 +20,6 @@ pub use orders::{
     Capture, CertificateError, Inbox, Order, Orders, Pod, PodInfo, PodListeners, PodUid, WorkerHandle,
     WorkerReport,
 };
+pub use revocation::Revocations;
 pub use snapshot::SnapshotCell;
 pub use turns::TurnHistogram;

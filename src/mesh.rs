@@ -16,6 +16,7 @@ mod gateway;
 mod inbound;
 mod interner;
 mod local;
+mod plan;
 mod policy;
 mod route;
 mod service;
@@ -31,13 +32,14 @@ use ipnet::IpNet;
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
 };
-pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent};
+pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use interner::{Interner, Memberships};
 pub use local::{LocalError, LocalState};
+pub use plan::{Decision, DoubleHop, Hop, Plan, TunnelAuthority, Unresolved, Way};
 pub use policy::{Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
-pub use route::{Plan, PlanProtocol, RouteError};
+pub use route::RouteError;
 pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
@@ -92,9 +94,22 @@ struct Index {
     /// How many ranges there are of each prefix length, IPv4 and IPv6 apart.
     cidr_lengths: Arc<BTreeMap<(bool, u8), usize>>,
     policies: TrieMap<Arc<str>, Arc<Policy>>,
-    /// Sorted by key; the global ones are under the empty namespace.
-    policies_by_namespace: TrieMap<Arc<str>, Vec<Arc<Policy>>>,
+    /// The global ones are under the empty namespace.
+    policies_by_namespace: TrieMap<Arc<str>, PolicyList>,
+    /// Grows when policies change, or the workloads of this node.
+    policies_revision: u64,
+    /// Endpoints whose service is not there, unfiltered, by workload uid.
+    staged: TrieMap<NamespacedHostname, TrieMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
+}
+
+/// The policies about all workloads of a namespace.
+#[derive(Debug, Clone, Default)]
+struct PolicyList {
+    /// Of the index, when the list changed last.
+    revision: u64,
+    /// Sorted by key, at least one.
+    policies: Vec<Arc<Policy>>,
 }
 
 impl Snapshot {
@@ -192,8 +207,18 @@ impl Snapshot {
         self.index.services.values().flat_map(|list| list.iter())
     }
 
+    /// Different whenever the policies about some workload of this node may have changed, and never smaller later.
+    pub fn policies_revision(&self) -> u64 {
+        self.index.policies_revision
+    }
+
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.index.policies.values()
+    }
+
+    /// Endpoints that wait for their service, by workload uid.
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &TrieMap<Arc<str>, Endpoint>)> {
+        self.index.staged.iter()
     }
 
     fn service_by_range(

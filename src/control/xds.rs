@@ -13,6 +13,7 @@ use tonic::Streaming;
 
 use crate::clock;
 use crate::control::grpc::{GrpcError, Server};
+use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
 
@@ -36,6 +37,7 @@ pub struct Client {
     protocol: Protocol,
     state: State,
     readiness: Readiness,
+    metrics: Metrics,
     synced: Option<oneshot::Sender<()>>,
     warned: Option<(String, clock::Instant)>,
 }
@@ -47,6 +49,7 @@ impl Client {
         node: Node,
         state: State,
         readiness: Readiness,
+        metrics: Metrics,
     ) -> (Self, oneshot::Receiver<()>) {
         readiness.pending(Task::StateManager);
         let (synced, waiter) = oneshot::channel();
@@ -55,6 +58,7 @@ impl Client {
             protocol: Protocol::new(node),
             state,
             readiness,
+            metrics,
             synced: Some(synced),
             warned: None,
         };
@@ -81,9 +85,21 @@ impl Client {
             Ok((requests, responses)) => {
                 tracing::info!("connected to the control plane");
                 self.warned = None;
-                self.follow(requests, responses).await
+                let ended = self.follow(requests, responses).await;
+                self.metrics.stream_ended(match &ended {
+                    Ended::Complete => Termination::Complete,
+                    Ended::Status { .. } if ended.is_reconnect() => Termination::Reconnect,
+                    Ended::Status { .. }
+                    | Ended::Unreachable(_)
+                    | Ended::NotOpened(_)
+                    | Ended::Malformed(_) => Termination::Error,
+                });
+                ended
             }
-            Err(ended) => ended,
+            Err(ended) => {
+                self.metrics.stream_ended(Termination::ConnectionError);
+                ended
+            }
         }
     }
 
@@ -152,7 +168,9 @@ impl Client {
         let envelope = scan.finish();
         let (type_url, nonce) = (envelope.type_url.clone(), envelope.nonce.clone());
         let (updates, removals) = (envelope.resources, envelope.removed);
-        let verdict = match Kind::of(&type_url) {
+        let kind = Kind::of(&type_url);
+        self.metrics.response_received(kind, envelope.payload_bytes);
+        let verdict = match kind {
             Some(kind) => self.state.apply(kind, &envelope).await,
             None => {
                 tracing::error!("unknown type {type_url:?} in a response of the control plane");

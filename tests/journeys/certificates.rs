@@ -92,16 +92,50 @@ fn while_the_ca_is_down_traffic_goes_on_and_a_new_pod_is_served_when_it_is_back(
     println!("served {:?} after the CA was back", back.elapsed());
 }
 
+#[test]
+fn the_roots_of_the_system_are_trusted_when_they_are_asked_for() {
+    let nodes = Nodes::start_with(Duration::from_secs(3600), |node, scratch, options| {
+        // Where the node's own CA is among them, and where it is not.
+        let store = match node {
+            0 => scratch.join("ca-root.pem"),
+            _ => {
+                let path = scratch.join("others.pem");
+                std::fs::write(&path, authority("others").pem()).expect("written");
+                path
+            }
+        };
+        options
+            .variable("CA_ROOT_CA", "SYSTEM")
+            .variable("SSL_CERT_FILE", &store.display().to_string())
+    });
+    nodes.cas[0].wait_for_requests(1);
+    let distrustful = nodes.world.nodes[1].proxy();
+    let refused = distrustful.logs.wait_for("a CA that is not trusted", |line| {
+        line.contains("cannot ask the CA: tls handshake with 127.0.0.1 failed")
+            && line.contains("UnknownIssuer")
+    });
+    refused.expect("in the log");
+    assert!(nodes.cas[1].seen().is_empty(), "nothing was sent to it");
+}
+
 /// Two nodes, each with a CA at its loopback address; one root signs for both.
-struct Nodes {
-    world: World,
+pub struct Nodes {
+    pub world: World,
     cas: Vec<Ca>,
-    root: Arc<Authority>,
+    pub root: Arc<Authority>,
     tls: Authority,
 }
 
 impl Nodes {
     fn start(lifetime: Duration) -> Self {
+        Self::start_with(lifetime, |_, _, options| options)
+    }
+
+    /// `change` is given a node's number, the world's scratch folder and the options of its proxy.
+    pub fn start_with(
+        lifetime: Duration,
+        change: impl Fn(usize, &Path, ProxyOptions) -> ProxyOptions,
+    ) -> Self {
         let mut world = World::build(Blueprint::two_nodes()).expect("a world");
         let (root, tls) = (Arc::new(authority("root")), authority("tls root"));
         let script = signing(&root, root.pem(), lifetime);
@@ -120,6 +154,8 @@ impl Nodes {
             .into_iter()
             .zip(&cas)
             .map(|(options, ca)| with_ca(options, ca, &root_file, &token_file))
+            .enumerate()
+            .map(|(node, options)| change(node, world.scratch(), options))
             .collect();
         world.start_proxies(&options).expect("ready proxies");
         Self {

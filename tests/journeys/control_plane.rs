@@ -4,7 +4,7 @@ use std::io;
 
 use prost::Message;
 use uztunnel_rig::istiod::messages::{security, workload};
-use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource, Treatment};
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment};
 use uztunnel_rig::{Blueprint, Family, World, http, proxy, wait_until};
 
 use crate::setup::{BODY_BYTES, options, serve_http};
@@ -79,6 +79,21 @@ fn traffic_follows_what_the_control_plane_says() {
         vec![with_status(&healthy, workload::WorkloadStatus::Healthy)],
     );
     wait_until("the endpoint again", || fetch(&world, Family::V4).ok());
+}
+
+#[test]
+fn the_control_plane_is_trusted_by_the_roots_of_the_system_when_they_are_asked_for() {
+    let (mut world, istiod) = world();
+    let options = options().map(|options| {
+        istiod
+            .options(options)
+            .variable("XDS_ROOT_CA", "SYSTEM")
+            .variable("SSL_CERT_FILE", ROOTS_FILE)
+    });
+    // Ready means that the mesh came from it.
+    world.start_proxies(&options).expect("ready proxies");
+    let _server = serve_http(world.pod("server"));
+    assert_eq!(fetch(&world, Family::V4).expect("a response"), BODY_BYTES);
 }
 
 fn world_resource(istiod: &Istiod, pod: &str) -> Resource {

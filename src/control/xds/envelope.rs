@@ -15,7 +15,9 @@ const RESOURCES: u32 = 2;
 const TYPE_URL: u32 = 4;
 const NONCE: u32 = 5;
 const REMOVED: u32 = 6;
+const RESOURCE_PAYLOAD: u32 = 2;
 const RESOURCE_NAME: u32 = 3;
+const PAYLOAD_VALUE: u32 = 2;
 
 /// The bytes are no response at all: nothing of it can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +31,8 @@ pub struct Envelope {
     pub type_url: String,
     pub nonce: String,
     pub resources: usize,
+    /// Of all resources together, without their envelopes.
+    pub payload_bytes: usize,
     pub removed: usize,
 }
 
@@ -58,7 +62,10 @@ impl Scan {
                 return Ok(true);
             };
             match (number, value) {
-                (RESOURCES, Some(_)) => self.found.resources += 1,
+                (RESOURCES, Some(value)) => {
+                    self.found.resources += 1;
+                    self.found.payload_bytes += payload_bytes(value);
+                }
                 (REMOVED, Some(value)) => {
                     text(&value, "removed_resources")?;
                     self.found.removed += 1;
@@ -192,6 +199,22 @@ impl Fields {
     }
 }
 
+/// As far as it can be read: what is malformed is refused when its turn comes.
+fn payload_bytes(resource: Bytes) -> usize {
+    let last = |bytes: Bytes, wanted: u32| {
+        let (mut fields, mut found) = (Fields { bytes, at: 0 }, None);
+        while let Ok(Some((number, value))) = fields.next() {
+            if number == wanted {
+                found = value;
+            }
+        }
+        found
+    };
+    last(resource, RESOURCE_PAYLOAD)
+        .and_then(|payload| last(payload, PAYLOAD_VALUE))
+        .map_or(0, |value| value.len())
+}
+
 fn text<'a>(value: &'a Bytes, field: &str) -> Result<&'a str, Malformed> {
     std::str::from_utf8(value).map_err(|_| Malformed(format!("{field} is not UTF-8")))
 }
@@ -233,6 +256,7 @@ mod tests {
         let envelope = scan.finish();
         assert_eq!((&*envelope.type_url, &*envelope.nonce), ("a type", "n"));
         assert_eq!((envelope.resources, envelope.removed), (2, 2));
+        assert_eq!(envelope.payload_bytes, 6, "three each");
         let resources: Vec<Resource> = envelope
             .resources()
             .map(|it| resource(&it, 0).expect("decodable"))

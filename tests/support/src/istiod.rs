@@ -54,7 +54,7 @@ pub const SERVER_NAME: &str = "istiod.istio-system.svc";
 pub const TOKEN: &str = "a-token-of-the-rig";
 
 const PORT: u16 = 15012;
-const ROOTS_FILE: &str = "istiod-root.pem";
+pub const ROOTS_FILE: &str = "istiod-root.pem";
 
 /// What gRPC servers take in one message by default.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;

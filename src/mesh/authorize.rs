@@ -151,7 +151,7 @@ impl Snapshot {
         connection: &ConnectionFacts<'_>,
         observe: &mut dyn FnMut(PolicyEvent<'_>),
     ) -> Result<Permit, Denial> {
-        for key in &destination.authorization_policies {
+        for key in destination.authorization_policies.iter() {
             if !self.index.policies.contains_key(key) {
                 observe(PolicyEvent::Unknown(key));
             }

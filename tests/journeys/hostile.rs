@@ -13,7 +13,7 @@ use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 use crate::openssl::{Credentials, Peer};
-use crate::setup::{HTTP_PORT, serve_http, two_nodes};
+use crate::setup::{HTTP_PORT, authority as signer, serve_http, two_nodes};
 use crate::tiny_records;
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
@@ -249,6 +249,7 @@ fn records_of_one_byte_cost_honest_clients_nothing() {
     });
     let server = world.pod("server");
     let mut peer = tiny_records::Peer::connect(
+        &signer(&world),
         &world.pod("stranger").namespace,
         server.address(Family::V4, 15008),
         FRIEND,

@@ -13,6 +13,7 @@ use crate::{Result, RigError};
 
 pub struct Authority {
     certificate: rcgen::Certificate,
+    key_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -49,6 +50,7 @@ impl Authority {
         let certificate = params.self_signed(&key).map_err(failed)?;
         Ok(Self {
             certificate,
+            key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
         })
     }
@@ -59,12 +61,18 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         Ok(Self {
             certificate,
+            key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
         })
     }
 
     pub fn pem(&self) -> String {
         self.certificate.pem()
+    }
+
+    /// For those who sign in its name by other means.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// PEM for the PEM of a request (PKCS #10).

@@ -110,7 +110,7 @@ pub fn run_all(arguments: &[String]) -> Outcome {
 }
 
 /// Every pair of drivers, most with istiod's stand-in as control plane and one with the mesh file; then, on one pair
-/// each, the ring as the oldest kernel offers it and the reference record layer.
+/// each, the ring as the oldest kernel offers it and the reference record layer; last the demo.
 fn run_journeys(summary: &mut Summary) {
     let mut binary = None;
     summary.step("build", |_| {
@@ -131,6 +131,10 @@ fn run_journeys(summary: &mut Summary) {
             journeys.run(&binary, tally)
         });
     }
+    summary.step("demo", |tally| {
+        let mut command = cargo(&["test", "--package", "xtask", "--test", "demo"]);
+        run_tests(command.env("UZTUNNEL_BIN", &binary), tally)
+    });
 }
 
 /// Names of the integration tests: `tests/<name>.rs` and `tests/<name>/main.rs`.

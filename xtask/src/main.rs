@@ -2,7 +2,7 @@
 //!
 //! | command | what |
 //! |---|---|
-//! | `demo [--iptables] [--keep] [--io uring,epoll,mixed]` | two nodes, four pods, real traffic, shown to a person |
+//! | `demo [--control-plane] [--iptables] [--keep] [--io ...]` | two nodes, four pods, real traffic, shown to a person |
 //! | `test` | the whole test run, as CI does it |
 //! | `tidy` | the style rules only |
 //! | `journeys [FILTER] [--io ...] [--control-plane ...]` | the tests in network namespaces |
@@ -24,10 +24,11 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  demo [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
-        two nodes, four pods and real traffic; --keep leaves it running until Ctrl-C
+  demo [--control-plane] [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
+        two nodes, four pods and real traffic; --control-plane adds a stand-in for istiod, --keep leaves it running
+        until Ctrl-C
   test
-        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, simulation, journeys
+        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, simulation, journeys, demo
   tidy
         the style rules only
   journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--control-plane istiod|file]

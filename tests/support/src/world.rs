@@ -126,8 +126,11 @@ impl World {
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{}{number}-{label}", guardian::own_prefix());
         let scratch = std::env::temp_dir().join(prefix.trim_end_matches('-'));
-        std::fs::create_dir_all(&scratch)
-            .map_err(|error| RigError::new(format!("creating {}", scratch.display()), error))?;
+        {
+            let _open = guardian::hold_open()?;
+            std::fs::create_dir_all(&scratch)
+                .map_err(|error| RigError::new(format!("creating {}", scratch.display()), error))?;
+        }
         let mut world = Self {
             nodes: Vec::new(),
             pods: Vec::new(),
@@ -303,6 +306,7 @@ impl Drop for World {
         // Its thread is in the namespace of a node.
         self.istiod = None;
         self.nodes.clear();
+        let Ok(_open) = guardian::hold_open() else { return };
         if let Err(error) = std::fs::remove_dir_all(&self.scratch) {
             eprintln!("rig: removing {}: {error}", self.scratch.display());
         }

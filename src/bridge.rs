@@ -1,4 +1,4 @@
-//! Everything that crosses threads, each with one writer: the snapshot (control), orders (control to worker),
+//! Everything that crosses threads, each with one writer: the snapshot and the revoked certificates (control), orders (control to worker),
 //! demands (worker to control), access records (worker to log), hand-overs and load (worker to worker).
 //!
 //! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
@@ -8,6 +8,7 @@ pub mod demands;
 pub mod load;
 pub mod log;
 pub mod orders;
+pub mod revocation;
 pub mod snapshot;
 
 pub use demands::{Demand, DemandQueue, Demands};
@@ -17,4 +18,5 @@ pub use orders::{
     Capture, CertificateError, Inbox, Order, Orders, Pod, PodInfo, PodListeners, PodUid, WorkerHandle,
     WorkerReport,
 };
+pub use revocation::Revocations;
 pub use snapshot::SnapshotCell;

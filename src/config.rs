@@ -20,8 +20,9 @@ use std::time::Duration;
 pub use env::Environment;
 pub use error::ConfigError;
 pub use sections::{
-    AuthToken, CertificateSource, Control, Drain, IoChoice, Keepalive, LocalSource, LogFormat, Logging, Node,
-    OriginalSource, Pods, Ports, RecordLayer, RingFeatures, Server, Sockets, Tls, TrustRoots, Worker,
+    AuthToken, CertificateSource, Compliance, Control, Drain, IoChoice, Keepalive, LocalSource, LogFormat,
+    Logging, Node, OriginalSource, Pods, Ports, RecordLayer, RingFeatures, Server, Sockets, Tls, TrustRoots,
+    Worker,
 };
 
 use mesh_config::ProxyConfig;
@@ -39,6 +40,8 @@ pub struct Config {
     pub control: Control,
     pub logging: Logging,
     pub drain: Drain,
+    /// Of the command line; only shown.
+    pub arguments: Vec<String>,
     /// Settings that are legal but do not have the effect somebody may expect, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -62,12 +65,15 @@ impl Config {
                 records: own.records,
                 records_per_key_max: own.records_per_key_max,
                 certificate_lifetime: duration_or(env, "SECRET_TTL", Duration::from_secs(24 * 60 * 60))?,
+                compliance: compliance(env)?,
+                revocations: env.get_filled("CRL_PATH").map(PathBuf::from),
             },
             control: servers::control(env, &proxy)?,
             logging: logging(env)?,
             drain: Drain {
                 deadline: drain_deadline(env)?,
             },
+            arguments: env.arguments.clone(),
             warnings,
         })
     }
@@ -163,6 +169,15 @@ fn worker(env: &Environment, own: &OwnVariables, concurrency: Option<u16>) -> Re
 }
 
 const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
+
+/// A policy that nobody knows must not be taken for none.
+fn compliance(env: &Environment) -> Result<Compliance, ConfigError> {
+    env.parse_or("COMPLIANCE_POLICY", Compliance::Default, |text| match text {
+        "" => Ok(Compliance::Default),
+        "pqc" => Ok(Compliance::PostQuantum),
+        _ => Err("expected pqc, or nothing for no further restrictions".to_owned()),
+    })
+}
 
 fn logging(env: &Environment) -> Result<Logging, ConfigError> {
     let filter = env.get_filled("RUST_LOG").unwrap_or("info");

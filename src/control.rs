@@ -4,12 +4,17 @@
 //! Workers are reached through `bridge` only.
 
 pub mod access_log;
+pub mod admin;
 pub mod ca;
 pub mod certificates;
 pub mod demands;
 pub mod grpc;
+pub mod http;
 pub mod log_line;
+pub mod metrics;
 pub mod pods;
 pub mod readiness;
+pub mod revocation;
+pub mod roster;
 pub mod xds;
 pub mod zds;

@@ -9,6 +9,7 @@
 //! | `mesh::Builder` | control | `process::boot`, at start | when the first snapshot is built: state from a file does not change |
 //! | `mesh::Snapshot` | shared, immutable | `Builder::build` | when the last who loaded it lets go |
 //! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
+//! | `bridge::Revocations`, `tls::RevocationLists` | shared; lists are immutable | `process::boot`; `control::revocation` when the file changed | with the process; when the last who loaded them lets go |
 //! | `bridge::LoadTable`, `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
 //! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |
@@ -16,7 +17,9 @@
 //! | `control::certificates::Certificates` | control | `control::demands::serve` | when all workers have ended; an entry with the last pod of its identity |
 //! | `control::ca::Ca`, its connection | control | `process::boot`; a connection when one is needed | with the process; a connection when it breaks or is a minute old |
 //! | `tls::csr::CertificateRequest` | control | `control::ca`, one for each request | becomes a `CertifiedIdentity`, or is dropped with its key |
-//! | `control::readiness::Server` | control | `process::boot` | with the process |
+//! | `control::http::Server` (readiness, admin, metrics) | control | `process::boot` | with the process |
+//! | `control::admin::dump::Dump` | a thread of its own | `control::admin`, one for each request | when it is written, or its client has gone |
+//! | `control::roster::Roster`, `control::metrics::Metrics` | shared; written by the loops of control | `process::boot` | with the process |
 //! | `tls::CertifiedIdentity` | shared, immutable | control, by an `Authority` | when cache, sessions and handshakes have let go |
 //! | `sys::netns::Namespace` | shared, immutable | the ZDS client, from a descriptor | when the pod's last holder lets go |
 //! | `bridge::Pod` | shared, immutable | `WorkerPods::start` | likewise |

@@ -43,6 +43,31 @@ pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
 /// Connections that the readiness server serves at a time.
 pub const READINESS_CONNECTIONS_MAX: usize = 64;
 
+/// A connection to the readiness or metrics server is cut after this time: the answers are small, and anybody may ask.
+pub const PROBE_CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Connections that the admin server serves at a time on one address, and how long one may take: the dump of a large
+/// mesh, through a port-forward.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+pub const ADMIN_CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Scrapes that are served at a time.
+pub const METRICS_CONNECTIONS_MAX: usize = 64;
+
+/// Dumps that are written at a time, each by a thread of its own; others wait for their turn.
+pub const DUMPS_MAX: usize = 2;
+/// A dump travels in pieces of about this size, of which so many may wait for the client.
+pub const DUMP_CHUNK_BYTES: usize = 64 * 1024;
+pub const DUMP_CHUNKS_QUEUED_MAX: usize = 4;
+/// A client that takes nothing of its dump for so long is given up.
+pub const DUMP_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Dumps that ask for the certificates at the same time.
+pub const INSPECTIONS_QUEUED_MAX: usize = 4;
+
+/// Clauses of the log filter that may be added at run time.
+pub const LOG_CLAUSES_MAX: usize = 256;
+
 /// How long and how large the head of a request to one of our own HTTP servers may be.
 pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HTTP_HEADER_BYTES_MAX: usize = 8192;
@@ -61,6 +86,11 @@ pub const RECEIVE_FALLBACK_BYTES: usize = 16 * 1024;
 
 /// Receives without a block that one turn serves at most.
 pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
+
+/// How long one turn judges live connections again after policies have changed, give or take one connection, and how
+/// many slots it looks at.
+pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
+pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
 
 /// Connections that one turn accepts from one listener at most.
 pub const ACCEPTS_TURN_MAX: usize = 64;
@@ -327,6 +357,9 @@ pub const TASKS_BATCH: usize = 8;
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.
 pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
+/// Sessions compared with new lists of revoked certificates before other tasks get their turn. Each costs a look-up
+/// for each certificate of its chain and list of its issuer.
+pub const REVOCATION_SESSIONS_AT_ONCE: usize = 256;
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
 /// TLS handshakes that the peers of one pod have under way on one worker.
@@ -348,7 +381,7 @@ pub const OWN_WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Contract: configuration.md section 2.4.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// A session on which no stream was ever opened.
+/// A session on which its peer never opened a stream.
 pub const SILENT_SESSION: Duration = Duration::from_secs(30);
 /// How long a closing session may take to send its last bytes.
 pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
@@ -361,7 +394,14 @@ pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
+/// Endpoints of a service that one connection tries before it fails.
+pub const ENDPOINT_TRIES_MAX: usize = 3;
+/// Choices that are made for an endpoint that was not tried yet: with three endpoints of which two were, one of 400,000
+/// searches is in vain.
+pub const ENDPOINT_DRAWS_MAX: usize = 32;
 
+// A stranger that says nothing is ended for that, before it owes us the answer to a PING.
+const _: () = assert!(SILENT_SESSION.as_secs() <= PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs());
 const _: () = assert!(HANDSHAKES_SOURCE_MAX * 4 <= HANDSHAKES_POD_MAX);
 const _: () = assert!(REMAINS_BYTES_MAX >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(CHUNK_BYTES >= RECEIVE_BYTES_MAX);
@@ -373,6 +413,16 @@ const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
 
+/// What one session may make a worker hold, unread bytes of its streams aside: two send buffers (one is with the kernel
+/// while the other fills up) with control frames, a header block and what it says, its table, a part of a record.
+pub const SESSION_BYTES_MAX: usize = 2 * (OUTPUT_SOFT_BYTES + RECEIVE_BYTES_MAX + HTTP2_OUTPUT_BYTES)
+    + 2 * HTTP2_HEADER_LIST_SERVER_BYTES as usize
+    + HTTP2_HEADER_TABLE_BYTES
+    + RECEIVE_SMALL_BYTES;
+/// What an application that stopped reading may make a worker hold: a window of bytes, in pieces that pin little more
+/// than twice as much (`worker/backlog.rs`).
+pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COPIES_BYTES_MAX;
+
 /// Certificate requests under way at a time.
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 /// What one of them may take, connecting included. Upstream has no deadline here.
@@ -382,6 +432,12 @@ pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are
 /// still believed.
 pub const CA_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// How often the file of revoked certificates is looked at. A change is read once it was the same twice: within two
+/// seconds, as long as upstream waits (contract: control-plane.md section 3.4).
+pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// 100,000 certificates take 4 MiB as DER and a third more as PEM.
+pub const REVOCATION_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A wait for a point of wall-clock time is cut into pieces of this length, so that a set clock is noticed.
 pub const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);

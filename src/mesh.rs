@@ -14,6 +14,7 @@ mod builder;
 mod gateway;
 mod inbound;
 mod local;
+mod plan;
 mod policy;
 mod route;
 mod service;
@@ -27,12 +28,13 @@ use ipnet::IpNet;
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
 };
-pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent};
+pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
 pub use local::{LocalError, LocalState};
+pub use plan::{Decision, DoubleHop, Hop, Plan, TunnelAuthority, Unresolved, Way};
 pub use policy::{Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
-pub use route::{Plan, PlanProtocol, RouteError};
+pub use route::RouteError;
 pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
@@ -85,9 +87,22 @@ struct Index {
     /// How many ranges there are of each prefix length, IPv4 and IPv6 apart.
     cidr_lengths: imbl::OrdMap<(bool, u8), usize>,
     policies: imbl::HashMap<Arc<str>, Arc<Policy>>,
-    /// Sorted by key; the global ones are under the empty namespace.
-    policies_by_namespace: imbl::HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    /// The global ones are under the empty namespace.
+    policies_by_namespace: imbl::HashMap<Arc<str>, PolicyList>,
+    /// Grows when policies change, or the workloads of this node.
+    policies_revision: u64,
+    /// Endpoints whose service is not there, unfiltered, by workload uid.
+    staged: imbl::HashMap<NamespacedHostname, imbl::OrdMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
+}
+
+/// The policies about all workloads of a namespace.
+#[derive(Debug, Clone, Default)]
+struct PolicyList {
+    /// Of the index, when the list changed last.
+    revision: u64,
+    /// Sorted by key, at least one.
+    policies: Vec<Arc<Policy>>,
 }
 
 impl Snapshot {
@@ -185,8 +200,18 @@ impl Snapshot {
         self.index.services.values().flatten()
     }
 
+    /// Different whenever the policies about some workload of this node may have changed, and never smaller later.
+    pub fn policies_revision(&self) -> u64 {
+        self.index.policies_revision
+    }
+
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.index.policies.values()
+    }
+
+    /// Endpoints that wait for their service, by workload uid.
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &imbl::OrdMap<Arc<str>, Endpoint>)> {
+        self.index.staged.iter()
     }
 
     fn service_by_range(

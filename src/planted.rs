@@ -20,6 +20,8 @@ pub enum Bug {
     StreamIdReused,
     /// Policies that changed while an application was being connected to are not asked again.
     PermitNotRechecked,
+    /// Policies that change are not asked about connections that live.
+    LiveNotRechecked,
     /// KeyUpdates use up a budget that data never refills.
     ControlBudgetNeverRefilled,
     /// What a pod's connections take from its budget is not given back.
@@ -37,7 +39,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::WindowKeptAfterReset,
         Self::ChunkReusedTooEarly,
         Self::HalfCloseLost,
@@ -45,6 +47,7 @@ impl Bug {
         Self::SequenceAfterKeyUpdate,
         Self::StreamIdReused,
         Self::PermitNotRechecked,
+        Self::LiveNotRechecked,
         Self::ControlBudgetNeverRefilled,
         Self::PodBudgetKept,
         Self::CancelTakenForCompletion,

@@ -4,7 +4,9 @@
 
 pub mod boot;
 pub mod command;
+pub mod log_filter;
 pub mod logging;
 pub mod preflight;
+pub mod servers;
 pub mod signals;
 pub mod version;

@@ -8,6 +8,7 @@ pub mod baggage;
 pub mod ca;
 pub mod hbone;
 pub mod http2;
+pub mod proxy_protocol;
 pub mod traceparent;
 
 pub mod zds;

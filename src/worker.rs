@@ -18,6 +18,7 @@ pub mod passthrough;
 pub mod pipe;
 pub mod placement;
 pub mod pods;
+pub mod recheck;
 pub mod report;
 pub mod settings;
 pub mod shell;
@@ -38,6 +39,7 @@ use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
+use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::runtime::tasks::Executor;
 
@@ -60,6 +62,7 @@ pub struct Setup {
     pub snapshot: SnapshotCell,
     pub demands: Demands,
     pub load: LoadTable,
+    pub revocations: Revocations,
     pub log: LogSink,
 }
 

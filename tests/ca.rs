@@ -2,11 +2,13 @@
 //!
 //! Workers are inboxes that a test reads. Rules of the contract: control-plane.md sections 1.2, 2 and 3.3.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::future::Future;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,8 +21,10 @@ use uztunnel::bridge::{
 };
 use uztunnel::config::{CertificateSource, Config, Environment};
 use uztunnel::control::ca::{Ca as Client, Signer};
-use uztunnel::control::demands::serve;
+use uztunnel::control::certificates::Authority as _;
+use uztunnel::control::demands::{Reports, inspections, serve};
 use uztunnel::control::grpc::Server;
+use uztunnel::control::metrics::Metrics;
 use uztunnel::control::pods::{self, PodChange};
 use uztunnel::identity::Identity;
 use uztunnel::limits;
@@ -224,6 +228,42 @@ fn a_ca_that_was_restarted_is_connected_to_anew_without_an_error() {
 }
 
 #[test]
+fn roots_that_left_the_disk_are_believed_for_a_minute_and_no_longer() {
+    run(async {
+        let mut files = Files::new();
+        let mut ca = files.ca(Script::signing(&files.signer, HOUR));
+        let (began, passed) = (Instant::now(), Rc::new(Cell::new(Duration::ZERO)));
+        let time = Rc::clone(&passed);
+        let client = client(&files, &ca, &[]).with_clock(move || began + time.get());
+        client.issue(identity("cart")).await.expect("signed");
+        // The CA keeps its certificate, but nobody is to believe in its root any more.
+        files.replace_tls_root();
+        passed.set(limits::CA_CONNECTION_AGE_MAX - Duration::from_millis(1));
+        client
+            .issue(identity("cart"))
+            .await
+            .expect("over the connection of before");
+        assert_eq!(ca.service.connections(), 1);
+        passed.set(limits::CA_CONNECTION_AGE_MAX);
+        let error = client
+            .issue(identity("cart"))
+            .await
+            .expect_err("the roots are read anew");
+        let start = "cannot ask the CA: tls handshake with 127.0.0.1 failed: ";
+        assert!(error.to_string().starts_with(start), "{error}");
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+        ca.restart(files.server(&[HOST])).expect("restarted");
+        passed.set(limits::CA_CONNECTION_AGE_MAX + Duration::from_millis(1));
+        client.issue(identity("cart")).await.expect("signed");
+        assert_eq!(
+            ca.service.seen().len(),
+            3,
+            "the CA that was not trusted was told nothing"
+        );
+    });
+}
+
+#[test]
 fn a_ca_that_does_not_answer_is_given_up_and_asked_again() {
     run(async {
         let mut files = Files::new();
@@ -415,23 +455,8 @@ struct World {
 impl World {
     /// `known` are accounts whose workloads the mesh knows before their pods come.
     fn start(files: &Files, ca: &Ca, known: &[String], variables: &[(&str, &str)]) -> Self {
-        let address = format!("https://{}", ca.address());
-        let (root, token) = (files.root_path(), files.token_path());
-        let base = [
-            ("XDS_ADDRESS", ""),
-            ("LOCAL_XDS", "{}"),
-            ("CA_ADDRESS", address.as_str()),
-            ("CA_ROOT_CA", root.to_str().expect("UTF-8")),
-            ("AUTH_TOKEN", token.to_str().expect("UTF-8")),
-        ];
-        let environment = Environment::new(base.into_iter().chain(variables.iter().copied()));
-        let config = Config::from_env(&environment).expect("valid");
-        let CertificateSource::Server(server) = &config.control.ca else {
-            panic!("the CA is configured");
-        };
-        let token = config.control.auth_token.as_ref();
-        let server = Server::new(server, token, &config.node.cluster_id).expect("valid");
-        let signer = Signer::Ca(Client::new(server, config.tls.certificate_lifetime).into());
+        let client = client(files, ca, variables);
+        let signer = Signer::Ca(client.into());
 
         let bell = Arc::new(Bell::default());
         let (handle, inbox) = orders::channel(Arc::clone(&bell) as Arc<dyn Wake>);
@@ -439,8 +464,12 @@ impl World {
         let (pods, changes) = pods::changes();
         let orders = Orders::new(vec![handle]);
         let snapshot = mesh(known);
+        let reports = Reports {
+            inspections: inspections().1,
+            metrics: Metrics::default(),
+        };
         let serving = async move {
-            let ended = serve(queue, changes, snapshot, signer, orders).await;
+            let ended = serve(queue, changes, snapshot, signer, orders, reports).await;
             ended.expect("no worker failed");
         };
         Self {
@@ -526,6 +555,27 @@ async fn wait_for_requests(ca: Ca, count: usize) -> Ca {
         ca
     });
     waiting.await.expect("they came")
+}
+
+/// The client of `ca` as a proxy with these variables makes it.
+fn client(files: &Files, ca: &Ca, variables: &[(&str, &str)]) -> Client {
+    let address = format!("https://{}", ca.address());
+    let (root, token) = (files.root_path(), files.token_path());
+    let base = [
+        ("XDS_ADDRESS", ""),
+        ("LOCAL_XDS", "{}"),
+        ("CA_ADDRESS", address.as_str()),
+        ("CA_ROOT_CA", root.to_str().expect("UTF-8")),
+        ("AUTH_TOKEN", token.to_str().expect("UTF-8")),
+    ];
+    let environment = Environment::new(base.into_iter().chain(variables.iter().copied()));
+    let config = Config::from_env(&environment).expect("valid");
+    let CertificateSource::Server(server) = &config.control.ca else {
+        panic!("the CA is configured");
+    };
+    let token = config.control.auth_token.as_ref();
+    let server = Server::new(server, token, &config.node.cluster_id).expect("valid");
+    Client::new(server, config.tls.certificate_lifetime)
 }
 
 fn authority(name: &str) -> Authority {

@@ -3,25 +3,32 @@
 //! * `tls_interop/rustls_peer.rs`: records and key updates against rustls, both roles, any chunking.
 //! * `tls_interop/csr.rs`: requests for certificates as openssl reads them, and what a CA may answer.
 //! * `tls_interop/openssl.rs`: the same against `openssl s_client` and `s_server`.
+//! * `tls_interop/chunking.rs`: the wire to them that cuts at random.
 //! * `tls_interop/refusals.rs`: which peers are refused, with which words, and what they are told.
+//! * `tls_interop/revocation.rs`: peers whose certificates were taken back, and the groups that are agreed.
 //!
 //! Rules of the contract: control-plane.md sections 2.3 and 3.2; RFC 8446.
 
+#[path = "tls_interop/chunking.rs"]
+mod chunking;
 #[path = "tls_interop/csr.rs"]
 mod csr;
 #[path = "tls_interop/openssl.rs"]
 mod openssl;
 #[path = "tls_interop/refusals.rs"]
 mod refusals;
+#[path = "tls_interop/revocation.rs"]
+mod revocation;
 #[path = "tls_interop/rustls_peer.rs"]
 mod rustls_peer;
 
 use std::sync::Arc;
 
+use rustls::NamedGroup;
 use uztunnel::clock;
 use uztunnel::identity::Identity;
 use uztunnel::tls::{
-    CertifiedIdentity, Channel, FakeCa, Handshake, Opened, Output, Progress, RecordMode, TlsError,
+    CertifiedIdentity, Channel, FakeCa, Handshake, Opened, Output, Progress, RecordMode, Rules, TlsError,
 };
 
 const MODES: [RecordMode; 2] = [RecordMode::Own, RecordMode::Buffered];
@@ -56,6 +63,8 @@ struct Ours {
     /// Records that were neither data nor close_notify.
     controls: usize,
     closed: bool,
+    /// Of the key exchange, once that is over.
+    group: Option<NamedGroup>,
     scratch: Vec<u8>,
 }
 
@@ -67,10 +76,10 @@ enum State {
 
 impl Ours {
     /// We are `cart` as a client and `till` as a server; the peer is the other.
-    fn new(role: Role, mode: RecordMode, records_max: u64) -> Self {
+    fn new(role: Role, rules: impl Into<Rules>, records_max: u64) -> Self {
         let handshake = match role {
-            Role::Client => Handshake::client(&issued(&cart()), Arc::new([till()]), mode),
-            Role::Server => Handshake::server(&issued(&till()), mode),
+            Role::Client => Handshake::client(&issued(&cart()), Arc::new([till()]), rules),
+            Role::Server => Handshake::server(&issued(&till()), rules),
         };
         Self::of(handshake.expect("made").with_records_max(records_max))
     }
@@ -83,6 +92,7 @@ impl Ours {
             received: Vec::new(),
             controls: 0,
             closed: false,
+            group: None,
             scratch: vec![0; 16_640],
         }
     }
@@ -108,6 +118,7 @@ impl Ours {
                 Progress::Done => {
                     let established = handshake.finish()?;
                     self.inbox = established.leftover;
+                    self.group = established.group;
                     self.state = State::Open(established.channel);
                 }
             },

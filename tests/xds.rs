@@ -16,8 +16,10 @@ use uztunnel::bridge::orders::{self, Inbox};
 use uztunnel::bridge::{Order, Orders, SnapshotCell};
 use uztunnel::config::{self, AuthToken, Config, Environment, TrustRoots};
 use uztunnel::control::grpc::Server;
+use uztunnel::control::metrics::Metrics;
 use uztunnel::control::pods;
 use uztunnel::control::readiness::{Readiness, Task};
+use uztunnel::control::roster::Roster;
 use uztunnel::control::xds::Client;
 use uztunnel::control::xds::node::node;
 use uztunnel::control::xds::state::State;
@@ -72,6 +74,14 @@ fn the_captured_responses_are_replayed_and_acknowledged() {
         proxy.inbox.lock().expect("inbox").next(),
         Some(Order::Snapshot)
     ));
+    // What ztunnel counted of the same two responses.
+    let captured = include_str!("data/metrics-node1.txt").lines();
+    let captured: Vec<&str> = captured.filter(|line| line.contains("istio_xds_")).collect();
+    assert_eq!(captured.len(), 7, "{captured:?}");
+    let ours = proxy.series();
+    for line in captured {
+        assert!(ours.lines().any(|it| it == line), "no {line} in\n{ours}");
+    }
 }
 
 #[test]
@@ -241,6 +251,9 @@ fn every_way_to_end_a_stream_is_followed_by_another() {
         assert!(sent.names.is_empty(), "nothing comes twice");
         assert_eq!(answered.error, None);
     }
+    proxy.wait_for_terminations("Complete", 1);
+    proxy.wait_for_terminations("Reconnect", 2);
+    proxy.wait_for_terminations("Error", 1);
 }
 
 #[test]
@@ -255,6 +268,7 @@ fn with_the_server_down_at_start_the_reason_is_clear_and_its_return_is_noticed_w
     // Long enough for the delays to have grown: the ninth attempt and those after it are as far apart as they get.
     proxy.wait_for_logs("no stream to the control plane", 9);
     assert!(!proxy.readiness.is_ready());
+    assert!(proxy.series().contains("{reason=\"ConnectionError\"} "));
     istiod.come_back().expect("bound again");
     let back = Instant::now();
     proxy.wait_until_ready();
@@ -491,6 +505,7 @@ impl Setup {
         // As the process does, before it makes the client.
         readiness.pending(Task::StateManager);
         let log = Log::default();
+        let metrics = Metrics::default();
         let token = AuthToken::File(self.token.clone());
         let server = Server::new(&self.server, Some(&token), "cluster-7").expect("a server");
         let environment = Environment::new([
@@ -503,6 +518,7 @@ impl Setup {
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn({
             let (snapshots, readiness, log) = (snapshots.clone(), readiness.clone(), log.clone());
+            let metrics = metrics.clone();
             move || {
                 let subscriber = tracing_subscriber::fmt()
                     .with_ansi(false)
@@ -519,7 +535,7 @@ impl Setup {
                     Orders::new(vec![handle]),
                     pods::changes().0,
                 );
-                let (client, _synced) = Client::new(server, node, state, readiness);
+                let (client, _synced) = Client::new(server, node, state, readiness, metrics);
                 tracing::subscriber::with_default(subscriber, || {
                     runtime.block_on(async {
                         tokio::select! {
@@ -534,6 +550,7 @@ impl Setup {
             setup: self,
             snapshots,
             readiness,
+            metrics,
             inbox: Mutex::new(inbox),
             log,
             stop: Some(stop),
@@ -547,6 +564,7 @@ struct Proxy {
     setup: Setup,
     snapshots: SnapshotCell,
     readiness: Readiness,
+    metrics: Metrics,
     inbox: Mutex<Inbox>,
     log: Log,
     stop: Option<oneshot::Sender<()>>,
@@ -578,6 +596,20 @@ impl Proxy {
         wait_until(&format!("{times} times {text:?} in the log"), || {
             (self.log.text().matches(text).count() >= times).then_some(())
         });
+    }
+
+    /// As they are scraped.
+    fn series(&self) -> String {
+        let mut text = String::new();
+        let registry = self.metrics.registry("unknown", Roster::default());
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("written");
+        text
+    }
+
+    #[track_caller]
+    fn wait_for_terminations(&self, reason: &str, count: usize) {
+        let line = format!("istio_xds_connection_terminations_total{{reason=\"{reason}\"}} {count}\n");
+        wait_until(&line, || self.series().contains(&line).then_some(()));
     }
 
     fn logged(&self, text: &str) -> bool {

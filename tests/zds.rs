@@ -21,6 +21,7 @@ use uztunnel::bridge::{Order, Orders, PodInfo, PodUid, orders};
 use uztunnel::config::{Config, Environment};
 use uztunnel::control::pods::{self, Pods, WorkerPods};
 use uztunnel::control::readiness::Readiness;
+use uztunnel::control::roster::Roster;
 use uztunnel::control::zds::Client;
 use uztunnel::sys::driver::Wake;
 use uztunnel::sys::netns::Namespace;
@@ -253,6 +254,7 @@ fn a_pod_whose_port_is_taken_is_refused_and_served_once_the_port_is_free() {
     assert_eq!(agent.ask(SNAPSHOT_SENT, &[]), Answer::Ack);
     agent.settle();
     assert!(!agent.readiness.is_ready(), "a pod of the snapshot is not served");
+    assert_eq!(listed(&agent), (vec![], vec!["pod".to_owned()], 0, 0));
     assert!(inbox.try_next().is_none(), "no half of a pod is served");
 
     drop(taken);
@@ -269,6 +271,9 @@ fn a_pod_whose_port_is_taken_is_refused_and_served_once_the_port_is_free() {
     );
     agent.settle();
     assert!(agent.readiness.is_ready());
+    assert_eq!(listed(&agent), (vec!["pod".to_owned()], vec![], 1, 0));
+    assert_eq!(agent.ask(&zds::delete("pod"), &[]), Answer::Ack);
+    assert_eq!(listed(&agent), (vec![], vec![], 1, 1));
 }
 
 #[test]
@@ -303,6 +308,7 @@ struct Agent {
     listener: Socket,
     connection: Socket,
     readiness: Readiness,
+    roster: Roster,
     client: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     _directory: TempDir,
 }
@@ -317,17 +323,18 @@ impl Agent {
             .bind(&SockAddr::unix(&path).expect("a path"))
             .expect("bound");
         listener.listen(16).expect("listening");
-        let readiness = Readiness::default();
+        let (readiness, roster) = (Readiness::default(), Roster::default());
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn({
-            let readiness = readiness.clone();
-            move || run_client(path, pods, readiness, stopped)
+            let (readiness, roster) = (readiness.clone(), roster.clone());
+            move || run_client(path, pods, readiness, roster, stopped)
         });
         let connection = accept(&listener);
         Self {
             listener,
             connection,
             readiness,
+            roster,
             client: Some((stop, thread)),
             _directory: directory,
         }
@@ -395,14 +402,20 @@ fn accept(listener: &Socket) -> Socket {
     connection
 }
 
-fn run_client(path: PathBuf, pods: impl Pods, readiness: Readiness, stopped: oneshot::Receiver<()>) {
+fn run_client(
+    path: PathBuf,
+    pods: impl Pods,
+    readiness: Readiness,
+    roster: Roster,
+    stopped: oneshot::Receiver<()>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
         tokio::select! {
-            () = Client::new(path, pods, readiness).run() => {}
+            () = Client::new(path, pods, readiness, roster).run() => {}
             _ = stopped => {}
         }
     });
@@ -522,4 +535,18 @@ fn refusal(packet: &[u8]) -> Option<String> {
 fn from_hex(text: &str) -> Vec<u8> {
     let digit = |index: usize| u8::from_str_radix(&text[index..index + 2], 16).expect("hex digits");
     (0..text.len()).step_by(2).map(digit).collect()
+}
+
+/// Names of the pods that are up, then of those that are pending; how many were started, how many stopped.
+fn listed(agent: &Agent) -> (Vec<String>, Vec<String>, u64, u64) {
+    let listed = agent.roster.listed();
+    let names = |pods: std::collections::BTreeMap<PodUid, PodInfo>| {
+        pods.into_values().map(|info| info.name).collect::<Vec<_>>()
+    };
+    (
+        names(listed.up),
+        names(listed.pending),
+        listed.started,
+        listed.stopped,
+    )
 }

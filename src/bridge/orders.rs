@@ -126,6 +126,8 @@ pub enum Order {
     },
     /// Another snapshot was published: tasks that wait for a workload look again.
     Snapshot,
+    /// Other lists of revoked certificates are in force: sessions are compared with them.
+    Revocations,
     /// Stop accepting, let connections finish until the deadline, then end.
     Drain { deadline: std::time::Duration },
     /// Answered at the end of the turn that takes it in.

@@ -128,6 +128,17 @@ pub struct Tls {
     pub records_per_key_max: Option<u64>,
     /// What certificates are asked for.
     pub certificate_lifetime: Duration,
+    pub compliance: Compliance,
+    /// Lists of revoked certificates; without them no certificate counts as revoked.
+    pub revocations: Option<PathBuf>,
+}
+
+/// What TLS connections are restricted to, beyond what is safe anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compliance {
+    Default,
+    /// Key exchange by X25519MLKEM768 and nothing else.
+    PostQuantum,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -118,17 +118,5 @@ fn check_security(env: &Environment) -> Result<(), ConfigError> {
             "unset it; TLS 1.3 is always on",
         ));
     }
-    if env.get("COMPLIANCE_POLICY") == Some("pqc") {
-        return Err(ConfigError::unsupported(
-            "COMPLIANCE_POLICY=pqc",
-            "unset it; X25519MLKEM768 is offered first, but not alone",
-        ));
-    }
-    if let Some(path) = env.get_filled("CRL_PATH") {
-        return Err(ConfigError::unsupported(
-            format!("CRL_PATH={path}"),
-            "unset it; without it no certificate counts as revoked",
-        ));
-    }
     Ok(())
 }

@@ -275,11 +275,6 @@ fn what_this_version_cannot_do_stops_the_start() {
             "TLS12_ENABLED=true is not supported",
         ),
         (
-            &[("COMPLIANCE_POLICY", "pqc")],
-            "COMPLIANCE_POLICY=pqc is not supported",
-        ),
-        (&[("CRL_PATH", "/crl.pem")], "CRL_PATH=/crl.pem is not supported"),
-        (
             &[("ENABLE_PROXY", "false")],
             "ENABLE_PROXY=false is not supported",
         ),
@@ -294,13 +289,36 @@ fn what_this_version_cannot_do_stops_the_start() {
     for (name, harmless) in [
         ("UNSTABLE_ENABLE_SOCKS5", "false"),
         ("TLS12_ENABLED", "false"),
-        ("COMPLIANCE_POLICY", ""),
-        ("CRL_PATH", ""),
         ("XDS_ON_DEMAND", "false"),
         ("PROXY_MODE", "shared"),
     ] {
         config(&[(name, harmless)]);
     }
+}
+
+#[test]
+fn key_exchange_is_restricted_by_a_policy_that_is_known() {
+    let compliance = |text| config(&[("COMPLIANCE_POLICY", text)]).tls.compliance;
+    assert_eq!(config(&[]).tls.compliance, Compliance::Default);
+    assert_eq!(compliance(""), Compliance::Default);
+    assert_eq!(compliance("pqc"), Compliance::PostQuantum);
+    for unknown in ["PQC", "fips", "fips-140-2", "off", " pqc"] {
+        assert_eq!(
+            error(&[("COMPLIANCE_POLICY", unknown)]),
+            format!(
+                "invalid env var COMPLIANCE_POLICY={unknown} (expected pqc, or nothing for no further \
+                 restrictions)"
+            )
+        );
+    }
+}
+
+#[test]
+fn revoked_certificates_are_looked_for_where_a_path_says() {
+    let path = |variables| config(variables).tls.revocations;
+    assert_eq!(path(&[]), None);
+    assert_eq!(path(&[("CRL_PATH", "")]), None);
+    assert_eq!(path(&[("CRL_PATH", "/crl.pem")]), Some("/crl.pem".into()));
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub struct Ca {
     server: Server,
     lifetime: Duration,
     connection: Mutex<Connection>,
+    /// By which the age of a connection is told.
+    clock: Box<dyn Fn() -> Instant>,
 }
 
 /// Who waits for the lock while another connects shares the outcome.
@@ -80,6 +82,15 @@ impl Ca {
             server,
             lifetime,
             connection: Mutex::default(),
+            clock: Box::new(clock::now),
+        }
+    }
+
+    /// With another clock than the process's.
+    pub fn with_clock(self, clock: impl Fn() -> Instant + 'static) -> Self {
+        Self {
+            clock: Box::new(clock),
+            ..self
         }
     }
 
@@ -98,12 +109,12 @@ impl Ca {
 
     /// A connection that was good before may have ended unnoticed, so a broken one is tried once more.
     async fn ask(&self, question: Request) -> Result<Answer, CaError> {
-        let asked_at = clock::now();
+        let asked_at = (self.clock)();
         let mut open = self.connect(asked_at).await?;
         let is_fresh = open.since >= asked_at;
         match self.ask_over(&mut open, question.clone()).await {
             Err(CaError::Refused { code, .. }) if !is_fresh && is_broken(code) => {
-                let mut open = self.connect(clock::now()).await?;
+                let mut open = self.connect((self.clock)()).await?;
                 self.ask_over(&mut open, question).await
             }
             answer => answer,
@@ -131,7 +142,7 @@ impl Ca {
     async fn connect(&self, asked_at: Instant) -> Result<Open, CaError> {
         let mut connection = self.connection.lock().await;
         if let Some(open) = &connection.open
-            && clock::now().saturating_duration_since(open.since) < limits::CA_CONNECTION_AGE_MAX
+            && (self.clock)().saturating_duration_since(open.since) < limits::CA_CONNECTION_AGE_MAX
         {
             return Ok(open.clone());
         }
@@ -146,7 +157,7 @@ impl Ca {
                 let open = Open {
                     channel,
                     number: connection.made,
-                    since: clock::now(),
+                    since: (self.clock)(),
                 };
                 connection.open = Some(open.clone());
                 connection.failure = None;
@@ -155,7 +166,7 @@ impl Ca {
             Err(error) => {
                 let error = CaError::unreachable(error);
                 connection.open = None;
-                connection.failure = Some((clock::now(), error.clone()));
+                connection.failure = Some(((self.clock)(), error.clone()));
                 Err(error)
             }
         }

@@ -9,7 +9,7 @@
 //! that is still valid is not lost by a failure to renew it. The record is bounded by the pods of the node: nothing
 //! is asked for on behalf of others.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -69,6 +69,15 @@ pub struct Issued<C> {
     pub certificate: Arc<C>,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
+}
+
+/// What is known of one identity's certificate.
+#[derive(Debug)]
+pub enum Standing<C> {
+    Available(Arc<C>),
+    /// Asked for, or about to be.
+    Initializing,
+    Unavailable(CertificateError),
 }
 
 /// Who must hear of what.
@@ -208,6 +217,23 @@ impl<C> Certificates<C> {
         entry.stage = Stage::Due(delivery.due);
         self.due.insert((delivery.due, identity.clone()));
         Some(delivery)
+    }
+
+    /// Everything that is recorded, by identity.
+    pub fn listing(&self, now: SystemTime) -> BTreeMap<Identity, Standing<C>> {
+        let standing = |entry: &Entry<C>| match &entry.held {
+            Held::Certificate {
+                certificate,
+                not_after,
+            } if *not_after > now => Standing::Available(Arc::clone(certificate)),
+            // It expired while its renewal was late.
+            Held::Certificate { .. } | Held::Nothing => Standing::Initializing,
+            Held::Error(error) => Standing::Unavailable(error.clone()),
+        };
+        let entries = self.entries.iter();
+        entries
+            .map(|(identity, entry)| (identity.clone(), standing(entry)))
+            .collect()
     }
 
     /// When the next renewal or retry is due.

@@ -3,16 +3,20 @@
 //!
 //! Control thread. Decides nothing: that is `Certificates`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders, PodInfo, PodUid, SnapshotCell};
 use crate::clock::{self, Duration, SystemTime};
-use crate::control::certificates::{Account, Answer, Authority, Certificates, Delivery, Forgotten, Issued};
+use crate::control::certificates::{
+    Account, Answer, Authority, Certificates, Delivery, Forgotten, Issued, Standing,
+};
+use crate::control::metrics::Metrics;
 use crate::control::pods::{PodChange, PodChanges};
 use crate::identity::Identity;
 use crate::limits;
@@ -28,6 +32,23 @@ pub struct WorkerFailed {
     pub error: String,
 }
 
+/// Every certificate of the process, and how it stands.
+pub type Inventory = BTreeMap<Identity, Standing<CertifiedIdentity>>;
+
+/// Asks the loop for the inventory; whoever shows it holds one.
+pub type Inspector = mpsc::Sender<oneshot::Sender<Inventory>>;
+pub type Inspections = mpsc::Receiver<oneshot::Sender<Inventory>>;
+
+pub fn inspections() -> (Inspector, Inspections) {
+    mpsc::channel(limits::INSPECTIONS_QUEUED_MAX)
+}
+
+/// What the loop tells, besides the workers.
+pub struct Reports {
+    pub inspections: Inspections,
+    pub metrics: Metrics,
+}
+
 /// Answers the workers until all of them have ended, or one has failed. Needs a `LocalSet`.
 pub async fn serve(
     mut demands: DemandQueue,
@@ -35,6 +56,7 @@ pub async fn serve(
     snapshot: SnapshotCell,
     authority: impl Authority,
     orders: Orders,
+    mut reports: Reports,
 ) -> Result<(), WorkerFailed> {
     let mut ledger = Ledger {
         certificates: Certificates::new(),
@@ -54,7 +76,10 @@ pub async fn serve(
             // A pod is announced before any worker knows of it: what workers then ask for finds it here.
             biased;
             Some(change) = pods.recv() => ledger.pod_changed(change),
-            (identity, result) = requests.next() => ledger.answered(identity, result),
+            (identity, result) = requests.next() => {
+                reports.metrics.certificate_answered(result.is_ok());
+                ledger.answered(identity, result);
+            }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
@@ -63,6 +88,10 @@ pub async fn serve(
                 }
                 None => return Ok(()),
             },
+            Some(asked) = reports.inspections.recv() => {
+                // Whoever asked may have gone.
+                let _ = asked.send(ledger.certificates.listing(clock::wall()));
+            }
             () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {}
         }
     }
@@ -261,7 +290,18 @@ workloads:
             let mut builder = Builder::new(Locale::default());
             builder.load(LocalState::parse(MESH).expect("valid"));
             let snapshot = SnapshotCell::new(builder.build());
-            let serving = serve(queue, changes, snapshot.clone(), authority, Orders::new(handles));
+            let reports = Reports {
+                inspections: inspections().1,
+                metrics: Metrics::default(),
+            };
+            let serving = serve(
+                queue,
+                changes,
+                snapshot.clone(),
+                authority,
+                Orders::new(handles),
+                reports,
+            );
             Self {
                 demands,
                 pods,

@@ -41,7 +41,7 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::config::{self, AuthToken, TrustRoots};
+use crate::config::{self, AuthToken, Compliance, TrustRoots};
 use crate::limits;
 use crate::sys::socket::{self, Keepalive, Options};
 use crate::tls::server_trust::{self, TrustError};
@@ -96,6 +96,7 @@ pub struct Server {
     headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
     token: Option<AuthToken>,
     cluster_id: AsciiMetadataValue,
+    compliance: Compliance,
 }
 
 impl Server {
@@ -145,7 +146,13 @@ impl Server {
             headers: headers.collect::<Result<_, _>>()?,
             token: token.cloned(),
             cluster_id: header("clusterid", cluster_id)?.1,
+            compliance: Compliance::Default,
         })
+    }
+
+    /// What its TLS connections are restricted to.
+    pub fn with_compliance(self, compliance: Compliance) -> Self {
+        Self { compliance, ..self }
     }
 
     /// A new connection. May take `CONTROL_CONNECT_TIMEOUT` per address and `CONTROL_HANDSHAKE_TIMEOUT`.
@@ -194,7 +201,7 @@ impl Server {
 
     fn trust(&self) -> Result<rustls::ClientConfig, GrpcError> {
         let (origin, roots) = read_roots(&self.roots)?;
-        server_trust::client_config(roots, self.other_name.clone())
+        server_trust::client_config(roots, self.other_name.clone(), self.compliance)
             .map_err(|source| GrpcError::Roots { origin, source })
     }
 

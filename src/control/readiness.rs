@@ -5,23 +5,15 @@
 //! reason is known; another method is 405, another path 404.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
+use crate::control::http::{self, Allowance, Answer, Body, empty, text};
 use crate::limits;
 
 /// Something that must be done before the node may send traffic.
@@ -91,113 +83,51 @@ impl Readiness {
     }
 }
 
-/// The server, bound but not serving yet.
-#[derive(Debug)]
-pub struct Server {
-    listener: TcpListener,
-    readiness: Readiness,
+/// The server.
+pub type Server = http::Server<Readiness>;
+
+/// `listener` listens already. Needs a tokio runtime.
+///
+/// # Errors
+/// The runtime cannot take the descriptor.
+pub fn server(listener: OwnedFd, readiness: Readiness) -> io::Result<Server> {
+    let allowance = Allowance {
+        name: "readiness",
+        connections_max: limits::READINESS_CONNECTIONS_MAX,
+        connection_time_max: limits::PROBE_CONNECTION_TIME_MAX,
+    };
+    Server::new(listener, Rc::new(readiness), allowance)
 }
 
-impl Server {
-    /// `listener` listens already. Needs a tokio runtime.
-    ///
-    /// # Errors
-    /// The runtime cannot take the descriptor.
-    pub fn new(listener: OwnedFd, readiness: Readiness) -> io::Result<Self> {
-        let listener = std::net::TcpListener::from(listener);
-        listener.set_nonblocking(true)?;
-        Ok(Self {
-            listener: TcpListener::from_std(listener)?,
-            readiness,
-        })
-    }
-
-    pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Serves until dropped. Needs a `LocalSet`.
-    pub async fn serve(self) {
-        let slots = Arc::new(Semaphore::new(limits::READINESS_CONNECTIONS_MAX));
-        loop {
-            let slot = Arc::clone(&slots)
-                .acquire_owned()
-                .await
-                .expect("invariant: never closed");
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let readiness = self.readiness.clone();
-                    tokio::task::spawn_local(async move {
-                        serve_connection(stream, readiness).await;
-                        drop(slot);
-                    });
-                }
-                Err(error) => {
-                    // No descriptors or no memory: wait for some to come back instead of spinning.
-                    tracing::warn!(%error, "readiness: cannot accept");
-                    tokio::time::sleep(limits::ACCEPT_PAUSE).await;
-                }
+impl Answer for Readiness {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() != "/healthz/ready" {
+            return empty(StatusCode::NOT_FOUND);
+        }
+        if request.method() != Method::GET {
+            return empty(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let pending = self.report();
+        if pending.is_empty() {
+            return text(StatusCode::OK, "ready\n".to_owned());
+        }
+        let names: Vec<_> = pending.iter().map(|(name, _)| *name).collect();
+        let mut body = format!("not ready, pending: {}\n", names.join(", "));
+        for (name, reason) in &pending {
+            if let Some(reason) = reason {
+                body.push_str(&format!("{name}: {reason}\n"));
             }
         }
+        text(StatusCode::INTERNAL_SERVER_ERROR, body)
     }
-}
-
-async fn serve_connection(stream: TcpStream, readiness: Readiness) {
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), &readiness);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits::HTTP_HEADER_TIMEOUT)
-        .max_buf_size(limits::HTTP_HEADER_BYTES_MAX)
-        .half_close(true)
-        .serve_connection(TokioIo::new(stream), answer)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "readiness: connection failed");
-    }
-}
-
-fn answer(method: &Method, path: &str, readiness: &Readiness) -> Response<Full<Bytes>> {
-    if path != "/healthz/ready" {
-        return empty(StatusCode::NOT_FOUND);
-    }
-    if method != Method::GET {
-        return empty(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    let pending = readiness.report();
-    if pending.is_empty() {
-        return text(StatusCode::OK, "ready\n".to_owned());
-    }
-    let names: Vec<_> = pending.iter().map(|(name, _)| *name).collect();
-    let mut body = format!("not ready, pending: {}\n", names.join(", "));
-    for (name, reason) in &pending {
-        if let Some(reason) = reason {
-            body.push_str(&format!("{name}: {reason}\n"));
-        }
-    }
-    text(StatusCode::INTERNAL_SERVER_ERROR, body)
-}
-
-fn empty(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = status;
-    response
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    response
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -228,9 +158,9 @@ mod tests {
                 readiness.pending(task);
             }
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-            let server = Server::new(listener.into(), readiness.clone()).expect("registered");
-            let address = server.local_address().expect("an address");
-            tokio::task::spawn_local(server.serve());
+            let serving = server(listener.into(), readiness.clone()).expect("registered");
+            let address = serving.local_address().expect("an address");
+            tokio::task::spawn_local(serving.serve());
 
             let (status, body) = ask(address, "GET /healthz/ready").await;
             assert_eq!(status, "HTTP/1.1 500 Internal Server Error");

@@ -11,6 +11,7 @@ use tonic::Streaming;
 
 use crate::clock;
 use crate::control::grpc::{GrpcError, Server};
+use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
 
@@ -32,6 +33,7 @@ pub struct Client {
     protocol: Protocol,
     state: State,
     readiness: Readiness,
+    metrics: Metrics,
     synced: Option<oneshot::Sender<()>>,
     warned: Option<(String, clock::Instant)>,
 }
@@ -43,6 +45,7 @@ impl Client {
         node: Node,
         state: State,
         readiness: Readiness,
+        metrics: Metrics,
     ) -> (Self, oneshot::Receiver<()>) {
         readiness.pending(Task::StateManager);
         let (synced, waiter) = oneshot::channel();
@@ -51,6 +54,7 @@ impl Client {
             protocol: Protocol::new(node),
             state,
             readiness,
+            metrics,
             synced: Some(synced),
             warned: None,
         };
@@ -77,9 +81,18 @@ impl Client {
             Ok((requests, responses)) => {
                 tracing::info!("connected to the control plane");
                 self.warned = None;
-                self.follow(requests, responses).await
+                let ended = self.follow(requests, responses).await;
+                self.metrics.stream_ended(match &ended {
+                    Ended::Complete => Termination::Complete,
+                    Ended::Status { .. } if ended.is_reconnect() => Termination::Reconnect,
+                    Ended::Status { .. } | Ended::Unreachable(_) | Ended::NotOpened(_) => Termination::Error,
+                });
+                ended
             }
-            Err(ended) => ended,
+            Err(ended) => {
+                self.metrics.stream_ended(Termination::ConnectionError);
+                ended
+            }
         }
     }
 
@@ -149,6 +162,9 @@ impl Client {
             ..
         } = response;
         let (updates, removals) = (resources.len(), removed_resources.len());
+        let payloads = resources.iter().filter_map(|it| it.resource.as_ref());
+        let payload_bytes = payloads.map(|it| it.value.len()).sum();
+        self.metrics.response_received(Kind::of(&type_url), payload_bytes);
         let verdict = match Kind::of(&type_url) {
             Some(kind) => self.state.apply(kind, resources, removed_resources).await,
             None => {

@@ -19,6 +19,7 @@ use tokio::time::{self, Instant};
 use crate::clock;
 use crate::control::pods::Pods;
 use crate::control::readiness::{Readiness, Task};
+use crate::control::roster::Roster;
 use crate::limits;
 use crate::sys::fd_passing::{Datagram, ReceiveError, SeqPacket};
 use crate::sys::netns::Namespace;
@@ -35,18 +36,20 @@ pub struct Client<P> {
     path: PathBuf,
     pods: P,
     readiness: Readiness,
+    roster: Roster,
     protocol: Protocol<Arc<Namespace>>,
     retry_at: Option<Instant>,
 }
 
 impl<P: Pods> Client<P> {
     /// `path` is the agent's socket.
-    pub fn new(path: PathBuf, pods: P, readiness: Readiness) -> Self {
+    pub fn new(path: PathBuf, pods: P, readiness: Readiness, roster: Roster) -> Self {
         readiness.pending(Task::WorkloadProxyManager);
         Self {
             path,
             pods,
             readiness,
+            roster,
             protocol: Protocol::new(),
             retry_at: None,
         }
@@ -60,7 +63,7 @@ impl<P: Pods> Client<P> {
             let ended = self.converse(&connection).await;
             let understood = self.protocol.has_snapshot();
             self.protocol.disconnected();
-            self.publish_readiness();
+            self.publish_state();
             if understood {
                 announce.ready(clock::now());
             }
@@ -99,7 +102,7 @@ impl<P: Pods> Client<P> {
             if let Err(ended) = self.carry_out(effects, connection).await {
                 return ended;
             }
-            self.publish_readiness();
+            self.publish_state();
             // One byte more than allowed is not needed to notice a longer packet: the kernel says so.
             let mut buffer = [0; limits::ZDS_PACKET_BYTES_MAX];
             let retry_at = self.retry_at;
@@ -132,6 +135,7 @@ impl<P: Pods> Client<P> {
                     let (uid, info) = (start.uid.as_str(), &start.info);
                     match &outcome {
                         Ok(()) => {
+                            self.roster.started(start.uid.clone(), info.clone());
                             tracing::info!(uid, name = info.name, namespace = info.namespace, "pod added")
                         }
                         Err(error) => tracing::warn!(
@@ -147,6 +151,7 @@ impl<P: Pods> Client<P> {
                 Effect::Stop(uid) => {
                     tracing::info!(uid = uid.as_str(), "pod removed");
                     self.pods.stop(&uid);
+                    self.roster.stopped(&uid);
                 }
                 Effect::ArmRetry => self.retry_at = Some(now() + limits::ZDS_RETRY_DELAY),
                 Effect::Reconnect(why) => return Err(Ended::Broken(why)),
@@ -155,7 +160,8 @@ impl<P: Pods> Client<P> {
         Ok(())
     }
 
-    fn publish_readiness(&self) {
+    fn publish_state(&self) {
+        self.roster.set_pending(self.protocol.pending());
         if self.protocol.is_ready() {
             self.readiness.done(Task::WorkloadProxyManager);
         } else {

@@ -67,6 +67,26 @@ impl Permit {
     }
 }
 
+/// Which policies are about a workload, to tell exactly and cheaply whether they have changed between two snapshots
+/// of one builder.
+#[derive(Debug, Clone)]
+pub struct PolicySet {
+    namespace: Arc<str>,
+    /// Revisions of the lists of its namespace and of the whole mesh; 0 for none.
+    lists: [u64; 2],
+    /// Those that the workload names.
+    named: Vec<Arc<Policy>>,
+}
+
+impl PartialEq for PolicySet {
+    fn eq(&self, other: &Self) -> bool {
+        self.namespace == other.namespace
+            && self.lists == other.lists
+            && self.named.len() == other.named.len()
+            && std::iter::zip(&self.named, &other.named).all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+}
+
 impl PolicyEvent<'_> {
     pub fn message(&self) -> &'static str {
         match self {
@@ -160,15 +180,35 @@ impl Snapshot {
         }
     }
 
+    pub fn policy_set(&self, workload: &Workload) -> PolicySet {
+        let by_namespace = &self.index.policies_by_namespace;
+        let revision = |namespace: &str| by_namespace.get(namespace).map_or(0, |list| list.revision);
+        PolicySet {
+            namespace: workload.namespace.clone(),
+            lists: [revision(&workload.namespace), revision("")],
+            named: self.policies_named(workload).cloned().collect(),
+        }
+    }
+
     /// The policies about a workload: those of its namespace, the global ones, and those it names.
     fn policies_for<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
         let by_namespace = &self.index.policies_by_namespace;
-        let of = |namespace: &str| by_namespace.get(namespace).into_iter().flatten();
-        let named = workload
+        let of = |namespace: &str| {
+            by_namespace
+                .get(namespace)
+                .into_iter()
+                .flat_map(|list| &list.policies)
+        };
+        of(&workload.namespace)
+            .chain(of(""))
+            .chain(self.policies_named(workload))
+    }
+
+    fn policies_named<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
+        workload
             .authorization_policies
             .iter()
-            .filter_map(|key| self.index.policies.get(key));
-        of(&workload.namespace).chain(of("")).chain(named)
+            .filter_map(|key| self.index.policies.get(key))
     }
 }
 

@@ -1,14 +1,18 @@
 //! Choosing an endpoint: the tables which the builder precomputes per service, and the pick made from them.
 //!
-//! The tables are immutable and shared by every thread. Invariant: a pick touches a number of entries that
-//! does not grow with the endpoints (one when their capacities are equal, else a binary search), because all
-//! filtering and ranking happened when the table was built. Randomness comes in as an argument.
+//! The tables are immutable and shared by every thread. Invariant: a pick touches at most two entries, however
+//! many endpoints there are, because all filtering, ranking and weighing happened when the table was built.
+//! Randomness comes in as an argument.
 //!
 //! Rejected: walking the endpoints per connection and drawing among those that rank highest. It reads more
 //! simply and is what makes large services slow.
 
+mod weighted;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+
+use weighted::Weighted;
 
 use super::address::PortMap;
 use super::service::{BalanceMode, Scope, Service};
@@ -37,6 +41,10 @@ pub(super) struct Pick<'a> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Balance {
     candidates: Arc<[Candidate]>,
+    /// The service's alternative names.
+    names: Arc<[Identity]>,
+    /// Whose endpoints they are, each once.
+    identities: Box<[Identity]>,
     every: PerNetwork,
     /// For service ports with a target of 0: the endpoints that map them.
     named: HashMap<u16, PerNetwork>,
@@ -77,17 +85,16 @@ struct Node {
     children: HashMap<Arc<str>, Node>,
 }
 
-/// A weighted draw. Entries of weight 0 are left out.
-#[derive(Debug, Clone, Default)]
-struct Weighted {
-    entries: Box<[u32]>,
-    /// Running sums of the weights; empty when they are all equal.
-    sums: Box<[u64]>,
-}
-
 impl Balance {
     pub fn build(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Self {
-        let candidates = candidates(service, workloads);
+        // Invalid names are reported by the builder when the service arrives.
+        let names: Arc<[Identity]> = service
+            .subject_alt_names
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        let candidates = candidates(service, &names, workloads);
+        let identities: BTreeSet<&Identity> = candidates.iter().map(|it| &it.workload.identity).collect();
         let all: Vec<u32> = (0u32..).take(candidates.len()).collect();
         let of = |keep: &dyn Fn(&Candidate) -> bool| {
             let chosen: Vec<u32> = all
@@ -105,8 +112,20 @@ impl Balance {
             every: of(&|_| true),
             named,
             tunnels: of(&|candidate| candidate.workload.application_tunnel.is_some()),
+            identities: identities.into_iter().cloned().collect(),
+            names,
             candidates: candidates.into(),
         }
+    }
+
+    /// Who may answer for the service as such, without being one of its known endpoints.
+    pub fn names(&self) -> &Arc<[Identity]> {
+        &self.names
+    }
+
+    /// True when an endpoint has this identity.
+    pub fn has_identity(&self, identity: &Identity) -> bool {
+        self.identities.binary_search(identity).is_ok()
     }
 
     pub fn pick(
@@ -227,7 +246,7 @@ impl Node {
                 .collect();
         }
         Self {
-            weighted: Weighted::build(candidates, chosen),
+            weighted: Weighted::build(chosen, |at| candidates[at as usize].workload.capacity),
             children,
         }
     }
@@ -244,53 +263,11 @@ impl Node {
     }
 }
 
-impl Weighted {
-    fn build(candidates: &[Candidate], chosen: &[u32]) -> Self {
-        let weight = |at: &u32| candidates[*at as usize].workload.capacity;
-        let entries: Box<[u32]> = chosen.iter().copied().filter(|at| weight(at) > 0).collect();
-        let equal = entries
-            .windows(2)
-            .all(|pair| weight(&pair[0]) == weight(&pair[1]));
-        let mut sum = 0u64;
-        let sums = if equal {
-            Box::default()
-        } else {
-            let running = entries.iter().map(|at| {
-                sum += u64::from(weight(at));
-                sum
-            });
-            running.collect()
-        };
-        Self { entries, sums }
-    }
-
-    /// `None` when nothing has a weight.
-    fn draw(&self, random: &mut dyn FnMut() -> u64) -> Option<u32> {
-        if self.entries.is_empty() {
-            return None;
-        }
-        let index = match self.sums.last() {
-            None => (random() % self.entries.len() as u64) as usize,
-            Some(total) => {
-                let at = random() % total;
-                self.sums.partition_point(|sum| {
-                    count_look();
-                    *sum <= at
-                })
-            }
-        };
-        count_look();
-        Some(self.entries[index])
-    }
-}
-
-fn candidates(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Vec<Candidate> {
-    // Invalid names are reported by the builder when the service arrives.
-    let names: Vec<Identity> = service
-        .subject_alt_names
-        .iter()
-        .filter_map(|name| name.parse().ok())
-        .collect();
+fn candidates(
+    service: &Service,
+    names: &[Identity],
+    workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>,
+) -> Vec<Candidate> {
     let mut sets: HashMap<&Identity, Arc<[Identity]>> = HashMap::new();
     let mut candidates: Vec<Candidate> = service
         .endpoints
@@ -333,19 +310,6 @@ fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
         Scope::Cluster => &workload.cluster_id,
         Scope::Network => &workload.network,
     }
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Entries looked at by this thread's draws.
-    static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
-/// Lets the tests count what a pick costs; nothing in the program itself.
-#[inline(always)]
-fn count_look() {
-    #[cfg(test)]
-    LOOKS.with(|looks| looks.set(looks.get() + 1));
 }
 
 #[cfg(test)]

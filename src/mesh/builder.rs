@@ -23,8 +23,6 @@ use crate::identity::Identity;
 #[derive(Debug, Default)]
 pub struct Builder {
     index: Index,
-    /// Endpoints whose service is not there, unfiltered.
-    staged: HashMap<NamespacedHostname, BTreeMap<Arc<str>, Endpoint>>,
     /// Endpoint changes since the last build: removals are applied before insertions.
     pending: HashMap<NamespacedHostname, Pending>,
     /// Services whose tables no longer fit the state.
@@ -56,7 +54,9 @@ impl Builder {
 
     /// Replaces everything by what a local file holds: workloads, then policies, then services.
     pub fn load(&mut self, local: LocalState) {
+        let revision = self.index.policies_revision;
         *self = Self::new(self.index.locale.clone());
+        self.index.policies_revision = revision + 1;
         for workload in local.workloads {
             self.insert_workload(workload);
         }
@@ -104,6 +104,7 @@ impl Builder {
                 .push(workload.clone());
         }
         if index.is_local(&workload) {
+            index.next_policies_revision();
             let by_name = index.own_workloads.entry(workload.namespace.clone()).or_default();
             by_name
                 .entry(workload.name.clone())
@@ -160,7 +161,7 @@ impl Builder {
             .service(&key)
             .map(|old| old.endpoints.clone())
             .unwrap_or_default();
-        let staged = self.staged.remove(&key).unwrap_or_default();
+        let staged = self.index.staged.remove(&key).unwrap_or_default();
         let given = std::mem::take(&mut service.endpoints);
         for endpoint in before.values().chain(staged.values()).chain(given.values()) {
             if service.includes(endpoint) {
@@ -181,7 +182,7 @@ impl Builder {
 
     /// Removes a service with all its endpoints; false if it was not there.
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
-        self.staged.remove(key);
+        self.index.staged.remove(key);
         self.stale.remove(key);
         let Some(old) = self.index.take_service(key) else {
             return false;
@@ -190,13 +191,25 @@ impl Builder {
         true
     }
 
+    /// Adds a policy, or replaces the one of the same key. One that says the same again is no change: control
+    /// planes repeat all of them when a connection begins anew.
     pub fn insert_policy(&mut self, policy: Policy) {
+        if self
+            .index
+            .policies
+            .get(&policy.key)
+            .is_some_and(|known| **known == policy)
+        {
+            return;
+        }
         self.remove_policy(&policy.key.clone());
         let policy = Arc::new(policy);
+        let revision = self.index.next_policies_revision();
         if let Some(namespace) = policy_namespace(&policy) {
             let list = self.index.policies_by_namespace.entry(namespace).or_default();
-            let at = list.partition_point(|other| other.key < policy.key);
-            list.insert(at, policy.clone());
+            let at = list.policies.partition_point(|other| other.key < policy.key);
+            list.policies.insert(at, policy.clone());
+            list.revision = revision;
         }
         self.index.policies.insert(policy.key.clone(), policy);
     }
@@ -206,10 +219,15 @@ impl Builder {
         let Some(old) = self.index.policies.remove(key) else {
             return false;
         };
-        if let Some(namespace) = policy_namespace(&old) {
-            remove_where(&mut self.index.policies_by_namespace, &namespace, |policy| {
-                &*policy.key == key
-            });
+        let revision = self.index.next_policies_revision();
+        if let Some(namespace) = policy_namespace(&old)
+            && let Some(list) = self.index.policies_by_namespace.get_mut(&namespace)
+        {
+            list.policies.retain(|policy| &*policy.key != key);
+            list.revision = revision;
+            if list.policies.is_empty() {
+                self.index.policies_by_namespace.remove(&namespace);
+            }
         }
         true
     }
@@ -253,7 +271,7 @@ impl Builder {
 
     /// Services that are missing although endpoints wait for them.
     pub fn staged_services(&self) -> usize {
-        self.staged.len()
+        self.index.staged.len()
     }
 
     /// How often the tables of a service were built.
@@ -263,11 +281,13 @@ impl Builder {
 
     fn apply(&mut self, key: NamespacedHostname, pending: Pending) {
         let Some(service) = self.index.service(&key) else {
-            let staged = self.staged.entry(key.clone()).or_default();
-            staged.retain(|uid, _| !pending.removed.contains(uid));
+            let staged = self.index.staged.entry(key.clone()).or_default();
+            for uid in &pending.removed {
+                staged.remove(uid);
+            }
             staged.extend(pending.inserted);
             if staged.is_empty() {
-                self.staged.remove(&key);
+                self.index.staged.remove(&key);
             }
             return;
         };
@@ -306,6 +326,7 @@ impl Builder {
             );
         }
         if index.is_local(&old) {
+            index.next_policies_revision();
             remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
         }
         for (key, _) in &old.services {
@@ -356,6 +377,11 @@ impl Builder {
 }
 
 impl Index {
+    fn next_policies_revision(&mut self) -> u64 {
+        self.policies_revision += 1;
+        self.policies_revision
+    }
+
     fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
         self.services
             .get(&key.hostname)?

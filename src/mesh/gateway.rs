@@ -1,11 +1,12 @@
 //! From a name or an address to one workload, address and port: upstreams, waypoints and gateways.
 //!
-//! Pure functions over a snapshot. Invariant: what they return can be dialled as it is.
+//! Pure functions over a snapshot. Invariant: what they choose is never replaced by something else because it has no
+//! address: then its name is looked up, or the connection is refused.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::address::{GatewayAddress, GatewayTarget};
+use super::address::{GatewayAddress, GatewayTarget, NamespacedHostname};
 use super::balance::Purpose;
 use super::route::RouteError;
 use super::service::{IpFamilies, Service};
@@ -20,6 +21,21 @@ pub(super) struct Upstream<'a> {
     pub service: Option<&'a Arc<Service>>,
     pub port: u16,
     pub accepted: &'a Arc<[Identity]>,
+}
+
+/// A waypoint or network gateway, and the address whose family its own should have.
+#[derive(Debug)]
+pub(super) struct Resolved<'a> {
+    pub upstream: Upstream<'a>,
+    pub family_of: IpAddr,
+}
+
+/// What a workload is dialled by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selected {
+    Address(IpAddr),
+    /// Its host name has to be looked up.
+    Name,
 }
 
 impl Snapshot {
@@ -49,7 +65,7 @@ impl Snapshot {
         })
     }
 
-    /// The waypoint (or gateway) that a reference names, with the address to dial.
+    /// The waypoint or network gateway that a reference names.
     pub(super) fn resolve_gateway(
         &self,
         reference: &GatewayAddress,
@@ -57,9 +73,9 @@ impl Snapshot {
         original: IpAddr,
         purpose: Purpose,
         random: &mut dyn FnMut() -> u64,
-    ) -> Result<(Upstream<'_>, SocketAddr), RouteError> {
+    ) -> Result<Resolved<'_>, RouteError> {
         let port = reference.hbone_mtls_port;
-        let (found, family_basis) = match &reference.target {
+        let (found, family_of) = match &reference.target {
             GatewayTarget::Address(address) => (
                 self.upstream_of_address(source, address, port, purpose, random),
                 address.ip,
@@ -79,20 +95,23 @@ impl Snapshot {
                 (found, original)
             }
         };
-        let upstream = found.ok_or_else(|| RouteError::UnknownWaypoint(reference.to_string()))?;
-        let ip = upstream.select_ip(family_basis)?;
-        let next_hop = SocketAddr::new(ip, upstream.port);
-        Ok((upstream, next_hop))
+        let upstream = found.ok_or_else(|| match purpose {
+            Purpose::Waypoint => RouteError::UnknownWaypoint(reference.to_string()),
+            Purpose::Traffic => RouteError::UnknownGateway(reference.to_string()),
+        })?;
+        Ok(Resolved { upstream, family_of })
     }
 
-    /// True when the condition holds for the workload that a reference names, or for an endpoint of the service
-    /// that it names.
-    pub(super) fn gateway_includes(
+    /// True when `workload` is what a reference names: it belongs to the service that the reference names, healthy or
+    /// not, or `owns` holds for an endpoint of that service or for the workload that the reference names. `owns` is
+    /// only asked about workloads of the same identity.
+    pub(super) fn is_gateway(
         &self,
         reference: &GatewayAddress,
-        mut condition: impl FnMut(&Workload) -> bool,
+        workload: &Workload,
+        owns: impl Fn(&Workload) -> bool,
     ) -> bool {
-        let (service, workload) = match &reference.target {
+        let (service, named) = match &reference.target {
             GatewayTarget::Address(address) => (
                 self.service_by_address(&address.network, address.ip, None),
                 self.workload_by_address(&address.network, address.ip),
@@ -102,15 +121,20 @@ impl Snapshot {
                 self.workload_by_hostname(&key.namespace, &key.hostname),
             ),
         };
-        match (service, workload) {
-            (Some(service), _) => service
-                .endpoints
-                .keys()
-                .filter_map(|uid| self.workload(uid))
-                .any(|it| condition(it)),
-            (None, Some(workload)) => condition(workload),
-            (None, None) => false,
-        }
+        let Some(service) = service else {
+            return named.is_some_and(|named| owns(named));
+        };
+        let lists =
+            |key: &NamespacedHostname| key.hostname == service.hostname && key.namespace == service.namespace;
+        // Most that ask are strangers: found out without a walk over the endpoints.
+        service.endpoints.contains_key(&workload.uid)
+            || workload.services.iter().any(|(listed, _)| lists(listed))
+            || (service.balance.has_identity(&workload.identity)
+                && service
+                    .endpoints
+                    .keys()
+                    .filter_map(|uid| self.workload(uid))
+                    .any(|it| owns(it)))
     }
 
     fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
@@ -143,10 +167,10 @@ impl Snapshot {
 impl Upstream<'_> {
     /// The address to dial: the original one if it is the workload's, else one of its family, else any, all
     /// within the families of the service.
-    pub(super) fn select_ip(&self, original: IpAddr) -> Result<IpAddr, RouteError> {
+    pub(super) fn select_ip(&self, original: IpAddr) -> Result<Selected, RouteError> {
         let addresses = &self.workload.addresses;
         if addresses.contains(&original) {
-            return Ok(original);
+            return Ok(Selected::Address(original));
         }
         let families = self
             .service
@@ -159,16 +183,12 @@ impl Upstream<'_> {
         let same_family = |ip: &&IpAddr| ip.is_ipv4() == original.is_ipv4();
         let mut usable = addresses.iter().filter(allowed);
         let first = usable.clone().find(same_family).or_else(|| usable.next());
-        first.copied().ok_or_else(|| {
-            let workload = self.workload.uid.clone();
-            if self.workload.hostname.is_empty() {
-                RouteError::NoDestination { workload }
-            } else {
-                RouteError::NeedsResolution {
-                    workload,
-                    hostname: self.workload.hostname.clone(),
-                }
-            }
-        })
+        match first {
+            Some(ip) => Ok(Selected::Address(*ip)),
+            None if !self.workload.hostname.is_empty() => Ok(Selected::Name),
+            None => Err(RouteError::NoDestination {
+                workload: self.workload.uid.clone(),
+            }),
+        }
     }
 }

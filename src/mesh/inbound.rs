@@ -3,7 +3,7 @@
 //! Pure functions over a snapshot, run by the workers once per stream. Invariant: a delivery goes to the
 //! pod whose socket took the connection, to nobody else, and never to a port this process captures.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Snapshot;
@@ -28,11 +28,13 @@ pub struct Delivery {
     pub service: Option<Arc<Service>>,
 }
 
-/// A PROXY protocol header, for applications that take tunnels themselves. They listen on loopback where
-/// `LOCALHOST_APP_TUNNEL` says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a PROXY protocol header says besides who the client is, for applications that take tunnels themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preamble {
+    /// What the client asked for.
     pub destination: SocketAddr,
+    /// The name it asked for, when that was one.
+    pub host: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +49,22 @@ pub enum InboundError {
     NoAddress(String),
     #[error("attempted recursive call to ourselves")]
     Recursive,
+}
+
+impl Delivery {
+    /// Where to connect. Applications that take tunnels listen on loopback where `LOCALHOST_APP_TUNNEL` says so, out of
+    /// reach of everybody but this proxy.
+    pub fn connect_address(&self, tunnels_on_loopback: bool) -> SocketAddr {
+        let loopback = match self.address.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        if self.preamble.is_some() && tunnels_on_loopback {
+            SocketAddr::new(loopback, self.address.port())
+        } else {
+            self.address
+        }
+    }
 }
 
 impl InboundError {
@@ -85,6 +103,7 @@ impl Snapshot {
         let preamble = match tunnel.map(|tunnel| tunnel.protocol) {
             Some(ApplicationProtocol::Proxy) => Some(Preamble {
                 destination: self.tunnel_destination(target, service)?,
+                host: service.map(|service| service.hostname.clone()),
             }),
             Some(ApplicationProtocol::None) | None => None,
         };
@@ -94,6 +113,17 @@ impl Snapshot {
             preamble,
             service: service.cloned(),
         })
+    }
+
+    /// The workload at the other end of an inbound connection. What a gateway passes on from another network comes from
+    /// the gateway's address, which says nothing about who began it.
+    pub fn inbound_source(&self, peer: IpAddr, forwarded_network: Option<&str>) -> Option<&Arc<Workload>> {
+        let network = &self.locale().network;
+        let from_gateway = forwarded_network.is_some_and(|other| !other.eq_ignore_ascii_case(network));
+        if from_gateway {
+            return None;
+        }
+        self.workload_by_address(network, peer)
     }
 
     /// The service that an inbound connection to `port` of `own` is about: the one the client named or asked
@@ -124,14 +154,15 @@ impl Snapshot {
             return Ok(());
         }
         let network = &self.locale().network;
-        let waypoint = match self.workload_by_address(network, requested) {
-            Some(workload) => workload.waypoint.as_ref(),
+        let owns_local = |it: &Workload| it.addresses.contains(&local);
+        let is_ours = |waypoint| self.is_gateway(waypoint, own, owns_local);
+        let serves = match self.workload_by_address(network, requested) {
+            Some(workload) => workload.waypoint.iter().any(is_ours),
             None => self
                 .service_by_address(network, requested, None)
-                .and_then(|service| service.waypoint.as_ref()),
+                .is_some_and(|service| service.waypoints().any(is_ours)),
         };
-        let is_ours = |it: &Workload| it.uid == own.uid || it.addresses.contains(&local);
-        if waypoint.is_some_and(|waypoint| self.gateway_includes(waypoint, is_ours)) {
+        if serves {
             return Ok(());
         }
         Err(InboundError::Mismatch { local, requested })

@@ -8,33 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::Purpose;
-use super::gateway::Upstream;
+use super::gateway::{Selected, Upstream};
+use super::plan::{Decision, Leg, Plan, TunnelAuthority, Unresolved, Way};
 use super::service::Service;
-use super::workload::{TunnelProtocol, Workload};
-use super::{HBONE_PORT, NetworkAddress, Snapshot};
-use crate::identity::Identity;
-
-/// What to do with one captured connection.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    pub protocol: PlanProtocol,
-    /// Where the TCP connection goes.
-    pub next_hop: SocketAddr,
-    /// What CONNECT asks for; only with HBONE.
-    pub authority: Option<SocketAddr>,
-    /// Who may answer; empty for plain TCP.
-    pub accepted: Arc<[Identity]>,
-    /// The workload at `next_hop`, if the mesh knows one.
-    pub destination: Option<Arc<Workload>>,
-    /// The service the client called, if it called one.
-    pub service: Option<Arc<Service>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlanProtocol {
-    Tcp,
-    Hbone,
-}
+use super::workload::Workload;
+use super::{GatewayAddress, NetworkAddress, Snapshot};
 
 /// Why a connection is refused before anything is dialled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +25,8 @@ pub enum RouteError {
     NoServiceForTarget(SocketAddr),
     #[error("unknown waypoint: {0}")]
     UnknownWaypoint(String),
+    #[error("unknown network gateway: {0}")]
+    UnknownGateway(String),
     #[error("no valid routing destination for workload: {workload}")]
     NoDestination { workload: Arc<str> },
     #[error(
@@ -73,18 +53,24 @@ impl Snapshot {
         downstream: IpAddr,
         target: SocketAddr,
         random: &mut dyn FnMut() -> u64,
-    ) -> Result<Plan, RouteError> {
+    ) -> Result<Decision, RouteError> {
         let target = SocketAddr::new(target.ip().to_canonical(), target.port());
         if self.is_recursive(target) {
             return Err(RouteError::Recursive);
         }
+        let call = Call {
+            snapshot: self,
+            source,
+            downstream: downstream.to_canonical(),
+            target,
+        };
         // Whether the client called a service is decided with a workload of that address going first, the
         // upstream below with the service going first: that is how ztunnel treats an address that is both.
         let called = self.called_service(source, target.ip());
         if let Some(service) = called
-            && let Some(waypoint) = service.choose_waypoint(random)
+            && let Some(waypoint) = call.waypoint_of(service, random)
         {
-            return self.through_waypoint(waypoint, source, target, Some(service), true, random);
+            return call.through_waypoint(waypoint, Some(service), random);
         }
         let address = NetworkAddress {
             network: source.network.clone(),
@@ -94,22 +80,39 @@ impl Snapshot {
         let Some(upstream) = upstream else {
             return match called {
                 Some(service) if !service.is_passthrough() => Err(RouteError::NoHealthyUpstream(target)),
-                Some(_) | None => Ok(self.pass_through(target)),
+                Some(_) | None => Ok(Decision::Go(pass_through(target))),
             };
         };
         if upstream.workload.network != source.network {
-            return Err(match called {
-                None => RouteError::NoServiceForTarget(target),
-                Some(_) => other_network(upstream.workload, source),
-            });
+            return match called {
+                None => Err(RouteError::NoServiceForTarget(target)),
+                Some(service) => call.through_gateway(&upstream, service, random),
+            };
         }
         // Calls to a service do not consider the waypoint of the workload that was chosen.
         if let (None, Some(waypoint)) = (called, &upstream.workload.waypoint)
-            && !self.is_from_waypoint(source, downstream, upstream.workload)
+            && !call.is_from(waypoint)
         {
-            return self.through_waypoint(waypoint, source, target, upstream.service, false, random);
+            return call.through_waypoint(waypoint, upstream.service, random);
         }
         direct(&upstream, target)
+    }
+
+    /// The plan for a connection of a pod that the mesh does not know yet, where none is needed to make it: link-local
+    /// addresses (the cloud's metadata and the like) never leave the node, and no resource of the mesh has them. A pod
+    /// that asks them before it starts must not wait for the control plane, which may be waiting for it to be ready.
+    pub fn route_unidentified(&self, target: SocketAddr) -> Option<Plan> {
+        let ip = target.ip().to_canonical();
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        let network = &self.locale().network;
+        let known = || {
+            self.workload_by_address(network, ip).is_some()
+                || self.service_by_address(network, ip, None).is_some()
+        };
+        (link_local && !known()).then(|| pass_through(SocketAddr::new(ip, target.port())))
     }
 
     /// The service behind an address, unless a workload owns it.
@@ -120,84 +123,132 @@ impl Snapshot {
         }
         self.service_by_address(network, ip, Some(&source.namespace))
     }
+}
+
+/// One connection, and what it is judged by.
+struct Call<'a> {
+    snapshot: &'a Snapshot,
+    source: &'a Arc<Workload>,
+    downstream: IpAddr,
+    target: SocketAddr,
+}
+
+impl<'a> Call<'a> {
+    /// The waypoint that a call to a service goes through. What comes from one of the service's own waypoints has
+    /// been through it: sent there again, a waypoint that calls the service by its address would never get out.
+    fn waypoint_of(
+        &self,
+        service: &'a Service,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<&'a GatewayAddress> {
+        let chosen = service.choose_waypoint(random)?;
+        let from_waypoint = service.waypoints().any(|waypoint| self.is_from(waypoint));
+        (!from_waypoint).then_some(chosen)
+    }
 
     fn through_waypoint(
         &self,
-        waypoint: &super::GatewayAddress,
-        source: &Workload,
-        target: SocketAddr,
-        service: Option<&Arc<Service>>,
-        compare_networks: bool,
+        waypoint: &GatewayAddress,
+        service: Option<&'a Arc<Service>>,
         random: &mut dyn FnMut() -> u64,
-    ) -> Result<Plan, RouteError> {
-        let (chosen, next_hop) =
-            self.resolve_gateway(waypoint, source, target.ip(), Purpose::Waypoint, random)?;
-        if compare_networks && chosen.workload.network != source.network {
-            return Err(other_network(chosen.workload, source));
+    ) -> Result<Decision, RouteError> {
+        let resolved = self.snapshot.resolve_gateway(
+            waypoint,
+            self.source,
+            self.target.ip(),
+            Purpose::Waypoint,
+            random,
+        )?;
+        let chosen = &resolved.upstream;
+        // A workload's own waypoint is dialled wherever it says that it is.
+        if let Some(service) = service
+            && chosen.workload.network != self.source.network
+        {
+            return self.through_gateway(chosen, service, random);
         }
-        Ok(Plan {
-            protocol: PlanProtocol::Hbone,
-            next_hop,
-            authority: Some(target),
+        let leg = Leg::Waypoint {
+            port: chosen.port,
+            authority: self.target,
             accepted: chosen.accepted.clone(),
-            destination: Some(chosen.workload.clone()),
-            service: service.cloned(),
-        })
+        };
+        decide(chosen, leg, resolved.family_of, service.cloned())
+    }
+
+    /// To another network: a session to its gateway, and one to whoever serves the service there inside of it.
+    fn through_gateway(
+        &self,
+        upstream: &Upstream<'_>,
+        service: &Arc<Service>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Result<Decision, RouteError> {
+        let Some(gateway) = &upstream.workload.network_gateway else {
+            return Err(RouteError::NoDestination {
+                workload: upstream.workload.uid.clone(),
+            });
+        };
+        let resolved = self.snapshot.resolve_gateway(
+            gateway,
+            self.source,
+            self.target.ip(),
+            Purpose::Traffic,
+            random,
+        )?;
+        let leg = Leg::Gateway {
+            port: resolved.upstream.port,
+            authority: TunnelAuthority::Host {
+                hostname: service.hostname.clone(),
+                port: self.target.port(),
+            },
+            accepted: resolved.upstream.accepted.clone(),
+            inner_accepted: match upstream.service {
+                Some(service) => service.balance.names().clone(),
+                None => self.snapshot.index.nobody.clone(),
+            },
+            remote: upstream.workload.clone(),
+        };
+        decide(&resolved.upstream, leg, resolved.family_of, Some(service.clone()))
     }
 
     /// A connection that comes from the waypoint of its destination has been through it.
-    fn is_from_waypoint(&self, source: &Workload, downstream: IpAddr, destination: &Workload) -> bool {
-        let downstream = downstream.to_canonical();
-        destination.waypoint.as_ref().is_some_and(|waypoint| {
-            self.gateway_includes(waypoint, |it| {
-                it.identity == source.identity && it.addresses.contains(&downstream)
-            })
+    fn is_from(&self, waypoint: &GatewayAddress) -> bool {
+        self.snapshot.is_gateway(waypoint, self.source, |it| {
+            it.identity == self.source.identity && it.addresses.contains(&self.downstream)
         })
     }
+}
 
-    fn pass_through(&self, target: SocketAddr) -> Plan {
-        Plan {
-            protocol: PlanProtocol::Tcp,
-            next_hop: target,
-            authority: None,
-            accepted: self.index.nobody.clone(),
-            destination: None,
-            service: None,
-        }
+fn pass_through(target: SocketAddr) -> Plan {
+    Plan {
+        way: Way::Tcp { next_hop: target },
+        destination: None,
+        service: None,
     }
 }
 
-fn direct(upstream: &Upstream<'_>, target: SocketAddr) -> Result<Plan, RouteError> {
-    let final_target = SocketAddr::new(upstream.select_ip(target.ip())?, upstream.port);
-    let (protocol, next_hop, authority) = match upstream.workload.protocol {
-        TunnelProtocol::Hbone => (
-            PlanProtocol::Hbone,
-            SocketAddr::new(final_target.ip(), HBONE_PORT),
-            Some(final_target),
-        ),
-        TunnelProtocol::Tcp => (PlanProtocol::Tcp, final_target, None),
-    };
-    Ok(Plan {
-        protocol,
-        next_hop,
-        authority,
+fn direct(upstream: &Upstream<'_>, target: SocketAddr) -> Result<Decision, RouteError> {
+    let leg = Leg::Direct {
+        protocol: upstream.workload.protocol,
+        port: upstream.port,
         accepted: upstream.accepted.clone(),
-        destination: Some(upstream.workload.clone()),
-        service: upstream.service.cloned(),
-    })
+    };
+    decide(upstream, leg, target.ip(), upstream.service.cloned())
 }
 
-fn other_network(workload: &Workload, source: &Workload) -> RouteError {
-    if workload.network_gateway.is_none() {
-        return RouteError::NoDestination {
-            workload: workload.uid.clone(),
-        };
-    }
-    RouteError::OtherNetwork {
-        workload: workload.uid.clone(),
-        network: workload.network.clone(),
-        source_network: source.network.clone(),
-    }
+/// Completes a way by the address of `upstream`. `family_of` is what the address should be like.
+fn decide(
+    upstream: &Upstream<'_>,
+    leg: Leg,
+    family_of: IpAddr,
+    service: Option<Arc<Service>>,
+) -> Result<Decision, RouteError> {
+    Ok(match upstream.select_ip(family_of)? {
+        Selected::Address(ip) => Decision::Go(Plan {
+            way: leg.to(ip),
+            destination: Some(upstream.workload.clone()),
+            service,
+        }),
+        Selected::Name => Decision::Resolve(Unresolved::new(family_of, leg, upstream.workload, service)),
+    })
 }
 
 #[cfg(test)]

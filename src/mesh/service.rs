@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::address::{CidrVip, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap};
 use super::balance::Balance;
@@ -55,7 +55,7 @@ pub struct LoadBalancer {
 }
 
 /// What source and endpoint are compared by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Scope {
     Region,
     Zone,
@@ -65,7 +65,7 @@ pub enum Scope {
     Network,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum BalanceMode {
     /// All endpoints alike.
     Standard,
@@ -77,7 +77,7 @@ pub enum BalanceMode {
     Passthrough,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum HealthPolicy {
     #[default]
     OnlyHealthy,
@@ -94,7 +94,7 @@ pub enum IpFamilies {
     Dual,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum Visibility {
     #[default]
     Public,
@@ -154,6 +154,12 @@ impl Service {
             Visibility::Public => true,
             Visibility::Namespace => client_namespace.is_none_or(|client| client == &*self.namespace),
         }
+    }
+
+    /// Every waypoint that connections to the service may come through, also while their weights change.
+    pub(super) fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        let weighted = self.weighted_waypoints.iter().map(|it| &it.destination);
+        weighted.chain(&self.waypoint)
     }
 
     /// The waypoint of one connection: by weight where weights are given, else the single one.

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::address::{GatewayAddress, NamespacedHostname, PortMap};
 use crate::identity::Identity;
@@ -49,7 +49,7 @@ pub struct Workload {
 }
 
 /// How a workload is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum TunnelProtocol {
     #[default]
     #[serde(rename = "TCP")]
@@ -58,7 +58,7 @@ pub enum TunnelProtocol {
     Hbone,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum NetworkMode {
     #[default]
     Standard,
@@ -66,7 +66,7 @@ pub enum NetworkMode {
     HostNetwork,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 pub enum Health {
     #[default]
     Healthy,
@@ -81,7 +81,7 @@ pub struct ApplicationTunnel {
     pub port: Option<u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ApplicationProtocol {
     #[serde(rename = "NONE")]
     None,

@@ -1,40 +1,47 @@
 //! The life of the proxy process: start in order, serve, end in order.
 //!
 //! Main thread, which becomes the control thread. Order: configuration, log thread, descriptors limit, mesh state,
-//! client of the CA, backend, checks of privileges, readiness server, workers, the control plane, and once the mesh
+//! client of the CA, backend, checks of privileges, our own servers, workers, the control plane, and once the mesh
 //! is known the node agent's connection, since that brings traffic. Every failure before that ends the process with
 //! status 1 and one line that says what is wrong.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::load::LoadTable;
-use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
+use crate::bridge::{LogSink, Order, Orders, Revocations, SnapshotCell};
 use crate::config::{
     self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
 };
+use crate::control::admin::dump::{Constants, process};
+use crate::control::admin::{self, Admin, Ending};
 use crate::control::ca::{Ca, Signer};
-use crate::control::demands::{self, WorkerFailed};
+use crate::control::demands::{self, Reports, WorkerFailed};
 use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
-use crate::control::pods::{self, WorkerPods, listen_on_any_family};
+use crate::control::metrics::{Metrics, exposition};
+use crate::control::pods::{self, WorkerPods};
 use crate::control::readiness::{self, Readiness, Task};
-use crate::control::{xds, zds};
+use crate::control::roster::Roster;
+use crate::control::{revocation, xds, zds};
 use crate::limits;
 use crate::mesh::{Builder, LocalError, LocalState, Locale};
+use crate::process::log_filter::Filter;
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
+use crate::process::servers::{self, ServerError};
 use crate::process::signals::Signals;
 use crate::process::version;
 use crate::sys::driver::SocketSpec;
 use crate::sys::netns::Namespace;
 use crate::sys::select::{self, Choice, IoMode, Refusal};
-use crate::sys::socket::{self, ListenError, ListenSpec, Options};
+use crate::sys::socket::{self, Options};
 use crate::sys::uring::FeatureSet;
 use crate::sys::{cpu, rlimit};
 use crate::tls::FakeCa;
@@ -61,8 +68,8 @@ pub enum BootError {
     Control(#[source] io::Error),
     #[error("cannot use the CA of CA_ADDRESS: {0}")]
     Ca(#[source] GrpcError),
-    #[error("readiness server starts: {0}")]
-    Readiness(#[source] ListenError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
     #[error("cannot start the workers: {0}")]
     Workers(#[source] io::Error),
     #[error("cannot use XDS_ADDRESS: {0}")]
@@ -78,13 +85,13 @@ pub fn serve(environment: &Environment) -> Result<(), BootError> {
         LogFormat::Plain => Format::Plain,
         LogFormat::Json => Format::Json,
     };
-    let log = logging::start(&config.logging.filter, format)?;
-    let served = serve_configured(&config, &log);
+    let (log, filter) = logging::start(&config.logging.filter, format)?;
+    let served = serve_configured(&config, &log, filter);
     log.flush(FLUSH_PATIENCE);
     served
 }
 
-fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
+fn serve_configured(config: &Config, log: &LogSink, filter: Filter) -> Result<(), BootError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -103,27 +110,65 @@ fn serve_configured(config: &Config, log: &LogSink) -> Result<(), BootError> {
         .enable_all()
         .build()
         .map_err(BootError::Control)?;
-    let serving = run(config, log, mesh, snapshot, signer, backend);
+    let parts = Parts {
+        mesh,
+        snapshot,
+        signer,
+        backend,
+        filter,
+    };
+    let serving = run(config, log, parts);
     LocalSet::new().block_on(&runtime, serving)
 }
 
-/// Everything that happens on the control thread.
-async fn run(
-    config: &Config,
-    log: &LogSink,
+/// What was made before the control thread's runtime.
+struct Parts {
     mesh: Builder,
     snapshot: SnapshotCell,
     signer: Signer,
     backend: Arc<Choice>,
-) -> Result<(), BootError> {
+    filter: Filter,
+}
+
+/// Everything that happens on the control thread.
+async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootError> {
+    let Parts {
+        mesh,
+        snapshot,
+        signer,
+        backend,
+        filter,
+    } = parts;
     let mut signals = Signals::catch().map_err(BootError::Control)?;
     let readiness = Readiness::default();
     for task in [Task::StateManager, Task::Proxy, Task::WorkloadProxyManager] {
         readiness.pending(task);
     }
-    tokio::task::spawn_local(readiness_server(config, &readiness)?.serve());
+    let (roster, metrics) = (Roster::default(), Metrics::default());
+    let (inspector, inspections) = demands::inspections();
+    let shown = Admin {
+        snapshots: snapshot.clone(),
+        inspector,
+        roster: roster.clone(),
+        constants: Arc::new(constants(config)),
+        filter,
+        ending: Ending::default(),
+        dumps: Arc::new(Semaphore::new(limits::DUMPS_MAX)),
+    };
+    let asked_to_end = shown.ending.clone();
+    start_servers(config, &readiness, &metrics, shown)?;
 
-    let (orders, demands) = start_workers(config, log, snapshot.clone(), &backend)?;
+    let revocations = Revocations::default();
+    // Before the first handshake.
+    let watch = config
+        .tls
+        .revocations
+        .clone()
+        .map(|path| revocation::Watch::start(path, revocations.clone()));
+    let (orders, demands) = start_workers(config, log, snapshot.clone(), revocations, &backend)?;
+    if let Some(watch) = watch {
+        tokio::task::spawn_local(watch.run(orders.clone()));
+    }
     tracing::info!(
         io = backend.name(),
         workers = orders.workers(),
@@ -134,7 +179,7 @@ async fn run(
     readiness.done(Task::Proxy);
     let (changes, pod_changes) = pods::changes();
     let state = xds::state::State::new(mesh, snapshot.clone(), orders.clone(), changes.clone());
-    let synced = follow_control_plane(config, state, &readiness)?;
+    let synced = follow_control_plane(config, state, &readiness, metrics.clone())?;
 
     let pods = WorkerPods::new(
         config.ports.clone(),
@@ -142,17 +187,19 @@ async fn run(
         orders.clone(),
         changes,
     );
-    let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone());
+    let agent = zds::Client::new(config.pods.zds_socket.clone(), pods, readiness.clone(), roster);
     let agent = tokio::task::spawn_local(async move {
         // Pods bring traffic, which needs a mesh. An error is the end of the process: the client is gone.
         if synced.await.is_ok() {
             agent.run().await;
         }
     });
-    let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone());
+    let reports = Reports { inspections, metrics };
+    let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone(), reports);
     let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
-        ending = signals.ending() => ending,
+        ending = signals.ending() => ending.to_string(),
+        () = asked_to_end.asked() => "POST /quitquitquit".to_owned(),
         ended = &mut workers => return ended.map_err(BootError::Worker),
     };
 
@@ -177,6 +224,7 @@ fn follow_control_plane(
     config: &Config,
     state: xds::state::State,
     readiness: &Readiness,
+    metrics: Metrics,
 ) -> Result<oneshot::Receiver<()>, BootError> {
     let control = &config.control;
     let Some(server) = &control.xds else {
@@ -187,9 +235,10 @@ fn follow_control_plane(
         return Ok(waiter);
     };
     let server = grpc::Server::new(server, control.auth_token.as_ref(), &config.node.cluster_id)
-        .map_err(BootError::ControlPlane)?;
+        .map_err(BootError::ControlPlane)?
+        .with_compliance(config.tls.compliance);
     let node = xds::node::node(&config.node);
-    let (client, synced) = xds::Client::new(server, node, state, readiness.clone());
+    let (client, synced) = xds::Client::new(server, node, state, readiness.clone(), metrics);
     tokio::task::spawn_local(client.run());
     Ok(synced)
 }
@@ -224,7 +273,9 @@ fn signer(config: &Config) -> Result<Signer, BootError> {
         CertificateSource::Server(server) => server,
     };
     let token = config.control.auth_token.as_ref();
-    let server = grpc::Server::new(server, token, &config.node.cluster_id).map_err(BootError::Ca)?;
+    let server = grpc::Server::new(server, token, &config.node.cluster_id)
+        .map_err(BootError::Ca)?
+        .with_compliance(config.tls.compliance);
     Ok(Signer::Ca(
         Ca::new(server, config.tls.certificate_lifetime).into(),
     ))
@@ -269,24 +320,40 @@ fn check_privileges(mark: Option<u32>) -> Result<(), BootError> {
     Ok(())
 }
 
-fn readiness_server(config: &Config, readiness: &Readiness) -> Result<readiness::Server, BootError> {
-    let port = config.ports.readiness;
-    let listening = listen_on_any_family(config.sockets.ipv6, |ipv6| ListenSpec {
-        namespace: None,
-        address: socket::any_address(ipv6, port),
-        reuse_port: false,
-        mark: None,
-        transparent: Some(false),
-        backlog: limits::LISTEN_BACKLOG,
-    })
-    .map_err(BootError::Readiness)?;
-    readiness::Server::new(listening.fd, readiness.clone()).map_err(BootError::Control)
+/// What the dump shows and never changes.
+fn constants(config: &Config) -> Constants {
+    Constants {
+        settings: process::settings(config),
+        version: version::description(&config.node.istio_version),
+        local_state: config.control.local_state.clone(),
+    }
+}
+
+fn start_servers(
+    config: &Config,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    shown: Admin<Filter>,
+) -> Result<(), BootError> {
+    let sockets = servers::bind(config)?;
+    let registry = metrics.registry(&config.node.istio_version, shown.roster.clone());
+    let probes = readiness::server(sockets.readiness, readiness.clone()).map_err(BootError::Control)?;
+    let scrapes = exposition::server(sockets.metrics, registry).map_err(BootError::Control)?;
+    tokio::task::spawn_local(probes.serve());
+    tokio::task::spawn_local(scrapes.serve());
+    let shown = Rc::new(shown);
+    for socket in sockets.admin {
+        let server = admin::server(socket, Rc::clone(&shown)).map_err(BootError::Control)?;
+        tokio::task::spawn_local(server.serve());
+    }
+    Ok(())
 }
 
 fn start_workers(
     config: &Config,
     log: &LogSink,
     snapshot: SnapshotCell,
+    revocations: Revocations,
     backend: &Arc<Choice>,
 ) -> Result<(Orders, DemandQueue), BootError> {
     let threads = config.worker.threads.min(limits::WORKERS_MAX);
@@ -304,6 +371,7 @@ fn start_workers(
         snapshot: snapshot.clone(),
         demands: demands.clone(),
         load: load.clone(),
+        revocations: revocations.clone(),
         log: log.clone(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;

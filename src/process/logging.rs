@@ -11,22 +11,20 @@ use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
 
 use crate::bridge::log::{LogSink, log_queue};
 use crate::clock;
 use crate::control::access_log::{self, level_name};
 use crate::control::log_line::{Format, Line, Value};
+use crate::process::log_filter::{Clauses, Filter};
 
 /// How long a process on its way out waits for its last lines to be written.
 pub const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 const OWN_CRATE: &str = "uztunnel";
-
-/// Always in front, as upstream has it: the DNS library's server reports every odd query.
-const QUIET: &str = "hickory_server::server=off";
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
@@ -41,9 +39,15 @@ pub enum LoggingError {
     Twice,
 }
 
-/// Starts the log thread and makes it the destination of all events. `filter`: as `RUST_LOG`.
-pub fn start(filter: &str, format: Format) -> Result<LogSink, LoggingError> {
-    let subscriber_filter = parse_filter(filter)?;
+/// Starts the log thread and makes it the destination of all events. `filter`: as `RUST_LOG`; what is given back
+/// changes it.
+pub fn start(filter: &str, format: Format) -> Result<(LogSink, Filter), LoggingError> {
+    let clauses = parse_filter(filter)?;
+    let parsed = clauses.filter().map_err(|clause| LoggingError::Filter {
+        value: filter.to_owned(),
+        clause,
+    })?;
+    let (subscriber_filter, in_use) = reload::Layer::new(parsed);
     let (sink, queue) = log_queue();
     // Not `io::stdout()`: its buffer would split a batch, and its lock could be held by a blocked write.
     let stdout = io::stdout()
@@ -62,7 +66,7 @@ pub fn start(filter: &str, format: Format) -> Result<LogSink, LoggingError> {
     let subscriber = Registry::default().with(subscriber_filter).with(lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
     flush_before_dying(sink.clone());
-    Ok(sink)
+    Ok((sink, Filter::new(clauses, in_use)))
 }
 
 /// What was logged before a panic is often why: it must reach the reader before the process aborts.
@@ -74,40 +78,10 @@ fn flush_before_dying(sink: LogSink) {
     }));
 }
 
-/// `[target=]level`, separated by commas. Targets of upstream's crate mean ours, so that a `RUST_LOG` written for
-/// it goes on working.
-fn parse_filter(text: &str) -> Result<EnvFilter, LoggingError> {
-    let mut directives = QUIET.to_owned();
-    let text = if text.trim().is_empty() { "info" } else { text };
-    for clause in text.split(',').map(str::trim).filter(|clause| !clause.is_empty()) {
-        let invalid = || LoggingError::Filter {
-            value: text.to_owned(),
-            clause: clause.to_owned(),
-        };
-        let (target, level) = match clause.rsplit_once('=') {
-            Some((target, level)) => (Some(target), level),
-            None => (None, clause),
-        };
-        level.parse::<LevelFilter>().map_err(|_| invalid())?;
-        directives.push(',');
-        if let Some(target) = target {
-            if target.is_empty() {
-                return Err(invalid());
-            }
-            let ours = match target.strip_prefix("ztunnel") {
-                Some(rest) if rest.is_empty() || rest.starts_with("::") || rest.starts_with('[') => {
-                    format!("{OWN_CRATE}{rest}")
-                }
-                Some(_) | None => target.to_owned(),
-            };
-            directives.push_str(&ours);
-            directives.push('=');
-        }
-        directives.push_str(level);
-    }
-    EnvFilter::try_new(&directives).map_err(|_| LoggingError::Filter {
+fn parse_filter(text: &str) -> Result<Clauses, LoggingError> {
+    Clauses::parse(text).map_err(|clause| LoggingError::Filter {
         value: text.to_owned(),
-        clause: text.to_owned(),
+        clause,
     })
 }
 
@@ -269,6 +243,7 @@ mod tests {
     fn logged(format: Format, filter: &str, log: impl FnOnce()) -> Vec<String> {
         let (sink, queue) = log_queue();
         let filter = parse_filter(filter).expect("a valid filter");
+        let filter = filter.filter().expect("a valid filter");
         let subscriber = Registry::default().with(filter).with(Lines { sink, format });
         tracing::subscriber::with_default(subscriber, log);
         let mut lines = Vec::new();

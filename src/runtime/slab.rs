@@ -178,20 +178,26 @@ impl<T> Slab<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter_map(|(index, slot)| match &slot.content {
-                Content::Used(value) => Some((
-                    Key {
-                        index: index as u32,
-                        generation: slot.generation,
-                        of: PhantomData,
-                    },
-                    value,
-                )),
-                Content::Free { .. } => None,
-            })
+        (0..self.slots.len()).filter_map(|index| self.at(index))
+    }
+
+    /// How many slots there are, free ones included.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// What is in a slot now, and its key.
+    pub fn at(&self, index: usize) -> Option<(Key<T>, &T)> {
+        let slot = self.slots.get(index)?;
+        let Content::Used(value) = &slot.content else {
+            return None;
+        };
+        let key = Key {
+            index: index as u32,
+            generation: slot.generation,
+            of: PhantomData,
+        };
+        Some((key, value))
     }
 
     pub fn keys(&self) -> Vec<Key<T>> {

@@ -1,6 +1,6 @@
 //! Limits that the operating system sets on this process.
 //!
-//! Called once at start, by the main thread.
+//! Raised once at start, by the main thread; read by whoever shows them.
 
 use std::io;
 
@@ -22,6 +22,11 @@ pub fn raise_open_files() -> io::Result<Limit> {
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == -1 {
         return Err(io::Error::last_os_error());
     }
+    read(libc::RLIMIT_NOFILE)
+}
+
+/// How many descriptors may be open.
+pub fn open_files() -> io::Result<Limit> {
     read(libc::RLIMIT_NOFILE)
 }
 

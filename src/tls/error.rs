@@ -14,6 +14,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::limits;
 use crate::tls::record;
+use crate::tls::revocation::Revoked;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TlsError {
@@ -53,6 +54,8 @@ pub enum HandshakeError {
     UnknownIssuer,
     #[error("peer's certificate is not acceptable: {0}")]
     CertificateRefused(String),
+    #[error("{0}")]
+    Revoked(Revoked),
     #[error("peer presented no certificate (it has to, both sides authenticate)")]
     NoCertificate,
     #[error("peer does not offer TLS 1.3, the only version accepted")]
@@ -245,7 +248,7 @@ fn list(names: &[String]) -> String {
     }
 }
 
-fn utc(time: UnixTime) -> String {
+pub(super) fn utc(time: UnixTime) -> String {
     OffsetDateTime::from_unix_timestamp(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())

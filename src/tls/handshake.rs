@@ -12,10 +12,13 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 use rustls::{
-    ClientConnection, CommonState, Connection, Error as Library, ExtractedSecrets, ServerConnection,
+    ClientConnection, CommonState, Connection, Error as Library, ExtractedSecrets, NamedGroup,
+    ServerConnection,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::clock::{self, SystemTime};
+use crate::config::Compliance;
 use crate::identity::Identity;
 use crate::limits;
 use crate::tls::channel::{Channel, Kernel};
@@ -25,7 +28,8 @@ use crate::tls::output::Output;
 use crate::tls::record::{
     ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, CIPHERTEXT_BYTES_MAX, HANDSHAKE, HEADER_BYTES,
 };
-use crate::tls::verify::PeerIdentity;
+use crate::tls::revocation::{Check, Revocable, RevocationLists};
+use crate::tls::verify::{Chain, PeerIdentity, Usage};
 
 /// Who protects records after the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,26 @@ pub enum RecordMode {
     Own,
     /// rustls as it comes: the reference, and for those who must not leave the library.
     Buffered,
+}
+
+/// What a handshake is held to besides the identities. A `RecordMode` alone stands for no further rules.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub mode: RecordMode,
+    pub compliance: Compliance,
+    /// Peers that these name are refused, and what is needed to compare them with later lists is kept. `None`: no
+    /// certificate ever counts as revoked.
+    pub revocations: Option<Arc<RevocationLists>>,
+}
+
+impl From<RecordMode> for Rules {
+    fn from(mode: RecordMode) -> Self {
+        Self {
+            mode,
+            compliance: Compliance::Default,
+            revocations: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +78,15 @@ pub struct Handshake {
     taken: usize,
     state: State,
     records_max: u64,
+    watch: Option<Watch>,
+}
+
+/// What `Rules::revocations` needs during and after the handshake.
+struct Watch {
+    check: Check,
+    chain: Arc<Chain>,
+    /// What the peer's certificate is for.
+    usage: Usage,
 }
 
 /// The outcome of a handshake.
@@ -64,6 +97,10 @@ pub struct Established {
     pub leftover: Vec<u8>,
     /// Whether h2 was agreed. A client may come without ALPN.
     pub alpn_h2: bool,
+    /// The group of the key exchange.
+    pub group: Option<NamedGroup>,
+    /// With `Rules::revocations`.
+    pub revocable: Option<Box<Revocable>>,
 }
 
 impl std::fmt::Debug for Established {
@@ -105,34 +142,44 @@ impl Handshake {
     pub fn client(
         identity: &CertifiedIdentity,
         accepted: Arc<[Identity]>,
-        mode: RecordMode,
+        rules: impl Into<Rules>,
     ) -> Result<Self, TlsError> {
-        let config = identity.client_config(accepted);
+        let rules = rules.into();
+        let watch = Watch::new(&rules, identity, Usage::Server);
+        let check = watch.as_ref().map(|watch| watch.check.clone());
+        let config = identity
+            .client_config(accepted, rules.compliance, check)
+            .map_err(HandshakeError::from_library)?;
         // Goes nowhere: SNI is off, addresses are never sent in it, and the verifier ignores names.
         let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-        let machine = match mode {
+        let machine = match rules.mode {
             RecordMode::Own => {
                 UnbufferedClientConnection::new(config, name).map(|client| Machine::Client(Box::new(client)))
             }
             RecordMode::Buffered => ClientConnection::new(config, name)
                 .map(|client| Machine::Buffered(Box::new(Connection::Client(client)))),
         };
-        Ok(Self::new(machine.map_err(HandshakeError::from_library)?))
+        Ok(Self::new(machine.map_err(HandshakeError::from_library)?, watch))
     }
 
-    pub fn server(identity: &CertifiedIdentity, mode: RecordMode) -> Result<Self, TlsError> {
-        let config = identity.server_config();
-        let machine = match mode {
+    pub fn server(identity: &CertifiedIdentity, rules: impl Into<Rules>) -> Result<Self, TlsError> {
+        let rules = rules.into();
+        let watch = Watch::new(&rules, identity, Usage::Client);
+        let check = watch.as_ref().map(|watch| watch.check.clone());
+        let config = identity
+            .server_config(rules.compliance, check)
+            .map_err(HandshakeError::from_library)?;
+        let machine = match rules.mode {
             RecordMode::Own => {
                 UnbufferedServerConnection::new(config).map(|server| Machine::Server(Box::new(server)))
             }
             RecordMode::Buffered => ServerConnection::new(config)
                 .map(|server| Machine::Buffered(Box::new(Connection::Server(server)))),
         };
-        Ok(Self::new(machine.map_err(HandshakeError::from_library)?))
+        Ok(Self::new(machine.map_err(HandshakeError::from_library)?, watch))
     }
 
-    fn new(machine: Machine) -> Self {
+    fn new(machine: Machine, watch: Option<Watch>) -> Self {
         Self {
             machine,
             received: Vec::new(),
@@ -141,6 +188,7 @@ impl Handshake {
             taken: 0,
             state: State::Running,
             records_max: limits::RECORDS_PER_KEY_MAX,
+            watch,
         }
     }
 
@@ -168,6 +216,9 @@ impl Handshake {
                 Ok(progress)
             }
             Err(error) => {
+                // rustls knows that the peer is revoked and tells it so; which certificate it was, the check knows.
+                let found = self.watch.as_ref().and_then(|watch| watch.check.found.get());
+                let error = found.map_or(error, |revoked| HandshakeError::Revoked(revoked.clone()));
                 let error = TlsError::from(error);
                 self.state = State::Failed(error.clone());
                 Err(error)
@@ -187,21 +238,21 @@ impl Handshake {
         let records_max = self.records_max;
         let (facts, channel) = match self.machine {
             Machine::Client(client) => {
-                let facts = Facts::of(&client)?;
+                let facts = Facts::of(&client, self.watch)?;
                 let (secrets, kernel) = client
                     .dangerous_into_kernel_connection()
                     .map_err(HandshakeError::from_library)?;
                 (facts, own_channel(secrets, Kernel::Client(kernel), records_max)?)
             }
             Machine::Server(server) => {
-                let facts = Facts::of(&server)?;
+                let facts = Facts::of(&server, self.watch)?;
                 let (secrets, kernel) = server
                     .dangerous_into_kernel_connection()
                     .map_err(HandshakeError::from_library)?;
                 (facts, own_channel(secrets, Kernel::Server(kernel), records_max)?)
             }
             Machine::Buffered(connection) => {
-                let facts = Facts::of(&connection)?;
+                let facts = Facts::of(&connection, self.watch)?;
                 (facts, Channel::buffered(connection, records_max))
             }
         };
@@ -210,6 +261,8 @@ impl Handshake {
             peer: facts.peer,
             leftover,
             alpn_h2: facts.alpn_h2,
+            group: facts.group,
+            revocable: facts.revocable,
         })
     }
 
@@ -299,14 +352,38 @@ impl Handshake {
 struct Facts {
     peer: PeerIdentity,
     alpn_h2: bool,
+    group: Option<NamedGroup>,
+    revocable: Option<Box<Revocable>>,
 }
 
 impl Facts {
-    fn of(connection: &CommonState) -> Result<Self, HandshakeError> {
+    fn of(connection: &CommonState, watch: Option<Watch>) -> Result<Self, HandshakeError> {
+        let certificates = connection.peer_certificates();
+        let group = connection.negotiated_key_exchange_group();
         Ok(Self {
-            peer: PeerIdentity::of_verified(connection.peer_certificates())?,
+            peer: PeerIdentity::of_verified(certificates)?,
             alpn_h2: connection.alpn_protocol() == Some(ALPN),
+            group: group.map(|group| group.name()),
+            revocable: watch.and_then(|watch| watch.keep(certificates?)).map(Box::new),
         })
+    }
+}
+
+impl Watch {
+    fn new(rules: &Rules, identity: &CertifiedIdentity, usage: Usage) -> Option<Self> {
+        let lists = rules.revocations.clone()?;
+        Some(Self {
+            check: Check::new(lists),
+            chain: identity.chain().clone(),
+            usage,
+        })
+    }
+
+    /// For a chain that was verified in this handshake.
+    fn keep(self, certificates: &[CertificateDer<'_>]) -> Option<Revocable> {
+        let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        let now = UnixTime::since_unix_epoch(now);
+        Revocable::new(self.chain, self.usage, certificates, now, self.check.lists)
     }
 }
 

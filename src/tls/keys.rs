@@ -22,8 +22,10 @@ use webpki::EndEntityCert;
 use x509_parser::parse_x509_certificate;
 
 use crate::clock;
+use crate::config::Compliance;
 use crate::identity::Identity;
 use crate::tls::error::{CredentialError, TlsError};
+use crate::tls::revocation::Check;
 use crate::tls::verify::{Chain, ClientVerifier, ServerVerifier};
 
 /// The only application protocol of a session.
@@ -69,7 +71,7 @@ impl CertifiedIdentity {
         }
         let store = Arc::new(store);
 
-        let provider = Arc::new(provider());
+        let provider = Arc::new(provider(Compliance::Default));
         let certificates =
             CertifiedKey::from_der(chain, key, &provider).map_err(|error| CredentialError::Key {
                 identity: name(),
@@ -85,7 +87,8 @@ impl CertifiedIdentity {
             reason: error.to_string(),
         };
         let client = client_config(&provider, &certificates, &verification).map_err(unusable)?;
-        let server = server_config(&provider, &certificates, &verification, &identity).map_err(unusable)?;
+        let server =
+            server_config(&provider, &certificates, &verification, &identity, None).map_err(unusable)?;
         Ok(Self {
             certificates,
             roots: store,
@@ -100,19 +103,44 @@ impl CertifiedIdentity {
     }
 
     /// For one connection to a server that must have one of the identities `accepted`.
-    pub(super) fn client_config(&self, accepted: Arc<[Identity]>) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::clone(&self.client);
+    pub(super) fn client_config(
+        &self,
+        accepted: Arc<[Identity]>,
+        compliance: Compliance,
+        check: Option<Check>,
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let mut config = match compliance {
+            Compliance::Default => ClientConfig::clone(&self.client),
+            Compliance::PostQuantum => {
+                client_config(&Arc::new(provider(compliance)), &self.certificates, &self.chain)?
+            }
+        };
         config
             .dangerous()
             .set_certificate_verifier(Arc::new(ServerVerifier {
                 chain: self.chain.clone(),
                 accepted,
+                check,
             }));
-        Arc::new(config)
+        Ok(Arc::new(config))
     }
 
-    pub(super) fn server_config(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// For one connection of a client. Without settings of its own it is the same for all.
+    pub(super) fn server_config(
+        &self,
+        compliance: Compliance,
+        check: Option<Check>,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+        if compliance == Compliance::Default && check.is_none() {
+            return Ok(self.server.clone());
+        }
+        let provider = Arc::new(provider(compliance));
+        let config = server_config(&provider, &self.certificates, &self.chain, &self.identity, check)?;
+        Ok(Arc::new(config))
+    }
+
+    pub(super) fn chain(&self) -> &Arc<Chain> {
+        &self.chain
     }
 }
 
@@ -138,19 +166,23 @@ impl TimeProvider for Wall {
 }
 
 /// AES-GCM only, and the hybrid post-quantum group first; the client then sends an X25519 share beside it, so
-/// that a peer without the hybrid needs no second round trip.
-pub(super) fn provider() -> CryptoProvider {
-    CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-        ],
-        kx_groups: vec![
+/// that a peer without the hybrid needs no second round trip. Some must have the hybrid or nothing.
+pub(super) fn provider(compliance: Compliance) -> CryptoProvider {
+    let kx_groups = match compliance {
+        Compliance::Default => vec![
             kx_group::X25519MLKEM768,
             kx_group::X25519,
             kx_group::SECP256R1,
             kx_group::SECP384R1,
         ],
+        Compliance::PostQuantum => vec![kx_group::X25519MLKEM768],
+    };
+    CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+        ],
+        kx_groups,
         ..default_provider()
     }
 }
@@ -164,6 +196,7 @@ fn client_config(
     let nobody = ServerVerifier {
         chain: chain.clone(),
         accepted: Arc::new([]),
+        check: None,
     };
     let mut config = ClientConfig::builder_with_details(provider.clone(), Arc::new(Wall))
         .with_protocol_versions(&[&TLS13])?
@@ -182,10 +215,12 @@ fn server_config(
     certificates: &Arc<CertifiedKey>,
     chain: &Arc<Chain>,
     identity: &Identity,
+    check: Option<Check>,
 ) -> Result<ServerConfig, rustls::Error> {
     let verifier = ClientVerifier {
         chain: chain.clone(),
         trust_domain: identity.trust_domain().into(),
+        check,
     };
     let mut config = ServerConfig::builder_with_details(provider.clone(), Arc::new(Wall))
         .with_protocol_versions(&[&TLS13])?

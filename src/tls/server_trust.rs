@@ -15,6 +15,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::config::Compliance;
 use crate::tls::keys::{ALPN, provider};
 
 /// Why a server could never be trusted.
@@ -36,6 +37,7 @@ pub fn certificates_of_pem(text: &[u8]) -> Vec<CertificateDer<'static>> {
 pub fn client_config(
     roots: Vec<CertificateDer<'static>>,
     other_name: Option<ServerName<'static>>,
+    compliance: Compliance,
 ) -> Result<ClientConfig, TrustError> {
     let certificates = roots.len();
     let mut store = RootCertStore::empty();
@@ -43,7 +45,7 @@ pub fn client_config(
     if added == 0 {
         return Err(TrustError::NoRoots { certificates });
     }
-    let provider = Arc::new(provider());
+    let provider = Arc::new(provider(compliance));
     let unusable = |error: String| TrustError::Unusable(error);
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone())
         .build()

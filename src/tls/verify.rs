@@ -20,10 +20,14 @@ use rustls::{
     SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, Error as ChainError, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, Error as ChainError, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use crate::identity::Identity;
 use crate::tls::error::HandshakeError;
+use crate::tls::revocation::{Check, Verdict};
 
 /// What a handshake proved about the peer. Made by this layer only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,22 @@ impl PeerIdentity {
     }
 }
 
+/// What a peer's certificate has to be good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usage {
+    Server,
+    Client,
+}
+
+impl Usage {
+    fn key_usage(self) -> KeyUsage {
+        match self {
+            Self::Server => KeyUsage::server_auth(),
+            Self::Client => KeyUsage::client_auth(),
+        }
+    }
+}
+
 /// Chain verification that both sides share: the roots that came with one certificate of ours.
 pub(super) struct Chain {
     roots: Arc<RootCertStore>,
@@ -81,28 +101,73 @@ impl Chain {
     }
 
     /// Validity in time, issuers up to a root, extended key usage if there is one. `accept` then judges the
-    /// leaf.
+    /// leaf, and last the lists of revoked certificates have their say.
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: KeyUsage,
+        usage: Usage,
+        check: Option<&Check>,
         accept: impl FnOnce(&EndEntityCert<'_>) -> Result<(), HandshakeError>,
     ) -> Result<(), Library> {
-        let leaf = EndEntityCert::try_from(leaf).map_err(chain_error)?;
-        let algorithms = self.algorithms.all;
+        let parsed = EndEntityCert::try_from(leaf).map_err(chain_error)?;
+        self.build_path(&parsed, intermediates, now, usage, None)
+            .map_err(chain_error)?;
+        accept(&parsed).map_err(refusal)?;
+        let Some(check) = check else {
+            return Ok(());
+        };
+        check
+            .judge(self, leaf, intermediates, now, usage)
+            .map_err(|verdict| match verdict {
+                Verdict::Revoked(revoked) => {
+                    // The first finding stands; there is one verification in a handshake.
+                    let _ = check.found.set(revoked);
+                    CertificateError::Revoked.into()
+                }
+                Verdict::Unusable(reason) => refusal(HandshakeError::CertificateRefused(reason)),
+            })
+    }
+
+    /// The same once more, and whether a certificate of the path is in one of `lists`. Issuers without a list are
+    /// passed over, and lists past their nextUpdate count.
+    pub(super) fn ask(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: Usage,
+        lists: &[&CertRevocationList<'_>],
+    ) -> Result<(), ChainError> {
+        let options = RevocationOptionsBuilder::new(lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
+        self.build_path(leaf, intermediates, now, usage, options)
+    }
+
+    fn build_path(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: Usage,
+        revocation: Option<RevocationOptions<'_>>,
+    ) -> Result<(), ChainError> {
         leaf.verify_for_usage(
-            algorithms,
+            self.algorithms.all,
             &self.roots.roots,
             intermediates,
             now,
-            usage,
-            None,
+            usage.key_usage(),
+            revocation,
             None,
         )
-        .map_err(chain_error)?;
-        accept(&leaf).map_err(refusal)
+        .map(drop)
     }
 }
 
@@ -112,6 +177,7 @@ impl Chain {
 pub(super) struct ServerVerifier {
     pub(super) chain: Arc<Chain>,
     pub(super) accepted: Arc<[Identity]>,
+    pub(super) check: Option<Check>,
 }
 
 impl ServerVerifier {
@@ -131,6 +197,7 @@ impl ServerVerifier {
 pub(super) struct ClientVerifier {
     pub(super) chain: Arc<Chain>,
     pub(super) trust_domain: Box<str>,
+    pub(super) check: Option<Check>,
 }
 
 impl ClientVerifier {
@@ -158,9 +225,11 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Library> {
-        let usage = KeyUsage::server_auth();
+        let (usage, check) = (Usage::Server, self.check.as_ref());
         self.chain
-            .verify(end_entity, intermediates, now, usage, |leaf| self.accept(leaf))?;
+            .verify(end_entity, intermediates, now, usage, check, |leaf| {
+                self.accept(leaf)
+            })?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -199,9 +268,11 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Library> {
-        let usage = KeyUsage::client_auth();
+        let (usage, check) = (Usage::Client, self.check.as_ref());
         self.chain
-            .verify(end_entity, intermediates, now, usage, |leaf| self.accept(leaf))?;
+            .verify(end_entity, intermediates, now, usage, check, |leaf| {
+                self.accept(leaf)
+            })?;
         Ok(ClientCertVerified::assertion())
     }
 

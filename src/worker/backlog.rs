@@ -43,6 +43,11 @@ impl Backlog {
             return;
         }
         self.bytes += slice.len();
+        // Behind as much as one send takes it waits, however ready the reader is.
+        let reader = match reader {
+            Reader::Ready if self.slices.len() >= limits::SEND_PIECES_MAX => Reader::Blocked { sending: 0 },
+            Reader::Ready | Reader::Blocked { .. } => reader,
+        };
         let slice = if self.is_wasteful(&slice, reader, buffers) {
             self.copied(&slice)
         } else {
@@ -148,6 +153,32 @@ mod tests {
             .collect();
         assert_eq!(bytes, expected);
         assert!(backlog.is_empty() && backlog.copies.is_none());
+    }
+
+    /// A flood of frames with a byte each, taken in by one receive, is more than the sends of its turn take.
+    #[test]
+    fn tiny_messages_that_one_send_does_not_take_are_copied_together_although_the_reader_is_ready() {
+        const MESSAGES: usize = 200_000;
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for _ in 0..MESSAGES {
+            // Frame headers lie between them.
+            drop(message(&mut buffers, 0, 9));
+            let slice = message(&mut buffers, 7, 1);
+            backlog.push(slice, Reader::Ready, &mut buffers);
+        }
+        assert_eq!((backlog.bytes(), buffers.chunks_pinned()), (MESSAGES, 1));
+        let copies = MESSAGES / limits::SLICE_COPY_BYTES + 1;
+        assert!(backlog.slices.len() <= limits::SEND_PIECES_MAX + copies);
+        while !backlog.is_empty() {
+            assert!(
+                backlog
+                    .take(&mut buffers)
+                    .iter()
+                    .all(|slice| slice.bytes().iter().all(|byte| *byte == 7))
+            );
+        }
+        assert_eq!(backlog.bytes(), 0);
     }
 
     #[test]

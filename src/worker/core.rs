@@ -21,12 +21,14 @@ use super::listen::{Captured, Listener};
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
+use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
 use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::orders::{WorkerHandle, WorkerReport};
+use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::clock;
 use crate::limits;
@@ -73,6 +75,7 @@ pub struct Core<D: Driver> {
     pub demands: Demands,
     pub peers: Arc<[WorkerHandle]>,
     pub load: LoadTable,
+    pub revocations: Revocations,
     pub random: fastrand::Rng,
     pub timers: Wheel<TimerEvent>,
     pub waits: Slab<Wait>,
@@ -85,6 +88,7 @@ pub struct Core<D: Driver> {
     pub certificates: CertificateCache,
     pub buffers: Buffers,
     pub telemetry: Telemetry,
+    pub recheck: Recheck,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -98,6 +102,8 @@ pub struct Core<D: Driver> {
     pub requests: Vec<Request>,
     /// Those who asked for a report in this turn.
     pub reports: Vec<mpsc::Sender<WorkerReport>>,
+    /// Other lists came into force in this turn; a task compares the sessions with them.
+    pub revocations_changed: bool,
     /// Set by a drain order.
     pub draining: bool,
     /// Set when the drain's deadline has passed.
@@ -145,10 +151,12 @@ impl<D: Driver + 'static> Core<D> {
             now,
             buffers: Buffers::default(),
             telemetry: Telemetry::new(setup.log),
+            recheck: Recheck::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
             peers,
+            revocations: setup.revocations,
             load: setup.load,
             random: fastrand::Rng::with_seed(setup.seed),
             timers,
@@ -167,6 +175,7 @@ impl<D: Driver + 'static> Core<D> {
             captured: Vec::new(),
             requests: Vec::new(),
             reports: Vec::new(),
+            revocations_changed: false,
             draining: false,
             drain_over: false,
             shed: 0,
@@ -256,7 +265,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    fn fire_timers(&mut self) {
+    pub(super) fn fire_timers(&mut self) {
         let mut due = std::mem::take(&mut self.scratch.due);
         self.timers.expire(self.now, &mut due);
         for event in due.drain(..) {

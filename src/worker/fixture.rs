@@ -18,8 +18,10 @@ use crate::bridge::demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::{Direction, log_queue};
 use crate::bridge::orders::{Pod, PodInfo, PodUid};
+use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::clock;
+use crate::config::Compliance;
 use crate::identity::Identity;
 use crate::limits;
 use crate::mesh::{Locale, Snapshot};
@@ -30,7 +32,7 @@ use crate::sys::epoll::EpollDriver;
 use crate::sys::netns::Namespace;
 use crate::sys::select::Choice;
 use crate::sys::socket::Options;
-use crate::tls::{Channel, FakeCa, Handshake, Opened, Output, Progress, RecordMode};
+use crate::tls::{Channel, Established, FakeCa, Handshake, Opened, Output, Progress, RecordMode, Rules};
 use crate::wire::http2;
 
 pub fn core(executor: &Executor) -> Core<EpollDriver> {
@@ -43,17 +45,20 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
             socket_options: Options::default(),
             tls_mode: RecordMode::Own,
             tls_records_max: limits::RECORDS_PER_KEY_MAX,
+            compliance: Compliance::Default,
             stream_window_bytes: limits::HTTP2_STREAM_WINDOW_BYTES,
             connection_window_bytes: limits::HTTP2_CONNECTION_WINDOW_BYTES,
             frame_bytes_max: limits::HTTP2_FRAME_BYTES,
             session_streams_max: 100,
             session_idle_timeout: Duration::from_secs(300),
             response_baggage: false,
+            tunnels_on_loopback: true,
             policy_info_logging: false,
         },
         snapshot: SnapshotCell::new(Snapshot::empty(Locale::default())),
         demands: demands::channel().0,
         load: LoadTable::new(1),
+        revocations: Revocations::default(),
         log: log_queue().0,
     };
     let driver = EpollDriver::new().expect("epoll");
@@ -98,6 +103,13 @@ pub fn turn(core: &mut Core<EpollDriver>) {
     for event in events {
         core.dispatch(event);
     }
+    core.flush();
+}
+
+/// Lets `wait` pass without anything arriving, and fires what is due then: time that nobody has to wait for.
+pub fn pass(core: &mut Core<EpollDriver>, wait: Duration) {
+    core.now += wait;
+    core.fire_timers();
     core.flush();
 }
 
@@ -147,12 +159,17 @@ impl Peer {
 
 /// A session that the worker serves, and its peer.
 pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session>, Peer) {
-    let ca = FakeCa::new();
+    let (server, client) = handshake(&FakeCa::new(), RecordMode::Own.into());
+    start(core, pod, server, client)
+}
+
+/// The two ends of a handshake between certificates of `ca`: the server's, which keeps to `rules`, and the client's.
+pub fn handshake(ca: &FakeCa, rules: Rules) -> (Established, Established) {
     let [cart, till] = ["cart", "till"].map(|name| Identity::new("cluster.local", "shop", name));
     let issue = |identity| ca.issue(identity, clock::wall()).expect("issued");
     let mut client =
         Handshake::client(&issue(&cart), Arc::new([till.clone()]), RecordMode::Own).expect("client");
-    let mut server = Handshake::server(&issue(&till), RecordMode::Own).expect("server");
+    let mut server = Handshake::server(&issue(&till), rules).expect("server");
     let (mut to_server, mut to_client) = (Output::default(), Output::default());
     loop {
         let there = client
@@ -167,7 +184,16 @@ pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session
             break;
         }
     }
-    let established = server.finish().expect("server");
+    (server.finish().expect("server"), client.finish().expect("client"))
+}
+
+/// Gives the server's end to the worker.
+pub fn start(
+    core: &mut Core<EpollDriver>,
+    pod: &Rc<PodState>,
+    established: Established,
+    client: Established,
+) -> (Key<Session>, Peer) {
     let (near, far) = connection();
     let address = near.local_addr().expect("connected");
     let session = Session::new(SessionParts {
@@ -182,6 +208,7 @@ pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session
         peer: established.peer,
         peer_address: address,
         local_address: address,
+        revocable: established.revocable,
         places: None,
         now: core.now,
     });
@@ -192,7 +219,7 @@ pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session
     core.mark_session(key);
     let peer = Peer {
         socket: far,
-        channel: client.finish().expect("client").channel,
+        channel: client.channel,
         http2: http2::Connection::client(http2::Settings::client()),
     };
     (key, peer)

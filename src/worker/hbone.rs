@@ -4,5 +4,6 @@
 pub mod dial;
 pub mod drive;
 pub mod pool;
+pub mod revocation;
 pub mod serve;
 pub mod session;

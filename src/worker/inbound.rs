@@ -16,7 +16,7 @@ use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
 use super::telemetry::Account;
-use super::tunnel::TunnelParts;
+use super::tunnel::{Delivered, TunnelParts};
 use super::workload::own_workload;
 use crate::bridge::log::Direction;
 use crate::identity::Identity;
@@ -25,8 +25,10 @@ use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Snap
 use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
 use crate::sys::driver::{Driver, SocketSpec};
+use crate::wire::baggage::Baggage;
 use crate::wire::hbone::{Authority, ConnectResponse, IncomingRequest, Method};
 use crate::wire::http2::ErrorCode;
+use crate::wire::proxy_protocol::ProxyHeader;
 
 /// What of the session a stream's journey needs.
 struct Origin {
@@ -93,6 +95,10 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
             stream: stream.stream,
             user: stream.user,
             account: Box::new(account),
+            delivered: Some(Delivered {
+                pod: origin.pod,
+                application: delivery.address,
+            }),
             share,
         };
         core.attach_tunnel(parts);
@@ -165,20 +171,33 @@ async fn deliver<D: Driver + 'static>(
     own: &Arc<Workload>,
     delivery: &Delivery,
 ) -> Result<Socket<D>, Outcome> {
-    if delivery.preamble.is_some() {
-        return Err(Outcome::Unsupported("PROXY application tunnels"));
-    }
     let facts = Facts {
         peer: origin.peer,
         application: delivery.address,
         identity: Some(&origin.identity),
     };
-    authorize_and_connect(shell, &origin.pod, own, &facts).await
+    let on_loopback = shell.with(|core| core.settings.tunnels_on_loopback);
+    let connect_to = delivery.connect_address(on_loopback);
+    let server = authorize_and_connect(shell, &origin.pod, own, &facts, connect_to).await?;
+    if let Some(preamble) = &delivery.preamble {
+        let identity = origin.identity.to_string();
+        let header = ProxyHeader {
+            source: origin.peer,
+            destination: preamble.destination,
+            identity: Some(&identity),
+            host: preamble.host.as_deref(),
+        };
+        let header = header.encode();
+        let end = header.len();
+        server.send(header, end).await.map_err(Outcome::ConnectFailed)?;
+    }
+    Ok(server)
 }
 
 /// What a policy may ask of a connection.
 pub struct Facts<'a> {
     pub peer: SocketAddr,
+    /// The pod's address with the port that the application takes it at.
     pub application: SocketAddr,
     /// `None` for a peer that did not prove one.
     pub identity: Option<&'a Identity>,
@@ -191,6 +210,7 @@ pub async fn authorize_and_connect<D: Driver + 'static>(
     pod: &Rc<PodState>,
     own: &Arc<Workload>,
     facts: &Facts<'_>,
+    connect_to: SocketAddr,
 ) -> Result<Socket<D>, Outcome> {
     let (permit, seen) = shell
         .with(|core| {
@@ -199,7 +219,7 @@ pub async fn authorize_and_connect<D: Driver + 'static>(
             Ok((core.authorize(own, facts)?, seen))
         })
         .map_err(Outcome::Denied)?;
-    let server = connect_application(shell, pod, facts.peer, facts.application, &permit).await?;
+    let server = connect_application(shell, pod, facts.peer, connect_to, &permit).await?;
     shell
         .with(|core| core.authorize_again(pod, own, facts, &seen))
         .map_err(Outcome::Denied)?;
@@ -221,11 +241,11 @@ async fn connect_application<D: Driver + 'static>(
         limit,
     })?;
     let options = shell.with(|core| core.settings.local_options());
-    // A pod that calls itself cannot be its own foreign source.
+    // A pod that calls itself cannot be its own foreign source, and nobody foreign reaches loopback.
     let source = peer.ip().to_canonical();
+    let foreign = source != application.ip() && !application.ip().is_loopback();
     let bind_transparent =
-        (pod.pod.preserve_source && source != application.ip() && source.is_ipv4() == application.is_ipv4())
-            .then_some(source);
+        (pod.pod.preserve_source && foreign && source.is_ipv4() == application.is_ipv4()).then_some(source);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
         options,
@@ -284,13 +304,12 @@ impl<D: Driver + 'static> Core<D> {
     ) -> Result<Delivery, Outcome> {
         let snapshot = self.snapshot.load();
         let delivery = snapshot.validate_inbound(own, origin.local.ip(), target)?;
-        let network = &snapshot.locale().network;
-        let from_gateway = request
-            .forwarded_network
-            .as_deref()
-            .is_some_and(|forwarded| !forwarded.eq_ignore_ascii_case(network));
-        if !from_gateway {
-            account.source = snapshot.workload_by_address(network, origin.peer.ip()).cloned();
+        account.source = snapshot
+            .inbound_source(origin.peer.ip(), request.forwarded_network.as_deref())
+            .cloned();
+        if account.source.is_none() && self.settings.response_baggage {
+            let told = Baggage::parse(request.baggage.iter().map(String::as_str));
+            account.source_told = told.ok().map(Box::new);
         }
         account.destination = Some(own.clone());
         account.destination_identity = Some(own.identity.clone());

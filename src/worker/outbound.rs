@@ -20,7 +20,7 @@ use super::workload::own_workload;
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
-use crate::mesh::{Plan, PlanProtocol, Workload};
+use crate::mesh::{Decision, Hop, Plan, RouteError, Way, Workload};
 use crate::sys::driver::{Driver, SocketSpec};
 use crate::wire::baggage::Baggage;
 use crate::wire::hbone::{ConnectRequest, forwarded_value};
@@ -43,41 +43,35 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     let decided = pod
         .while_present(decide(&shell, &pod, peer, target, &mut account))
         .await;
-    let (source, plan) = match decided.and_then(|decided| decided) {
-        Ok(decided) => decided,
+    let course = match decided.and_then(|decided| decided) {
+        Ok(course) => course,
         Err(outcome) => {
             shell.with(|core| core.telemetry.refuse(account, &outcome));
             return;
         }
     };
-    account.destination_address = plan.next_hop;
-    account.hbone_address = plan.authority;
-    account.service = plan.service.clone();
-    account.destination = plan.destination.clone();
-
-    let connected = match plan.protocol {
-        PlanProtocol::Hbone => {
-            account.source_identity = Some(source.identity.clone());
-            account.destination_identity = plan.destination.as_ref().map(|to| to.identity.clone());
-            let tunnel = tunnel(&shell, &pod, &source, peer, &plan);
-            present(&pod, tunnel).await.map(End::Stream)
-        }
-        PlanProtocol::Tcp => present(&pod, pass_through(&shell, &pod, &plan))
-            .await
-            .map(End::Socket),
-    };
-    match connected {
+    let connected = pod
+        .while_present(connect(&shell, &pod, course, target, &mut account))
+        .await;
+    match connected.map_err(Rc::new).and_then(|connected| connected) {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
         Err(outcome) => shell.with(|core| core.telemetry.record(account, core.now, &outcome)),
     }
 }
 
-/// What `work` comes to, unless the pod goes meanwhile.
-async fn present<R>(
-    pod: &PodState,
-    work: impl Future<Output = Result<R, Rc<Outcome>>>,
-) -> Result<R, Rc<Outcome>> {
-    pod.while_present(work).await.map_err(Rc::new)?
+/// A plan that this version carries out.
+enum Course {
+    Plain { next_hop: SocketAddr },
+    Tunnel { source: Arc<Workload>, hop: Hop },
+}
+
+impl Course {
+    fn next_hop(&self) -> SocketAddr {
+        match self {
+            Self::Plain { next_hop } => *next_hop,
+            Self::Tunnel { hop, .. } => hop.next_hop,
+        }
+    }
 }
 
 /// The far end of a connection.
@@ -92,20 +86,63 @@ async fn decide<D: Driver + 'static>(
     peer: SocketAddr,
     target: SocketAddr,
     account: &mut Account,
-) -> Result<(Arc<Workload>, Plan), Outcome> {
+) -> Result<Course, Outcome> {
+    if let Some(plan) = shell.with(|core| core.route_unidentified(pod, target)) {
+        let next_hop = plan.way.next_hop();
+        account.destination_address = next_hop;
+        return Ok(Course::Plain { next_hop });
+    }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
-    let plan = shell.with(|core| core.route(&source, peer, target))?;
-    Ok((source, plan))
+    shell.with(|core| core.route(&source, peer, target, &[], account))
+}
+
+/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection
+/// is given up for another one: a pod that ends is an endpoint for a while after it stopped listening.
+async fn connect<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    mut course: Course,
+    target: SocketAddr,
+    account: &mut Account,
+) -> Result<End<D>, Rc<Outcome>> {
+    let peer = account.source_address;
+    let mut tried = Vec::new();
+    loop {
+        let failed = match &course {
+            Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
+            Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
+        };
+        let failed = match failed {
+            Ok(end) => return Ok(end),
+            Err(outcome) => outcome,
+        };
+        tried.push(course.next_hop());
+        let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
+        let source = account
+            .source
+            .clone()
+            .filter(|_| others && failed.is_about_an_endpoint());
+        let other = source.and_then(|source| {
+            let other = shell.with(|core| core.route(&source, peer, target, &tried, account));
+            other.ok()
+        });
+        let Some(other) = other else {
+            return Err(failed);
+        };
+        tracing::debug!(from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
+        course = other;
+    }
 }
 
 async fn tunnel<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     source: &Arc<Workload>,
-    peer: SocketAddr,
-    plan: &Plan,
+    hop: &Hop,
+    account: &Account,
 ) -> Result<OpenStream<D>, Rc<Outcome>> {
+    let peer = account.source_address;
     let limit = limits::SETUPS_POD_MAX;
     let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
         what: "connections of one pod being set up",
@@ -115,13 +152,13 @@ async fn tunnel<D: Driver + 'static>(
         pod: pod.pod.uid.clone(),
         identity: source.identity.clone(),
         source: peer.ip(),
-        destination: plan.next_hop,
-        accepted: plan.accepted.clone(),
-        workload: plan.destination.as_ref().map(|to| to.uid.clone()),
+        destination: hop.next_hop,
+        accepted: hop.accepted.clone(),
+        workload: account.destination.as_ref().map(|to| to.uid.clone()),
     });
-    let authority = plan.authority.unwrap_or(plan.next_hop).to_string();
+    let authority = hop.authority.to_string();
     let baggage = baggage(source).encode();
-    let forwarded = forwarded_value(peer, plan.service.as_ref().map(|service| &*service.hostname));
+    let forwarded = forwarded_value(peer, account.service.as_ref().map(|service| &*service.hostname));
     let trace = shell
         .with(|core| TraceContext::new(core.random.u128(..), core.random.u64(1..)))
         .to_string();
@@ -139,7 +176,7 @@ async fn tunnel<D: Driver + 'static>(
 async fn pass_through<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    plan: &Plan,
+    next_hop: SocketAddr,
 ) -> Result<Socket<D>, Rc<Outcome>> {
     let limit = limits::SETUPS_POD_MAX;
     let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
@@ -153,9 +190,9 @@ async fn pass_through<D: Driver + 'static>(
         bind_transparent: None,
     };
     let failed = |error| Rc::new(Outcome::ConnectFailed(error));
-    let server = Socket::open(shell, &spec, plan.next_hop.ip()).map_err(failed)?;
+    let server = Socket::open(shell, &spec, next_hop.ip()).map_err(failed)?;
     server
-        .connect(plan.next_hop, limits::CONNECT_TIMEOUT)
+        .connect(next_hop, limits::CONNECT_TIMEOUT)
         .await
         .map_err(failed)?;
     Ok(server)
@@ -180,6 +217,7 @@ fn relay<D: Driver + 'static>(
                     stream: stream.stream,
                     user,
                     account,
+                    delivered: None,
                     share,
                 };
                 core.attach_tunnel(parts);
@@ -209,16 +247,93 @@ pub fn baggage(workload: &Workload) -> Baggage {
 }
 
 impl<D: Driver + 'static> Core<D> {
+    /// A plan other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
     fn route(
         &mut self,
         source: &Arc<Workload>,
         peer: SocketAddr,
         target: SocketAddr,
-    ) -> Result<Plan, Outcome> {
+        tried: &[SocketAddr],
+        account: &mut Account,
+    ) -> Result<Course, Outcome> {
+        let snapshot = self.snapshot.load();
         let random = &mut self.random;
-        Ok(self
-            .snapshot
-            .load()
-            .route(source, peer.ip(), target, &mut || random.u64(..))?)
+        let mut decide = || -> Result<Plan, RouteError> {
+            match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
+                Decision::Go(plan) => Ok(plan),
+                Decision::Resolve(unresolved) => Err(unresolved.refusal()),
+            }
+        };
+        let mut plan = decide()?;
+        let mut draws = 1;
+        while tried.contains(&plan.way.next_hop()) {
+            if draws == limits::ENDPOINT_DRAWS_MAX {
+                return Err(RouteError::NoHealthyUpstream(target).into());
+            }
+            plan = decide()?;
+            draws += 1;
+        }
+        let Plan {
+            way,
+            destination,
+            service,
+        } = plan;
+        let next_hop = way.next_hop();
+        let course = match way {
+            Way::Tcp { next_hop } => {
+                (account.hbone_address, account.source_identity) = (None, None);
+                account.destination_identity = None;
+                Course::Plain { next_hop }
+            }
+            Way::Hbone(hop) => {
+                account.hbone_address = hop.authority.address();
+                account.source_identity = Some(source.identity.clone());
+                account.destination_identity = destination.as_ref().map(|to| to.identity.clone());
+                let source = source.clone();
+                Course::Tunnel { source, hop }
+            }
+            Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
+        };
+        account.destination_address = next_hop;
+        account.service = service;
+        account.destination = destination;
+        Ok(course)
+    }
+
+    /// Only while the pod's workload is not known yet.
+    fn route_unidentified(&self, pod: &PodState, target: SocketAddr) -> Option<Plan> {
+        if self.find_own_workload(pod).is_some() {
+            return None;
+        }
+        self.snapshot.load().route_unidentified(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+    use crate::mesh::{Builder, Locale};
+    use crate::runtime::tasks::Executor;
+    use crate::worker::fixture;
+
+    #[test]
+    fn link_local_destinations_do_not_wait_for_a_workload_and_others_do() {
+        let core = fixture::core(&Executor::default());
+        let pod = fixture::pod();
+        let metadata = ([169, 254, 169, 254], 80).into();
+        let found = core.route_unidentified(&pod, metadata).expect("passed through");
+        assert_eq!(found.way.next_hop(), metadata);
+        assert!(
+            core.route_unidentified(&pod, ([198, 18, 0, 1], 80).into())
+                .is_none()
+        );
+        // Once the workload is there, it decides.
+        let info = &pod.pod.info;
+        let identity = Identity::new("cluster.local", &info.namespace, &info.service_account);
+        let mut builder = Builder::new(Locale::default());
+        builder.insert_workload(Workload::new("c1//Pod/shop/till", &info.name, identity));
+        core.snapshot.publish(builder.build());
+        assert!(core.route_unidentified(&pod, metadata).is_none());
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::bridge::orders::CertificateError;
 use crate::mesh::{Denial, InboundError, RouteError};
-use crate::tls::TlsError;
+use crate::tls::{Revoked, TlsError};
 use crate::wire::http2::ErrorCode;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,10 +36,14 @@ pub enum Outcome {
     Http2(String),
     #[error("h2 failed: session closed: {0}")]
     SessionClosed(String),
+    #[error("connection closed: {0}")]
+    Revoked(Revoked),
     #[error("stream reset by the peer: {0:?}")]
     StreamReset(ErrorCode),
     #[error("connection closed due to policy rejection: {0}")]
     Denied(Denial),
+    #[error("connection closed due to policy change")]
+    NoLongerAllowed(Denial),
     #[error("{0}")]
     Route(#[from] RouteError),
     #[error("{0}")]
@@ -56,8 +60,6 @@ pub enum Outcome {
     Overloaded { what: &'static str, limit: usize },
     #[error("{what} was not done within {seconds} s")]
     Deadline { what: &'static str, seconds: u64 },
-    #[error("unsupported feature: {0}")]
-    Unsupported(&'static str),
     #[error("{0}")]
     Malformed(String),
 }
@@ -93,13 +95,22 @@ impl Outcome {
         }
     }
 
+    /// True when another endpoint of the same service may do better, and nothing was said to this one: it refused the
+    /// connection, or its proxy reached no application there. A timeout is not: who waited that long waits no longer.
+    pub fn is_about_an_endpoint(&self) -> bool {
+        match self {
+            Self::ConnectFailed(error) => error.kind() != io::ErrorKind::TimedOut,
+            other => matches!(other, Self::Status(HttpStatus(503))),
+        }
+    }
+
     /// What an inbound CONNECT is answered (contract: data-plane.md section 11).
     pub fn connect_status(&self) -> u16 {
         match self {
             Self::Complete => 200,
             Self::Malformed(_) => 400,
             Self::Inbound(error) => error.status(),
-            Self::Denied(_) => 401,
+            Self::Denied(_) | Self::NoLongerAllowed(_) => 401,
             Self::ConnectFailed(_)
             | Self::HboneConnectTimeout(_)
             | Self::Io(_)
@@ -111,12 +122,12 @@ impl Outcome {
             | Self::Handshake(_)
             | Self::Http2(_)
             | Self::SessionClosed(_)
+            | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Route(_)
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::PodRemoved
-            | Self::Unsupported(_)
             | Self::Drained
             | Self::Overloaded { .. }
             | Self::Deadline { .. } => 503,

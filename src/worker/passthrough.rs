@@ -45,7 +45,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         application: target,
         identity: None,
     };
-    let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts));
+    let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts, target));
     match connected.await.and_then(|connected| connected) {
         Ok(server) => {
             let (client, server) = (client.release(), server.release());

@@ -17,6 +17,7 @@ use super::outcome::Outcome;
 use super::owner::Owned;
 use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
+use crate::mesh::{PolicySet, Workload};
 use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::{Key, Slab};
 use crate::sys::descriptor::Descriptor;
@@ -34,6 +35,10 @@ pub struct PodState {
     pub setups: Cell<usize>,
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
+    /// The policies that its live connections have been judged by, or are being judged by.
+    pub judged_by: RefCell<Option<PolicySet>>,
+    /// Its workload, while its live connections are being judged again.
+    pub rejudged: RefCell<Option<Arc<Workload>>>,
     /// Tasks that end when the pod goes.
     leaving: RefCell<Slab<Waker>>,
 }
@@ -47,6 +52,8 @@ impl PodState {
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
             sessions: Cell::new(0),
+            judged_by: RefCell::default(),
+            rejudged: RefCell::default(),
             leaving: RefCell::default(),
         }
     }
@@ -115,6 +122,10 @@ impl Pods {
         self.by_uid.get(uid).map(|entry| entry.state.clone())
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Rc<PodState>> {
+        self.by_uid.values().map(|entry| &entry.state)
+    }
+
     pub fn len(&self) -> usize {
         self.by_uid.len()
     }
@@ -177,15 +188,23 @@ pub struct CountedHandshake {
 }
 
 impl CountedHandshake {
-    /// `None` when the pod, or this source with this pod, has as many as are allowed.
-    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Option<Self> {
+    /// # Errors
+    /// The pod, or this source with this pod, has as many as are allowed: which of the two, and how many.
+    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Result<Self, Outcome> {
         let of_source = pod.handshakes_by_source.borrow().get(&source).copied();
         if of_source >= Some(limits::HANDSHAKES_SOURCE_MAX) {
-            return None;
+            return Err(Outcome::Overloaded {
+                what: "TLS handshakes of one source with one pod",
+                limit: limits::HANDSHAKES_SOURCE_MAX,
+            });
         }
-        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX)?;
+        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX);
+        let all = all.ok_or(Outcome::Overloaded {
+            what: "TLS handshakes of one pod",
+            limit: limits::HANDSHAKES_POD_MAX,
+        })?;
         *pod.handshakes_by_source.borrow_mut().entry(source).or_default() += 1;
-        Some(Self { all, source })
+        Ok(Self { all, source })
     }
 }
 
@@ -315,16 +334,34 @@ mod tests {
     fn handshakes_of_one_source_leave_room_for_others() {
         let pod = fixture::pod();
         let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
-        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy)).collect();
+        let held: Vec<_> = std::iter::from_fn(|| CountedHandshake::new(&pod, greedy).ok()).collect();
         assert_eq!(held.len(), limits::HANDSHAKES_SOURCE_MAX);
-        assert!(CountedHandshake::new(&pod, honest).is_some());
+        assert!(CountedHandshake::new(&pod, honest).is_ok());
+        let refused = |source| {
+            CountedHandshake::new(&pod, source)
+                .err()
+                .map(|why| why.to_string())
+        };
+        let (source_max, pod_max) = (limits::HANDSHAKES_SOURCE_MAX, limits::HANDSHAKES_POD_MAX);
+        assert_eq!(
+            refused(greedy),
+            Some(format!(
+                "too many TLS handshakes of one source with one pod at once: {source_max} are allowed"
+            ))
+        );
         drop(held);
         assert!(pod.handshakes_by_source.borrow().is_empty());
         assert_eq!(pod.handshakes.get(), 0);
         let sources = (0..).map(|n: u32| IpAddr::from(n.to_be_bytes()));
         let held: Vec<_> = sources
-            .map_while(|source| CountedHandshake::new(&pod, source))
+            .map_while(|source| CountedHandshake::new(&pod, source).ok())
             .collect();
-        assert_eq!(held.len(), limits::HANDSHAKES_POD_MAX);
+        assert_eq!(held.len(), pod_max);
+        assert_eq!(
+            refused(honest),
+            Some(format!(
+                "too many TLS handshakes of one pod at once: {pod_max} are allowed"
+            ))
+        );
     }
 }

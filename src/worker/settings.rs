@@ -13,13 +13,17 @@ pub struct Settings {
     pub socket_options: Options,
     pub tls_mode: RecordMode,
     pub tls_records_max: u64,
+    pub compliance: config::Compliance,
     pub stream_window_bytes: u32,
     pub connection_window_bytes: u32,
     pub frame_bytes_max: u32,
     /// Streams of one session before another is dialled.
     pub session_streams_max: usize,
     pub session_idle_timeout: Duration,
+    /// What peers say about themselves is used, and we say who our pods are.
     pub response_baggage: bool,
+    /// Applications that take tunnels listen on loopback.
+    pub tunnels_on_loopback: bool,
     /// Policy decisions are logged at INFO instead of DEBUG.
     pub policy_info_logging: bool,
 }
@@ -54,12 +58,14 @@ impl Settings {
                 config::RecordLayer::Buffered => RecordMode::Buffered,
             },
             tls_records_max: tls.records_per_key_max.unwrap_or(limits::RECORDS_PER_KEY_MAX),
+            compliance: tls.compliance,
             stream_window_bytes: worker.stream_window_bytes,
             connection_window_bytes: worker.connection_window_bytes,
             frame_bytes_max: worker.frame_bytes_max,
             session_streams_max: usize::from(worker.session_streams_max),
             session_idle_timeout: worker.session_idle_timeout,
             response_baggage: worker.response_baggage,
+            tunnels_on_loopback: worker.localhost_app_tunnel,
             policy_info_logging: worker.policy_info_logging,
         }
     }

@@ -10,6 +10,7 @@ use crate::bridge::log::{AccessEvent, AccessRecord, Direction, LogSink, Party};
 use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
+use crate::wire::baggage::Baggage;
 
 /// Collects the records of one worker.
 pub struct Telemetry {
@@ -24,6 +25,8 @@ pub struct Account {
     pub started: Instant,
     pub source_address: SocketAddr,
     pub source: Option<Arc<Workload>>,
+    /// What the peer says about a source that the mesh does not know here.
+    pub source_told: Option<Box<Baggage>>,
     /// Only with mutual TLS.
     pub source_identity: Option<Identity>,
     /// Outbound: the next hop. Inbound HBONE: the local address. Plaintext: the captured destination.
@@ -50,6 +53,7 @@ impl Account {
             started,
             source_address,
             source: None,
+            source_told: None,
             source_identity: None,
             destination_address,
             hbone_address: None,
@@ -85,10 +89,14 @@ impl Account {
     }
 
     fn into_record(self, event: AccessEvent, error: Option<String>) -> AccessRecord {
+        let source = match (&self.source, self.source_told) {
+            (None, Some(told)) => told_party(self.source_address, *told, self.source_identity),
+            (source, _) => party(self.source_address, source.as_deref(), self.source_identity),
+        };
         AccessRecord {
             time: clock::wall(),
             event,
-            source: party(self.source_address, self.source.as_deref(), self.source_identity),
+            source,
             destination: party(
                 self.destination_address,
                 self.destination.as_deref(),
@@ -110,6 +118,17 @@ fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Iden
         namespace: text(|workload| &workload.namespace),
         identity,
         cluster: text(|workload| &workload.cluster_id),
+    }
+}
+
+/// Somebody by the own words of its proxy; the identity alone is proven.
+fn told_party(address: SocketAddr, told: Baggage, identity: Option<Identity>) -> Party {
+    Party {
+        address,
+        workload: told.workload_name.map(Arc::from),
+        namespace: told.namespace.map(Arc::from),
+        identity,
+        cluster: told.cluster.map(Arc::from),
     }
 }
 
@@ -147,5 +166,40 @@ impl Telemetry {
         if !self.batch.is_empty() {
             self.log.access(std::mem::take(&mut self.batch));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(source: Option<Workload>, told: Option<&str>) -> AccessRecord {
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        let mut account = Account::new(Direction::Inbound, clock::now(), nowhere, nowhere);
+        account.source = source.map(Arc::new);
+        account.source_identity = Some(Identity::new("cluster.local", "bank", "till"));
+        account.source_told = told.map(|text| Box::new(Baggage::parse([text]).expect("ASCII")));
+        account.into_record(AccessEvent::Opened, None)
+    }
+
+    #[test]
+    fn a_source_is_called_as_its_peer_says_only_where_the_mesh_does_not_know_it() {
+        let told = "k8s.cluster.name=c2,k8s.namespace.name=bank,k8s.deployment.name=till,service.name=tills";
+        let told_only = record(None, Some(told)).source;
+        assert_eq!(told_only.workload.as_deref(), Some("till"));
+        assert_eq!(told_only.namespace.as_deref(), Some("bank"));
+        assert_eq!(told_only.cluster.as_deref(), Some("c2"));
+        assert!(told_only.identity.is_some(), "what was proven stays");
+        let known = Workload::new(
+            "c1//Pod/shop/cart",
+            "cart",
+            Identity::new("cluster.local", "shop", "cart"),
+        );
+        let both = record(Some(known), Some(told)).source;
+        assert_eq!(both.workload.as_deref(), Some("cart"));
+        assert_eq!(both.namespace.as_deref(), Some("shop"));
+        assert_eq!(both.cluster, None);
+        let neither = record(None, None).source;
+        assert_eq!((neither.workload, neither.namespace), (None, None));
     }
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::core::{Core, Wait};
 use super::fixture::{self, Peer};
@@ -78,6 +79,7 @@ fn relay(executor: &Executor) -> Relay {
         stream,
         user,
         account,
+        delivered: None,
         share,
     });
     Relay {
@@ -245,7 +247,7 @@ fn an_application_that_resets_gives_its_armed_bytes_back_once() {
     }
     let application = socket2::SockRef::from(&relay.application);
     application
-        .set_linger(Some(std::time::Duration::ZERO))
+        .set_linger(Some(Duration::ZERO))
         .expect("an open socket");
     drop(relay.application);
     relay.application = fixture::connection().0;
@@ -448,4 +450,88 @@ fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
     assert_eq!(places.len(), limits::SESSIONS_POD_MAX);
     drop(places);
     assert!(Counted::session(&pod).is_some());
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_peer_that_never_opens_a_stream_has_its_session_for_30_seconds() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let pod = fixture::pod();
+    let (key, mut peer) = fixture::session(&mut core, &pod);
+    core.start_session_timer(key);
+    for _ in 1..limits::SILENT_SESSION.as_secs() {
+        fixture::pass(&mut core, SECOND);
+    }
+    assert!(!core.sessions.get(key).expect("not yet").is_closing());
+    fixture::pass(&mut core, SECOND);
+    assert!(core.sessions.is_empty());
+    assert!(!peer.read_to_end().is_empty(), "GOAWAY and an orderly end");
+}
+
+/// Neither FIN nor RST comes from a machine that lost its power, or through a wire that was cut.
+#[test]
+fn a_peer_that_stops_answering_loses_its_session_and_the_application_is_told_by_a_reset() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.core.start_session_timer(relay.session);
+    let mut seconds = 0;
+    while relay.core.sessions.get(relay.session).is_some() {
+        fixture::pass(&mut relay.core, SECOND);
+        seconds += 1;
+        assert!(seconds <= 40, "it is never ended");
+    }
+    // Looked at every 10 s: asked when nothing had come for so long, given up 20 s later.
+    let after = limits::PING_INTERVAL + limits::PING_TIMEOUT;
+    assert!(
+        (after.as_secs()..=after.as_secs() + 10).contains(&seconds),
+        "{seconds}"
+    );
+    assert_eq!(relay.core.tunnels.len(), 0);
+    let end = relay.application.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_peer_that_is_heard_of_keeps_its_session_and_streams() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.core.start_session_timer(relay.session);
+    for _ in 0..20 {
+        for _ in 0..9 {
+            fixture::pass(&mut relay.core, SECOND);
+        }
+        // As any byte of it would.
+        let session = relay.core.sessions.get_mut(relay.session).expect("kept");
+        session.last_received = relay.core.now;
+        session.ping_sent = None;
+    }
+    assert_eq!((relay.core.sessions.len(), relay.core.tunnels.len()), (1, 1));
+}
+
+/// A client keeps its session for the next connection as long as its own settings say.
+#[test]
+fn a_peer_that_was_served_keeps_its_unused_session_for_much_longer() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.core.start_session_timer(relay.session);
+    relay.peer.http2.reset(relay.stream, ErrorCode::Cancel);
+    relay.peer.send(&[]);
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    let start = relay.core.now;
+    while let Some(session) = relay.core.sessions.get_mut(relay.session) {
+        // It answers PINGs, and that is all that it does.
+        session.last_received = relay.core.now;
+        session.ping_sent = None;
+        fixture::pass(&mut relay.core, SECOND);
+    }
+    let kept = relay.core.now - start;
+    let limit = relay.core.settings.session_idle_timeout * 3;
+    assert!(
+        kept >= limit && kept < limit + 2 * limits::PING_INTERVAL,
+        "{kept:?}"
+    );
 }

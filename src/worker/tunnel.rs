@@ -6,6 +6,7 @@
 //! its own stream and nothing else.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
@@ -35,6 +36,8 @@ pub struct Tunnel {
     queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
+    /// Inbound: by whose policies, and as a connection to what, it was let in.
+    pub delivered: Option<Delivered>,
     _share: LoadShare,
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
@@ -81,7 +84,14 @@ pub struct TunnelParts {
     pub stream: StreamId,
     pub user: u32,
     pub account: Box<Account>,
+    pub delivered: Option<Delivered>,
     pub share: LoadShare,
+}
+
+/// Where a stream of a peer was delivered.
+pub struct Delivered {
+    pub pod: Rc<PodState>,
+    pub application: SocketAddr,
 }
 
 impl<D: Driver + 'static> Core<D> {
@@ -94,6 +104,7 @@ impl<D: Driver + 'static> Core<D> {
             stream,
             user,
             account,
+            delivered,
             share,
         } = parts;
         let key = self.tunnels.insert(Tunnel {
@@ -109,6 +120,7 @@ impl<D: Driver + 'static> Core<D> {
                 end: false,
             },
             account,
+            delivered,
             _share: share,
             dirty: false,
             listed_window: false,
@@ -495,7 +507,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Ends both sides of a tunnel whose session lives on.
+    /// Ends both sides of a tunnel at once, whatever it holds.
     pub fn cut_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
         self.reset_stream(key, outcome);
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::core::{Core, TimerEvent};
-use super::hbone::serve;
+use super::hbone::{revocation, serve};
 use super::listen::Captured;
 use super::outcome::Outcome;
 use super::shell::Shell;
@@ -58,9 +58,10 @@ impl<D: Driver + 'static> Worker<D> {
         let mut has_tasks = run_tasks(&self.executor);
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
+            let has_unchecked = core.continue_recheck();
             core.flush();
             core.answer_reports();
-            !core.captured.is_empty() || !core.requests.is_empty()
+            has_unchecked || !core.captured.is_empty() || !core.requests.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();
@@ -91,6 +92,9 @@ fn run_tasks(executor: &Executor) -> bool {
 
 /// Starts a task for everything that arrived in this turn.
 fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
+    if shell.with(|core| std::mem::take(&mut core.revocations_changed)) {
+        shell.spawn(revocation::compare_sessions(shell.clone()));
+    }
     let (captured, requests, has_room) = shell.with(|core| {
         (
             std::mem::take(&mut core.captured),
@@ -141,7 +145,11 @@ impl<D: Driver + 'static> Core<D> {
                         });
                     }
                 }
-                Order::Snapshot => self.snapshot_waiters.clear(),
+                Order::Snapshot => {
+                    self.snapshot_waiters.clear();
+                    self.start_recheck();
+                }
+                Order::Revocations => self.revocations_changed = true,
                 Order::Drain { deadline } => self.start_drain(deadline),
                 Order::Report(asked) => self.reports.push(asked),
             }

@@ -9,7 +9,7 @@ use super::outcome::Outcome;
 use super::pods::PodState;
 use super::shell::Shell;
 use crate::limits;
-use crate::mesh::Workload;
+use crate::mesh::{Snapshot, Workload};
 use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 
@@ -43,13 +43,15 @@ pub async fn own_workload<D: Driver + 'static>(
     })
 }
 
+/// The workload that a pod is, as far as the snapshot knows it.
+pub(super) fn pod_workload<'a>(snapshot: &'a Snapshot, pod: &PodState) -> Option<&'a Arc<Workload>> {
+    let info = &pod.pod.info;
+    snapshot.own_workload(&info.name, &info.namespace, &info.service_account)
+}
+
 impl<D: Driver + 'static> Core<D> {
     pub(super) fn find_own_workload(&self, pod: &PodState) -> Option<Arc<Workload>> {
-        let info = &pod.pod.info;
-        self.snapshot
-            .load()
-            .own_workload(&info.name, &info.namespace, &info.service_account)
-            .cloned()
+        pod_workload(&self.snapshot.load(), pod).cloned()
     }
 
     fn wait_for_snapshot(&mut self) -> oneshot::Receiver<()> {

@@ -5,12 +5,14 @@
 //! | `JOURNEYS_TTL_SECONDS` | life of the certificates that are renewed under load (default 4) |
 //! | `JOURNEYS_DURATION_SECONDS` | how long that goes on (default 12) |
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uztunnel_rig::authority::Authority;
 use uztunnel_rig::ca::{Answer, Script, bundle};
-use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, wait_until};
+use uztunnel_rig::istiod::ROOTS_FILE;
+use uztunnel_rig::{Blueprint, ControlPlane, Family, ProxyOptions, World, http, wait_until};
 
 use crate::setup::{HTTP_PORT, number, options, serve_http};
 use crate::traffic::Traffic;
@@ -139,14 +141,55 @@ fn a_certificate_that_cannot_be_renewed_serves_until_it_expires_and_then_the_rea
     wait_until("a request that is answered", || fetch(&world).ok());
 }
 
+#[test]
+fn the_roots_of_the_system_are_trusted_when_they_are_asked_for() {
+    let world = world_with(Duration::from_secs(3600), |node, scratch, options| {
+        // Where the CA is among them, and where it is not.
+        let store = match node {
+            0 => scratch.join(ROOTS_FILE),
+            _ => {
+                let path = scratch.join("others.pem");
+                let others = Authority::new("others").expect("made");
+                std::fs::write(&path, others.pem()).expect("written");
+                path
+            }
+        };
+        options
+            .variable("CA_ROOT_CA", "SYSTEM")
+            .variable("SSL_CERT_FILE", &store.display().to_string())
+    });
+    wait_until("a request of the node that trusts", || {
+        (requests(&world, "client") > 0).then_some(())
+    });
+    let handshake = format!(
+        "cannot ask the CA: tls handshake with {} failed",
+        world.istiod().address.ip()
+    );
+    let distrustful = world.nodes[1].proxy();
+    let refused = distrustful.logs.wait_for("a CA that is not trusted", |line| {
+        line.contains(&handshake) && line.contains("UnknownIssuer")
+    });
+    refused.expect("in the log");
+    assert_eq!(requests(&world, "server"), 0, "nothing was sent to it");
+}
+
 /// Two nodes whose control plane gives certificates of this life.
 fn world(lifetime: Duration) -> World {
+    world_with(lifetime, |_, _, options| options)
+}
+
+/// `change` is given a node's number, the world's scratch folder and the options of its proxy.
+pub fn world_with(lifetime: Duration, change: impl Fn(usize, &Path, ProxyOptions) -> ProxyOptions) -> World {
     let plan = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
     let mut world = World::build(plan).expect("a world");
     let signer = world.istiod().authority();
     let script = signing(&signer, signer.pem(), lifetime);
     world.istiod().ca.play(script);
-    world.start_proxies(&options()).expect("ready proxies");
+    let options = options().into_iter().enumerate();
+    let options: Vec<ProxyOptions> = options
+        .map(|(node, options)| change(node, world.scratch(), options))
+        .collect();
+    world.start_proxies(&options).expect("ready proxies");
     world
 }
 

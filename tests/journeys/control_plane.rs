@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use uztunnel::limits;
 use uztunnel_rig::istiod::messages::workload;
-use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource, Treatment, deny_namespace};
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment, deny_namespace};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, proxy, wait_until};
 
 use crate::setup::{BODY_BYTES, HTTP_PORT, number, options, serve_http};
@@ -74,6 +74,20 @@ fn traffic_follows_what_the_control_plane_says() {
         vec![with_status(&healthy, workload::WorkloadStatus::Healthy)],
     );
     wait_until("the endpoint again", || fetch(&world, Family::V4).ok());
+}
+
+#[test]
+fn the_control_plane_is_trusted_by_the_roots_of_the_system_when_they_are_asked_for() {
+    let mut world = world();
+    let options = options().map(|options| {
+        options
+            .variable("XDS_ROOT_CA", "SYSTEM")
+            .variable("SSL_CERT_FILE", ROOTS_FILE)
+    });
+    // Ready means that the mesh came from it.
+    world.start_proxies(&options).expect("ready proxies");
+    let _server = serve_http(world.pod("server"));
+    assert_eq!(fetch(&world, Family::V4).expect("a response"), BODY_BYTES);
 }
 
 fn world_resource(istiod: &Istiod, pod: &str) -> Resource {

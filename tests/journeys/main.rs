@@ -13,6 +13,7 @@
 //! | `JOURNEYS_STORM_SECONDS` | length of the reset storm (default 5) |
 
 mod addressing;
+mod admin;
 mod announcements;
 mod certificates;
 mod control_plane;
@@ -23,11 +24,14 @@ mod openssl;
 mod plaintext;
 mod refusals;
 mod replay;
+mod revocation;
 mod setup;
+mod silence;
 mod start;
 mod storm;
 mod streams;
 mod tiny_records;
 mod traffic;
 mod transfers;
+mod waypoints;
 mod wire;

@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use uztunnel::bridge::{
-    CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, SnapshotCell, WorkerHandle,
-    WorkerReport, demands, log, orders,
+    CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, Revocations, SnapshotCell,
+    WorkerHandle, WorkerReport, demands, log, orders,
 };
+use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
 use uztunnel::limits;
 use uztunnel::mesh::{
@@ -182,12 +183,14 @@ pub fn settings() -> Settings {
         socket_options: Options::default(),
         tls_mode: RecordMode::Own,
         tls_records_max: limits::RECORDS_PER_KEY_MAX,
+        compliance: Compliance::Default,
         stream_window_bytes: limits::HTTP2_STREAM_WINDOW_BYTES,
         connection_window_bytes: limits::HTTP2_CONNECTION_WINDOW_BYTES,
         frame_bytes_max: limits::HTTP2_FRAME_BYTES,
         session_streams_max: 100,
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: true,
+        tunnels_on_loopback: true,
         policy_info_logging: false,
     }
 }
@@ -211,6 +214,7 @@ impl Node {
             snapshot: snapshot.clone(),
             demands,
             load: LoadTable::new(1),
+            revocations: Revocations::default(),
             log: sink,
         };
         let (hello, hellos) = mpsc::channel();

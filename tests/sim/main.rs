@@ -112,13 +112,14 @@ fn campaign(seeds: Range<u64>, until: Option<Instant>, plant: Option<Bug>) -> bo
     tally.is_clean()
 }
 
-/// Where new seeds begin: elsewhere each time, and told, so that a run can be repeated.
+/// Where new seeds begin: elsewhere each day. Whoever runs them on the same day tries the same worlds, so that what one
+/// run finds, another one finds as well.
 fn new_seeds() -> Range<u64> {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let from = now.as_secs() * 1_000_000;
-    from..u64::MAX
+    let day = now.as_secs() / 86_400;
+    day * 1_000_000_000..u64::MAX
 }
 
 fn known_seeds() -> bool {

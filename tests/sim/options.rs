@@ -14,7 +14,7 @@ cargo xtask sim [WHAT] [OPTIONS]
   (nothing)            what CI runs: known seeds, determinism, planted bugs, new seeds
   --seed N             one world
   --seeds N..M         these worlds
-  --minutes T          new worlds for so long
+  --minutes T          new worlds (those of the day) for so long
 
   --trace              every event of the world in words (with --seed)
   --keep 3,7           only these connections (with --seed)

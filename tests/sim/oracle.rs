@@ -13,6 +13,12 @@ use crate::actor::{Actor, Ended, Saw};
 use crate::plan::{ConnectionPlan, Ends, Script, Target};
 use crate::world::{Excuse, Finding, Whom, World};
 
+/// From a policy to the last byte that a proxy still sends against it: the longest pause of a worker, twice, and more
+/// than any turn takes.
+const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(3_100);
+/// The same where workers are not made to pause.
+const DENIAL_LATENCY_CALM_MAX: Duration = Duration::from_millis(100);
+
 /// Those who are not done although everything that they could wait for is over.
 pub fn stuck(world: &World) -> Finding {
     let mut connections: Vec<usize> = world
@@ -79,6 +85,7 @@ impl Case<'_> {
             return Err(("bytes", "was delivered to two servers".to_owned()));
         }
         self.check_denials()?;
+        self.check_late_denials()?;
         let server = delivered
             .first()
             .map(|server| **server)
@@ -160,6 +167,37 @@ impl Case<'_> {
                     format!(
                         "{} bytes were delivered although policy forbade it",
                         server.received
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A policy that denies also ends what lives.
+    fn check_late_denials(&self) -> Result<(), Wrong> {
+        let disturbances = &self.world.plan.disturbances;
+        let pauses = disturbances
+            .iter()
+            .any(|disturbance| disturbance.what.fault() == Some(Fault::SlowWorker));
+        let latency_max = match pauses {
+            true => DENIAL_LATENCY_MAX,
+            false => DENIAL_LATENCY_CALM_MAX,
+        };
+        for server in &self.servers {
+            if !self.world.plan.pods[server.pod].meshed || self.met_a_killed_proxy() {
+                continue;
+            }
+            let Some((denied_at, true)) = self.changes(server.pod).last() else {
+                continue;
+            };
+            let sent_at = self.world.network.last_sent_to(server.number);
+            if denied_at > server.opened_at && sent_at > denied_at + latency_max {
+                return Err((
+                    "denied",
+                    format!(
+                        "a proxy sent {:?} after a policy had forbidden it",
+                        sent_at.saturating_sub(denied_at)
                     ),
                 ));
             }

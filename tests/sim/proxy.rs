@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uztunnel::bridge::{
-    Demand, DemandQueue, LoadTable, LogQueue, Order, Orders, Pod, PodInfo, PodListeners, PodUid,
+    Demand, DemandQueue, LoadTable, LogQueue, Order, Orders, Pod, PodInfo, PodListeners, PodUid, Revocations,
     SnapshotCell, demands, log, orders,
 };
 use uztunnel::clock::simulated;
+use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
 use uztunnel::mesh::Snapshot;
 use uztunnel::runtime::tasks::Executor;
@@ -93,6 +94,7 @@ impl Proxy {
                     snapshot: snapshot.clone(),
                     demands: demand_sender.clone(),
                     load: load.clone(),
+                    revocations: Revocations::default(),
                     log: sink.clone(),
                 };
                 let executor = Executor::default();
@@ -301,12 +303,14 @@ fn settings(node: &NodePlan) -> Settings {
             false => RecordMode::Own,
         },
         tls_records_max: node.records_max,
+        compliance: Compliance::Default,
         stream_window_bytes: node.stream_window_bytes,
         connection_window_bytes: node.connection_window_bytes,
         frame_bytes_max: node.frame_bytes_max,
         session_streams_max: node.session_streams_max,
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: node.response_baggage,
+        tunnels_on_loopback: true,
         policy_info_logging: false,
     }
 }

@@ -2,20 +2,23 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
 use rcgen::KeyPair;
+use rustls::NamedGroup;
 use rustls_pki_types::PrivateKeyDer;
 use tempfile::TempDir;
 
-use super::{MODES, Ours, Role, cart, till};
+use super::chunking::chunking;
+use super::{MODES, Ours, ROLES, Role, cart, count_records, till};
 use uztunnel::clock;
+use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
-use uztunnel::tls::{FakeCa, Output};
+use uztunnel::tls::{FakeCa, Output, Rules};
 
 /// Longer than anything here takes on a busy machine; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -112,6 +115,22 @@ impl Openssl {
             }
         }
     }
+
+    /// The next `count` bytes that it printed, without what it says about commands, in the middle of them.
+    fn printed(&self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < count {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line =
+                line.unwrap_or_else(|error| panic!("{} of {count} bytes were printed: {error}", bytes.len()));
+            let mut said = &line[..];
+            for remark in [&b"SSL_do_handshake -> 1\n"[..], b"Read BLOCK\n"] {
+                said = said.strip_suffix(remark).unwrap_or(said);
+            }
+            bytes.extend_from_slice(said);
+        }
+        bytes
+    }
 }
 
 impl Drop for Openssl {
@@ -126,13 +145,15 @@ impl Drop for Openssl {
 struct Wired {
     ours: Ours,
     socket: TcpStream,
+    /// Records sent.
+    records: usize,
 }
 
 impl Wired {
     fn flush(&mut self) {
-        self.socket
-            .write_all(&self.ours.take_outbox())
-            .expect("openssl reads");
+        let wire = self.ours.take_outbox();
+        self.records += count_records(&wire);
+        self.socket.write_all(&wire).expect("openssl reads");
     }
 
     /// Receives until `done`.
@@ -154,12 +175,22 @@ impl Wired {
 }
 
 /// We as a server and s_client, or we as a client and s_server.
-fn session(role: Role, mode: uztunnel::tls::RecordMode, extra: &[&str]) -> (Wired, Openssl) {
-    let mut ours = Ours::new(role, mode, 16);
+fn session(role: Role, rules: impl Into<Rules>, extra: &[&str]) -> (Wired, Openssl) {
+    session_by(role, rules, extra, |target| target)
+}
+
+/// The same; who connects is sent to what `way` makes of the other's address.
+fn session_by(
+    role: Role,
+    rules: impl Into<Rules>,
+    extra: &[&str],
+    way: impl Fn(SocketAddr) -> SocketAddr,
+) -> (Wired, Openssl) {
+    let mut ours = Ours::new(role, rules, 16);
     let (socket, openssl) = match role {
         Role::Server => {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-            let address = listener.local_addr().expect("bound").to_string();
+            let address = way(listener.local_addr().expect("bound")).to_string();
             let arguments = [&["s_client", "-connect", &address][..], extra].concat();
             let openssl = Openssl::start(&cart(), &arguments);
             (listener.accept().expect("s_client connects").0, openssl)
@@ -177,13 +208,18 @@ fn session(role: Role, mode: uztunnel::tls::RecordMode, extra: &[&str]) -> (Wire
             let openssl = Openssl::start(&till(), &[&arguments[..], extra].concat());
             let accepting = openssl.line_starting_with("ACCEPT ");
             let address = accepting.trim_start_matches("ACCEPT ");
+            let address = way(address.parse().expect("an address"));
             let socket = TcpStream::connect(address).expect("s_server listens");
             ours.receive(&[]).expect("hello");
             (socket, openssl)
         }
     };
     socket.set_read_timeout(Some(PATIENCE)).expect("set");
-    let mut wired = Wired { ours, socket };
+    let mut wired = Wired {
+        ours,
+        socket,
+        records: 0,
+    };
     wired.flush();
     (wired, openssl)
 }
@@ -242,6 +278,80 @@ fn openssl_follows_a_key_update_before_every_16th_record() {
     }
 }
 
+/// A line of random length. Digits only: openssl takes some letters for commands.
+fn random_line(random: &mut fastrand::Rng, bytes_max: usize) -> Vec<u8> {
+    let bytes = random.usize(1..bytes_max);
+    let mut line: Vec<u8> = (0..bytes).map(|_| random.u8(b'0'..=b'9')).collect();
+    line.push(b'\n');
+    line
+}
+
+/// Some lines to openssl, each sealed for itself; added to `sent`.
+fn say_lines(wired: &mut Wired, random: &mut fastrand::Rng, sent: &mut Vec<u8>) {
+    for _ in 0..random.usize(4..12) {
+        let bytes_max = [3, 300, 40_000][random.usize(..3)];
+        let line = random_line(random, bytes_max);
+        wired.ours.send(&line, random.bool());
+        sent.extend_from_slice(&line);
+        if random.bool() {
+            wired.flush();
+        }
+    }
+    wired.flush();
+}
+
+/// Both sides talk at once, we update our key before every 16th record, openssl its own or both on command, and
+/// what is on the wire arrives cut at random.
+#[test]
+fn sessions_with_openssl_survive_key_updates_both_ways_under_random_chunking() {
+    const ROUNDS: usize = 16;
+    let combinations = ROLES
+        .iter()
+        .flat_map(|role| MODES.iter().map(move |mode| (*role, *mode)));
+    for (seed, (role, mode)) in (1..).zip(combinations) {
+        println!("seed {seed}: {role:?}, {mode:?}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let way = |target| chunking(target, seed);
+        let (mut wired, mut openssl) = session_by(role, mode, &["-tls1_3"], way);
+        wired.receive_until("the handshake", Ours::is_open);
+        wired.flush();
+        wired.send(b"start\n");
+        openssl.line_starting_with("start");
+        // Behind the tickets of s_server, which count as controls.
+        openssl.type_in(b"0\n");
+        wired.receive_until("the first line", |ours| ours.received == b"0\n");
+        let (records, controls) = (wired.records, wired.ours.controls);
+        let (mut to_openssl, mut to_us) = (Vec::new(), b"0\n".to_vec());
+        for round in 0..ROUNDS {
+            // Less than its pipe holds, so that typing never waits for us.
+            let typed = random_line(&mut random, [10, 3_000, 50_000][round % 3]);
+            openssl.type_in(&typed);
+            to_us.extend_from_slice(&typed);
+            say_lines(&mut wired, &mut random, &mut to_openssl);
+            wired.receive_until("a line", |ours| ours.received.len() >= to_us.len());
+
+            // Its pipe is empty now: the letter is the first thing that it reads.
+            let before = wired.ours.controls;
+            openssl.type_in(if random.bool() { b"k\n" } else { b"K\n" });
+            say_lines(&mut wired, &mut random, &mut to_openssl);
+            wired.receive_until("a key update", |ours| ours.controls > before);
+        }
+        assert!(wired.ours.received == to_us, "every byte from openssl, in order");
+        let printed = openssl.printed(to_openssl.len());
+        let other = (printed.iter().zip(&to_openssl)).position(|(got, sent)| got != sent);
+        assert_eq!(
+            other,
+            None,
+            "{}",
+            String::from_utf8_lossy(&printed[other.unwrap_or(0)..][..80])
+        );
+        assert_eq!(printed.len(), to_openssl.len());
+        assert!(wired.ours.controls - controls >= ROUNDS);
+        let sent = wired.records - records;
+        assert!(sent > 10 * 16, "{sent} records: ten updates of ours at least");
+    }
+}
+
 #[test]
 fn padded_records_of_openssl_are_understood_in_bulk() {
     for role in [Role::Server, Role::Client] {
@@ -278,6 +388,38 @@ fn both_suites_are_spoken_with_openssl() {
             wired.send(b"1 hello\n");
             assert_eq!(openssl.line_starting_with("1 "), "1 hello");
         }
+    }
+}
+
+#[test]
+fn groups_are_agreed_with_openssl_and_a_policy_that_it_cannot_meet_ends_the_handshake() {
+    for (name, group) in [
+        ("X25519", NamedGroup::X25519),
+        ("P-256", NamedGroup::secp256r1),
+        ("P-384", NamedGroup::secp384r1),
+    ] {
+        for role in [Role::Server, Role::Client] {
+            let extra = ["-tls1_3", "-groups", name];
+            let (mut wired, _openssl) = session(role, uztunnel::tls::RecordMode::Own, &extra);
+            wired.receive_until("the handshake", Ours::is_open);
+            assert_eq!(wired.ours.group, Some(group), "{role:?}");
+        }
+    }
+    // A group that both must have, and only we do.
+    for role in [Role::Server, Role::Client] {
+        let strict = Rules {
+            compliance: Compliance::PostQuantum,
+            ..uztunnel::tls::RecordMode::Own.into()
+        };
+        let (mut wired, _openssl) = session(role, strict, &["-tls1_3", "-groups", "X25519:P-256:P-384"]);
+        let expected = match role {
+            Role::Server => "tls handshake error: peer is incompatible: NoKxGroupsInCommon",
+            Role::Client => {
+                "tls handshake error: peer refused the handshake with the alert HandshakeFailure (40): no \
+                 parameters in common"
+            }
+        };
+        assert_eq!(error_of(&mut wired), expected);
     }
 }
 

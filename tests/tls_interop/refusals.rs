@@ -19,13 +19,13 @@ use uztunnel::tls::{CertifiedIdentity, FakeCa, Handshake, HandshakeError, Progre
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// How a handshake between two of ours ended.
-struct Ended {
-    client: Result<(), TlsError>,
-    server: Result<(), TlsError>,
+pub(crate) struct Ended {
+    pub(crate) client: Result<(), TlsError>,
+    pub(crate) server: Result<(), TlsError>,
 }
 
 /// Runs it until both are open or one failed; what a failed side leaves in its outbox is still delivered.
-fn shake(client: Handshake, server: Handshake) -> Ended {
+pub(crate) fn shake(client: Handshake, server: Handshake) -> Ended {
     let (mut client, mut server) = (Ours::of(client), Ours::of(server));
     let mut ended = Ended {
         client: client.receive(&[]),
@@ -57,12 +57,12 @@ fn shake_as(
     )
 }
 
-fn text(result: Result<(), TlsError>) -> String {
+pub(crate) fn text(result: Result<(), TlsError>) -> String {
     result.expect_err("refused").to_string()
 }
 
 /// The other side's words for an alert that came during, or right after, its handshake.
-fn assert_told(result: Result<(), TlsError>, expected: AlertDescription) {
+pub(crate) fn assert_told(result: Result<(), TlsError>, expected: AlertDescription) {
     match result {
         Err(TlsError::Handshake(HandshakeError::RefusedByPeer(alert)) | TlsError::Alert(alert)) => {
             assert_eq!(alert, expected);

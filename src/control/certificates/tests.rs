@@ -318,3 +318,29 @@ fn a_certificate_past_its_half_life_is_not_renewed_in_a_busy_loop() {
     );
     assert_eq!(due, now + Duration::from_secs(30));
 }
+
+#[test]
+fn the_listing_says_how_every_certificate_stands() {
+    let accounts = ["cart", "failed", "new", "unasked"];
+    let mut certificates = with_pods(&accounts);
+    for account in &accounts[..3] {
+        certificates.demand(0, &identity(account), start());
+    }
+    assert_eq!(requests(&mut certificates, start()).len(), 3);
+    certificates.issued(&cart(), issued(1, start()), start(), MIDDLE);
+    certificates.issued(&identity("failed"), Err(error("no")), start(), MIDDLE);
+    let listed = |certificates: &Certificates<u32>, now: SystemTime| -> Vec<(String, String)> {
+        let listing = certificates.listing(now).into_iter();
+        listing
+            .map(|(identity, standing)| (identity.service_account().to_owned(), format!("{standing:?}")))
+            .collect()
+    };
+    let states = |cart: &str| {
+        let failed = format!("{:?}", Standing::<u32>::Unavailable(error("no")));
+        [("cart", cart), ("failed", &failed), ("new", "Initializing")]
+            .map(|(account, state)| (account.to_owned(), state.to_owned()))
+    };
+    assert_eq!(listed(&certificates, start()), states("Available(1)"));
+    let expired = start() + 24 * HOUR;
+    assert_eq!(listed(&certificates, expired), states("Initializing"));
+}

@@ -186,7 +186,7 @@ impl Protocol {
         let again_at_once = settled
             && match ended {
                 Ended::Complete => true,
-                Ended::Status { code, message } => is_reconnect(*code, message),
+                Ended::Status { .. } => ended.is_reconnect(),
                 Ended::Unreachable(_) | Ended::NotOpened(_) => false,
             };
         if !again_at_once {
@@ -213,6 +213,14 @@ impl Ended {
         Self::Status {
             code: status.code(),
             message: status.message().to_owned(),
+        }
+    }
+
+    /// The server went away in good order, as it does when it is restarted.
+    pub fn is_reconnect(&self) -> bool {
+        match self {
+            Self::Status { code, message } => is_reconnect(*code, message),
+            Self::Unreachable(_) | Self::NotOpened(_) | Self::Complete => false,
         }
     }
 }

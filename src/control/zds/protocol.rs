@@ -193,6 +193,11 @@ impl<N: Clone> Protocol<N> {
         }
     }
 
+    /// Pods whose start failed, to be tried again.
+    pub fn pending(&self) -> impl Iterator<Item = (&PodUid, &PodInfo)> {
+        self.pending.iter().map(|(uid, pending)| (uid, &pending.info))
+    }
+
     pub fn pods_running(&self) -> usize {
         self.running.len()
     }

@@ -98,7 +98,8 @@ fn a_workload_with_an_application_tunnel_takes_any_address_at_its_tunnel_port() 
     assert_eq!(
         delivery.preamble,
         Some(Preamble {
-            destination: socket("192.0.2.1:80")
+            destination: socket("192.0.2.1:80"),
+            host: None,
         })
     );
 }
@@ -203,7 +204,8 @@ fn the_preamble_for_a_host_name_prefers_our_network_and_there_ipv4() {
     assert_eq!(
         delivery.preamble,
         Some(Preamble {
-            destination: socket("10.96.0.1:80")
+            destination: socket("10.96.0.1:80"),
+            host: Some("web.shop".into()),
         })
     );
     assert_eq!(delivery.address, socket("10.0.0.2:8080"));
@@ -265,4 +267,101 @@ fn a_connection_that_several_services_lead_to_names_none() {
     assert!(snapshot.inbound_service(own, 8080, None, None).is_none());
     let named = snapshot.inbound_service(own, 8080, Some("web.shop"), None);
     assert_eq!(named.map(|service| &*service.name), Some("web"));
+}
+
+#[test]
+fn only_tunnels_with_a_header_are_delivered_on_loopback() {
+    for (protocol, port, local, expected) in [
+        (ApplicationProtocol::Proxy, Some(15088), LOCAL, "127.0.0.1:15088"),
+        (ApplicationProtocol::Proxy, None, "fd00::2", "[::1]:80"),
+        (ApplicationProtocol::None, Some(15088), LOCAL, "10.0.0.2:15088"),
+    ] {
+        let own = Workload {
+            addresses: vec![ip(LOCAL), ip("fd00::2")],
+            application_tunnel: Some(ApplicationTunnel { protocol, port }),
+            ..server()
+        };
+        let snapshot = mesh(vec![own], vec![], vec![]);
+        let own = snapshot.workload("c1//Pod/shop/server").expect("there").clone();
+        let target = InboundTarget::Address(SocketAddr::new(ip(local), 80));
+        let delivery = snapshot
+            .validate_inbound(&own, ip(local), &target)
+            .expect("valid");
+        assert_eq!(delivery.connect_address(true), socket(expected), "{protocol:?}");
+        // Policies are about the pod's own address, wherever its application listens.
+        assert_eq!(delivery.address.ip(), ip(local));
+        assert_eq!(delivery.connect_address(false), delivery.address);
+    }
+}
+
+#[test]
+fn a_waypoint_takes_what_its_services_are_just_being_moved_to_or_from() {
+    use crate::mesh::WeightedWaypoint;
+    for weight in [0, 1, 100] {
+        let shop = Service {
+            weighted_waypoints: vec![WeightedWaypoint {
+                destination: waypoint("shop/web.shop", 15008).expect("given"),
+                weight,
+            }],
+            waypoint: waypoint("net1/10.0.0.3", 15008),
+            ..service("shop", "10.96.0.7")
+        };
+        let services = vec![service("web", "10.96.0.1"), shop];
+        let snapshot = mesh(vec![server(), pod("other", "10.0.0.3")], services, vec![]);
+        assert!(
+            check(&snapshot, &address("10.96.0.7:80")).is_ok(),
+            "weight {weight}"
+        );
+    }
+}
+
+#[test]
+fn a_waypoint_that_is_about_to_end_takes_what_is_still_on_its_way() {
+    let ending = Workload {
+        status: crate::mesh::Health::Unhealthy,
+        ..server()
+    };
+    let shop = Service {
+        waypoint: waypoint("shop/web.shop", 15008),
+        ..service("shop", "10.96.0.7")
+    };
+    let services = vec![service("web", "10.96.0.1"), shop];
+    let snapshot = mesh(vec![ending], services, vec![]);
+    assert!(check(&snapshot, &address("10.96.0.7:80")).is_ok());
+}
+
+#[test]
+fn a_stream_of_another_network_has_the_gateways_address_and_not_its_clients() {
+    let snapshot = mesh(vec![pod("gateway", "10.0.0.9")], vec![], vec![]);
+    let source = |forwarded| snapshot.inbound_source(ip("::ffff:10.0.0.9"), forwarded);
+    assert!(source(None).is_some());
+    assert!(
+        source(Some("NET1")).is_some(),
+        "our own network, however it is written"
+    );
+    assert!(source(Some("net2")).is_none());
+    assert!(source(Some("")).is_none(), "the unnamed network is another one");
+}
+
+#[test]
+fn what_a_gateway_passes_on_is_delivered_by_the_name_of_its_service() {
+    // The gateway forwards the session to a workload, which sees the service's name and port.
+    let snapshot = mesh(vec![server()], vec![service("web", "10.96.0.1")], vec![]);
+    let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:8080"));
+    // A gateway that takes tunnels itself is told both.
+    let tunnel = Some(ApplicationTunnel {
+        protocol: ApplicationProtocol::Proxy,
+        port: Some(15088),
+    });
+    let gateway = Workload {
+        application_tunnel: tunnel,
+        ..server()
+    };
+    let snapshot = mesh(vec![gateway], vec![service("web", "10.96.0.1")], vec![]);
+    let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
+    assert_eq!(delivery.address, socket("10.0.0.2:15088"));
+    let preamble = delivery.preamble.expect("a header");
+    assert_eq!(preamble.destination, socket("10.96.0.1:80"));
+    assert_eq!(preamble.host.as_deref(), Some("web.shop"));
 }

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::pool::{self, PoolKey};
+use super::revocation::compare_established;
 use super::session::{Answer, Held, Role, Session, SessionParts, UserState};
 use crate::bridge::load::LoadShare;
+use crate::bridge::log::Direction;
 use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
@@ -83,13 +85,8 @@ pub async fn dial<D: Driver + 'static>(
     key: &Rc<PoolKey>,
 ) -> Result<Key<Session>, Outcome> {
     let certificate = certificate(shell, &key.identity).await?;
-    let (options, mode, records_max) = shell.with(|core| {
-        (
-            core.settings.socket_options,
-            core.settings.tls_mode,
-            core.settings.tls_records_max,
-        )
-    });
+    let (options, records_max) =
+        shell.with(|core| (core.settings.socket_options, core.settings.tls_records_max));
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
         options,
@@ -106,9 +103,10 @@ pub async fn dial<D: Driver + 'static>(
                 Outcome::ConnectFailed(error)
             }
         })?;
+    let rules = shell.with(|core| core.handshake_rules());
     let handshake =
-        Handshake::client(&certificate, key.accepted.clone(), mode)?.with_records_max(records_max);
-    let established = shake(shell, &socket, handshake).await?;
+        Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
+    let established = shake(shell, &socket, handshake, Direction::Outbound).await?;
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
     Ok(start_session(
@@ -123,11 +121,13 @@ pub async fn dial<D: Driver + 'static>(
     ))
 }
 
-/// Runs a handshake to its end. The peer gets our alert when we refuse it.
+/// Runs a handshake to its end. The peer gets our alert when we refuse it. To be followed by `start_session`
+/// without an await in between.
 pub async fn shake<D: Driver + 'static>(
     shell: &Shell<D>,
     socket: &Socket<D>,
     mut handshake: Handshake,
+    direction: Direction,
 ) -> Result<Established, Outcome> {
     let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
     let work = async move {
@@ -150,13 +150,20 @@ pub async fn shake<D: Driver + 'static>(
             };
         }
     };
-    match shell.within(limits::HANDSHAKE_TIMEOUT, work).await {
+    let established = match shell.within(limits::HANDSHAKE_TIMEOUT, work).await {
         Ok(result) => result,
         Err(Elapsed) => Err(Outcome::Deadline {
             what: "the TLS handshake",
             seconds,
         }),
-    }
+    };
+    shell.with(|core| {
+        let compared = established.and_then(|mut established| {
+            compare_established(core, &mut established)?;
+            Ok(established)
+        });
+        compared.inspect_err(|outcome| core.count_refusal(outcome, direction))
+    })
 }
 
 /// Puts an established connection into the worker's table; from here on it is moved by completions.
@@ -187,6 +194,7 @@ pub fn start_session<D: Driver + 'static>(
             peer: established.peer,
             peer_address,
             local_address,
+            revocable: established.revocable,
             places,
             now: core.now,
         });
@@ -248,7 +256,7 @@ pub async fn connect<D: Driver + 'static>(
                 refused += 1
             }
             Some(Answer::Reset(code)) => return Err(Rc::new(Outcome::StreamReset(code))),
-            Some(Answer::SessionClosed(why)) => return Err(Rc::new(Outcome::SessionClosed(why))),
+            Some(Answer::SessionClosed(why)) => return Err(Rc::new(why.outcome())),
             None => return Err(Rc::new(Outcome::Drained)),
         }
     }

@@ -5,7 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use super::serve::Request;
-use super::session::{Answer, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, UserState};
+use super::session::{
+    Answer, Ending, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, UserState,
+};
 use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::buffer::{Payload, RecvBuffer};
@@ -14,7 +16,6 @@ use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
 use crate::worker::backlog::Reader;
 use crate::worker::core::{Core, TimerEvent};
-use crate::worker::outcome::Outcome;
 
 impl<D: Driver + 'static> Core<D> {
     pub fn session_event(&mut self, key: Key<Session>, event: Event) {
@@ -127,6 +128,7 @@ impl<D: Driver + 'static> Core<D> {
                     return;
                 };
                 session.last_used = self.now;
+                session.served += 1;
                 self.requests.push(Request {
                     session: key,
                     stream,
@@ -274,7 +276,7 @@ impl<D: Driver + 'static> Core<D> {
             }
             SessionError::Http2(error) => error.code,
         };
-        self.end_session(key, code, &error.to_string(), false);
+        self.end_session(key, code, &Ending::Said(error.to_string()), false);
     }
 
     /// No further streams on this session: it ends when the last one has.
@@ -292,10 +294,11 @@ impl<D: Driver + 'static> Core<D> {
     /// Ends every stream of the session, says goodbye, and closes when that has been sent. One that lingers stops
     /// that.
     pub fn close_session(&mut self, key: Key<Session>, why: &str) {
-        self.end_session(key, ErrorCode::NoError, why, false);
+        let why = Ending::Said(why.to_owned());
+        self.end_session(key, ErrorCode::NoError, &why, false);
     }
 
-    fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &str, lingers: bool) {
+    pub(super) fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &Ending, lingers: bool) {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
@@ -340,12 +343,12 @@ impl<D: Driver + 'static> Core<D> {
         };
         session.stage = Stage::Goodbye { lingers: false };
         session.channel_broken = true;
-        self.end_users(key, why);
+        self.end_users(key, &Ending::Said(why.to_owned()));
         self.retire_session(key);
         self.remove_session(key);
     }
 
-    fn end_users(&mut self, key: Key<Session>, why: &str) {
+    fn end_users(&mut self, key: Key<Session>, why: &Ending) {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
@@ -359,7 +362,11 @@ impl<D: Driver + 'static> Core<D> {
             match &mut found.state {
                 UserState::Relaying(tunnel) => {
                     let tunnel = *tunnel;
-                    self.abort_tunnel(tunnel, Outcome::SessionClosed(why.to_owned()));
+                    match why {
+                        Ending::Said(_) => self.abort_tunnel(tunnel, why.outcome()),
+                        // Not even what had arrived before is delivered.
+                        Ending::Revoked(_) => self.cut_tunnel(tunnel, why.outcome()),
+                    }
                 }
                 UserState::Preparing { held } => held.give_up(ErrorCode::Cancel),
                 UserState::Asked { .. } => {
@@ -368,7 +375,7 @@ impl<D: Driver + 'static> Core<D> {
                         ..
                     }) = session.users.remove(user)
                     {
-                        let _ = answer.send(Answer::SessionClosed(why.to_owned()));
+                        let _ = answer.send(Answer::SessionClosed(why.clone()));
                     }
                 }
             }
@@ -392,7 +399,8 @@ impl<D: Driver + 'static> Core<D> {
                 let is_idle = session.http2.is_idle() && !session.http2.is_announcing();
                 if is_last && session.users.is_empty() && is_idle {
                     // The last bytes of its streams may be on their way, and the peer sends window for them.
-                    self.end_session(key, ErrorCode::NoError, "retired", true);
+                    let why = Ending::Said("retired".to_owned());
+                    self.end_session(key, ErrorCode::NoError, &why, true);
                 }
             }
         }
@@ -447,7 +455,7 @@ impl<D: Driver + 'static> Core<D> {
         let silent = self.now.saturating_duration_since(session.last_received);
         let unused = self.now.saturating_duration_since(session.last_used);
         if session.users.is_empty() && unused >= self.idle_limit(key) {
-            self.close_session(key, "unused");
+            self.end_unused(key, unused);
             return;
         }
         let Some(session) = self.sessions.get_mut(key) else {
@@ -455,10 +463,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         match session.ping_sent {
             Some(sent) if self.now.saturating_duration_since(sent) >= limits::PING_TIMEOUT => {
-                let peer = self.peer_of(key);
-                let seconds = limits::PING_TIMEOUT.as_secs();
-                tracing::warn!(target: "hbone", %peer, "session closed: no answer to a PING within {seconds} s");
-                self.drop_session(key, "no answer to a PING");
+                self.end_silent(key, silent);
                 return;
             }
             Some(_) => {}
@@ -471,6 +476,39 @@ impl<D: Driver + 'static> Core<D> {
             None => {}
         }
         self.start_session_timer(key);
+    }
+
+    /// Nobody needs it any more, or a stranger never did.
+    fn end_unused(&mut self, key: Key<Session>, unused: Duration) {
+        let (peer, seconds) = (self.peer_of(key), unused.as_secs());
+        match self.sessions.get(key) {
+            Some(Session {
+                role: Role::Server,
+                served: 0,
+                ..
+            }) => tracing::info!(
+                target: "hbone", %peer,
+                "session closed: the peer opened no stream within {seconds} s after its handshake"
+            ),
+            Some(_) | None => {
+                tracing::debug!(target: "hbone", %peer, "session closed: no stream for {seconds} s");
+            }
+        }
+        self.close_session(key, &format!("no stream for {seconds} s"));
+    }
+
+    /// The peer, or the way to it, is gone without a word: nothing that we could say would arrive.
+    fn end_silent(&mut self, key: Key<Session>, silent: Duration) {
+        let peer = self.peer_of(key);
+        let (silent, timeout) = (silent.as_secs(), limits::PING_TIMEOUT.as_secs());
+        let streams = self.sessions.get(key).map_or(0, |session| session.users.len());
+        tracing::warn!(
+            target: "hbone", %peer, streams,
+            "session closed: nothing came for {silent} s and no answer to a PING within {timeout} s; \
+             the peer or the way to it is gone, and the session's streams are reset"
+        );
+        let why = format!("no answer to a PING within {timeout} s");
+        self.drop_session(key, &why);
     }
 
     fn idle_limit(&self, key: Key<Session>) -> Duration {

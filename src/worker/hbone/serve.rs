@@ -47,11 +47,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
         pod, fd, peer, share, ..
     } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
-    let limit = limits::HANDSHAKES_POD_MAX;
-    let budget = CountedHandshake::new(&pod, peer.ip()).ok_or(Outcome::Overloaded {
-        what: "TLS handshakes of one pod",
-        limit,
-    })?;
+    let budget = CountedHandshake::new(&pod, peer.ip())?;
     let limit = limits::SESSIONS_POD_MAX;
     let place = Counted::session(&pod).ok_or(Outcome::Overloaded {
         what: "HBONE sessions of one pod",
@@ -59,9 +55,9 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     })?;
     let workload = own_workload(shell, &pod).await?;
     let certificate = certificate(shell, &workload.identity).await?;
-    let (mode, records_max) = shell.with(|core| (core.settings.tls_mode, core.settings.tls_records_max));
-    let handshake = Handshake::server(&certificate, mode)?.with_records_max(records_max);
-    let established = shake(shell, &socket, handshake).await?;
+    let (rules, records_max) = shell.with(|core| (core.handshake_rules(), core.settings.tls_records_max));
+    let handshake = Handshake::server(&certificate, rules)?.with_records_max(records_max);
+    let established = shake(shell, &socket, handshake, Direction::Inbound).await?;
     drop(budget);
     let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
     start_session(

@@ -16,15 +16,16 @@ use crate::runtime::slab::{Key, Slab};
 use crate::runtime::timer::TimerId;
 use crate::sys::buffer::{RecvBuffer, Slice};
 use crate::sys::driver::SocketId;
-use crate::tls::TlsError;
 use crate::tls::channel::{Channel, Opened};
 use crate::tls::output::Output;
 use crate::tls::verify::PeerIdentity;
+use crate::tls::{Revocable, Revoked, TlsError};
 use crate::wire::hbone::{IncomingRequest, IncomingResponse};
 use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId};
 use crate::worker::backlog::Backlog;
 use crate::worker::buffers::Buffers;
 use crate::worker::hbone::pool::PoolKey;
+use crate::worker::outcome::Outcome;
 use crate::worker::pods::{Counted, PodState};
 use crate::worker::tunnel::Tunnel;
 
@@ -53,6 +54,8 @@ pub struct Session {
     pub peer: PeerIdentity,
     pub peer_address: SocketAddr,
     pub local_address: SocketAddr,
+    /// What later lists of revoked certificates are asked about, if there are any at all.
+    pub revocable: Option<Box<Revocable>>,
     /// Tunnels that wait for window. (Those that wait for their own stream's window are woken by it, too.)
     pub blocked_window: Vec<Key<Tunnel>>,
     /// Tunnels that wait for room in the send buffer, first come first served.
@@ -139,7 +142,24 @@ pub enum Answer {
     Response(Box<IncomingResponse>),
     Reset(ErrorCode),
     /// The whole session ended.
-    SessionClosed(String),
+    SessionClosed(Ending),
+}
+
+/// Why a session ended, for those whose streams it carried.
+#[derive(Debug, Clone)]
+pub enum Ending {
+    /// In words.
+    Said(String),
+    Revoked(Revoked),
+}
+
+impl Ending {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Said(why) => Outcome::SessionClosed(why.clone()),
+            Self::Revoked(revoked) => Outcome::Revoked(revoked.clone()),
+        }
+    }
 }
 
 /// What a receive meant, in order.
@@ -203,6 +223,7 @@ pub struct SessionParts {
     pub peer: PeerIdentity,
     pub peer_address: SocketAddr,
     pub local_address: SocketAddr,
+    pub revocable: Option<Box<Revocable>>,
     pub places: Option<(LoadShare, Counted)>,
     pub now: Instant,
 }
@@ -219,6 +240,7 @@ impl Session {
             peer: parts.peer,
             peer_address: parts.peer_address,
             local_address: parts.local_address,
+            revocable: parts.revocable,
             blocked_window: Vec::new(),
             blocked_room: VecDeque::new(),
             armed_bytes: 0,

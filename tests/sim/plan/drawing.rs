@@ -23,6 +23,10 @@ const RATES: [(Fault, f64); 8] = [
     (Fault::StalledReader, 0.1),
 ];
 
+/// Makes the draw of `deny_what_lasts` another one than the plan's; with this number the seeds of `seeds.txt` keep their
+/// plans.
+const LASTING: u64 = 95;
+
 /// How often a fault strikes in words, where it is switched on.
 pub fn rate(fault: Fault) -> String {
     match RATES.iter().find(|(of, _)| *of == fault) {
@@ -94,7 +98,57 @@ impl Plan {
         if drawing.percent(80) {
             plan.shape.rates.set(Fault::CancelRace, 0.8);
         }
+        if drawing.enabled.get(Fault::PolicyChange) {
+            plan.deny_what_lasts(fastrand::Rng::with_seed(seed ^ LASTING));
+        }
         plan
+    }
+
+    /// In every second world, one connection lives for seconds and a policy forbids it meanwhile: few others would
+    /// still be there. Drawn apart, so that the other worlds stay as they are.
+    fn deny_what_lasts(&mut self, mut random: fastrand::Rng) {
+        if random.bool() {
+            return;
+        }
+        let places: Vec<(usize, usize, usize)> = (self.connections.iter().enumerate())
+            .filter_map(|(place, connection)| match connection.target {
+                Target::Pod(server) if server != connection.client => {
+                    Some((place, connection.client, server))
+                }
+                Target::Pod(_) | Target::Service(_) | Target::Nowhere => None,
+            })
+            .collect();
+        let Some((place, client, server)) = random.choice(places) else {
+            return;
+        };
+        let connection = &mut self.connections[place];
+        let pieces = random.usize(30..80);
+        connection.client_script = Script {
+            bytes: 4_000,
+            starts: Starts::AtOnce,
+            ends: Ends::HalfClose,
+            piece_max: 4_000 / pieces,
+            think_us_max: 300_000,
+            stall: None,
+        };
+        let server_script = &mut connection.server_script;
+        // Who thinks so long reads slowly.
+        server_script.bytes = server_script.bytes.min(1_000);
+        server_script.starts = Starts::AtOnce;
+        server_script.ends = Ends::HalfClose;
+        let at = connection.start + Duration::from_millis(random.u64(100..2_000));
+        let what = Disturb::Policy {
+            client,
+            server,
+            denied: true,
+        };
+        self.disturbances.retain(|disturbance| {
+            !matches!(disturbance.what, Disturb::Policy { client: of, server: to, .. } if (of, to) == (client, server))
+        });
+        let index = self
+            .disturbances
+            .partition_point(|disturbance| disturbance.at <= at);
+        self.disturbances.insert(index, Disturbance { at, what });
     }
 }
 

@@ -1,11 +1,13 @@
 //! A certificate authority of a test: a root of its own that signs requests and servers. Keys live as long as it.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -15,7 +17,12 @@ pub struct Authority {
     certificate: rcgen::Certificate,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    /// What was signed: the name that was asked for, and the serial number.
+    signed: Mutex<Vec<(String, u64)>>,
 }
+
+/// Of eight bytes, as those of real CAs are longer than one.
+const FIRST_SERIAL: u64 = 0x0123_4567_89ab_0000;
 
 /// What a certificate says that its request leaves open.
 #[derive(Debug, Clone)]
@@ -52,6 +59,7 @@ impl Authority {
             certificate,
             key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
+            signed: Mutex::default(),
         })
     }
 
@@ -63,6 +71,7 @@ impl Authority {
             certificate,
             key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
+            signed: Mutex::default(),
         })
     }
 
@@ -77,7 +86,10 @@ impl Authority {
 
     /// PEM for the PEM of a request (PKCS #10).
     pub fn sign(&self, request: &str, terms: &Terms) -> Result<String> {
+        let asked = requested_name(request)?;
         let mut request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
+        let serial = self.remember(asked);
+        request.params.serial_number = Some(SerialNumber::from(serial));
         if let Some(name) = &terms.name {
             let name = Ia5String::try_from(name.as_str()).map_err(failed)?;
             request.params.subject_alt_names = vec![SanType::URI(name)];
@@ -91,6 +103,38 @@ impl Authority {
         ];
         let signed = request.signed_by(&self.issuer).map_err(failed)?;
         Ok(signed.pem())
+    }
+
+    fn remember(&self, name: String) -> u64 {
+        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let serial = FIRST_SERIAL + signed.len() as u64;
+        signed.push((name, serial));
+        serial
+    }
+
+    /// A list, as PEM, of all certificates that were signed for these names so far.
+    pub fn revocation_list(&self, names: &[&str]) -> Result<String> {
+        let now = SystemTime::now();
+        let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let revoked = signed.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(86_400)).into(),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked
+                .map(|(_, serial)| RevokedCertParams {
+                    serial_number: SerialNumber::from(*serial),
+                    revocation_time: now.into(),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer)
+            .and_then(|list| list.pem())
+            .map_err(failed)
     }
 
     /// For a server with these host names or addresses.

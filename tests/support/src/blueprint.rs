@@ -24,6 +24,10 @@ pub struct PodSpec {
     pub service_account: String,
     pub membership: Membership,
     pub redirect: Redirect,
+    /// Name of the pod that connections to this one go through.
+    pub waypoint: Option<String>,
+    /// Takes tunnels itself on this port, with a PROXY protocol header in front.
+    pub tunnel_port: Option<u16>,
 }
 
 impl PodSpec {
@@ -35,7 +39,19 @@ impl PodSpec {
             service_account: name.to_owned(),
             membership: Membership::Inside,
             redirect: Redirect::default(),
+            waypoint: None,
+            tunnel_port: None,
         }
+    }
+
+    pub fn waypoint(mut self, pod: &str) -> Self {
+        self.waypoint = Some(pod.to_owned());
+        self
+    }
+
+    pub fn tunnel_port(mut self, port: u16) -> Self {
+        self.tunnel_port = Some(port);
+        self
     }
 
     pub fn membership(mut self, membership: Membership) -> Self {
@@ -63,6 +79,8 @@ pub struct ServiceSpec {
     pub ports: Vec<(u16, u16)>,
     /// Names of pods.
     pub endpoints: Vec<String>,
+    /// Name of the pod that calls to the service go through.
+    pub waypoint: Option<String>,
 }
 
 impl ServiceSpec {
@@ -72,7 +90,13 @@ impl ServiceSpec {
             namespace: "shop".to_owned(),
             ports: ports.to_vec(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
+            waypoint: None,
         }
+    }
+
+    pub fn waypoint(mut self, pod: &str) -> Self {
+        self.waypoint = Some(pod.to_owned());
+        self
     }
 
     pub fn hostname(&self) -> String {
@@ -132,6 +156,12 @@ impl Blueprint {
     pub fn control_plane(mut self, control_plane: ControlPlane) -> Self {
         self.control_plane = control_plane;
         self
+    }
+
+    /// Where the pod of this name stands.
+    pub fn position(&self, pod: &str) -> usize {
+        let found = self.pods.iter().position(|spec| spec.name == pod);
+        found.unwrap_or_else(|| panic!("the blueprint has no pod {pod:?}"))
     }
 
     pub fn pod(mut self, pod: PodSpec) -> Self {

@@ -56,7 +56,7 @@ pub const SERVER_NAME: &str = "istiod.istio-system.svc";
 pub const TOKEN: &str = "a-token-of-the-rig";
 
 pub const PORT: u16 = 15012;
-const ROOTS_FILE: &str = "istiod-root.pem";
+pub const ROOTS_FILE: &str = "istiod-root.pem";
 const TOKEN_FILE: &str = "istiod-token";
 
 /// Of workload certificates, unless a test says otherwise: what proxies ask for by default.

@@ -14,6 +14,7 @@
 //! | `Istiod` | `Istiod::start`, `World::build` where the blueprint wants it | drop closes the port and every connection |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
+//! | `HboneServer` | `HboneServer::start` | drop ends its task and its connections |
 //! | `Capture` | `Node::capture` | `Capture::stop` gives the report |
 
 #![deny(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod blueprint;
 pub mod ca;
 pub mod capture;
 pub mod guardian;
+pub mod hbone;
 pub mod http;
 pub mod istiod;
 pub mod logs;
@@ -48,6 +50,7 @@ pub use authority::Authority;
 pub use blueprint::{Blueprint, ControlPlane, Membership, PodSpec, ServiceSpec};
 pub use ca::Ca;
 pub use capture::{Capture, CaptureReport};
+pub use hbone::HboneServer;
 pub use istiod::Istiod;
 pub use namespace::Namespace;
 pub use proxy::{Backend, Proxy, ProxyOptions};

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::addresses;
 use crate::blueprint::{Blueprint, Membership, PodSpec, ServiceSpec};
+use crate::hbone;
 
 /// Name of node `index`, as in `NODE_NAME` and in the workloads.
 pub fn node_name(index: usize) -> String {
@@ -30,6 +31,7 @@ pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::A
             "Healthy"
         };
         write_workload(&mut yaml, blueprint, pod, addresses_of(index), protocol, health)
+            .and_then(|()| write_waypoint(&mut yaml, blueprint, pod.waypoint.as_deref(), &addresses_of))
             .expect("invariant: writing to a string cannot fail");
     }
     if !blueprint.policies_yaml.is_empty() {
@@ -38,7 +40,9 @@ pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::A
     }
     yaml.push_str("services:\n");
     for (index, service) in blueprint.services.iter().enumerate() {
-        write_service(&mut yaml, index, service).expect("invariant: writing to a string cannot fail");
+        write_service(&mut yaml, index, service)
+            .and_then(|()| write_waypoint(&mut yaml, blueprint, service.waypoint.as_deref(), &addresses_of))
+            .expect("invariant: writing to a string cannot fail");
     }
     if blueprint.services.is_empty() {
         yaml.truncate(yaml.len() - "services:\n".len());
@@ -68,6 +72,9 @@ fn write_workload(
     writeln!(yaml, "  workloadType: deployment")?;
     writeln!(yaml, "  protocol: {protocol}")?;
     writeln!(yaml, "  status: {health}")?;
+    if let Some(port) = pod.tunnel_port {
+        writeln!(yaml, "  applicationTunnel: {{protocol: PROXY, port: {port}}}")?;
+    }
     let memberships: Vec<&ServiceSpec> = blueprint
         .services
         .iter()
@@ -96,6 +103,23 @@ fn write_service(yaml: &mut String, index: usize, service: &ServiceSpec) -> std:
     writeln!(yaml, "  hostname: {}", service.hostname())?;
     writeln!(yaml, "  vips: [\"/{}\", \"/{}\"]", own.v4, own.v6)?;
     writeln!(yaml, "  ports: {}", port_map(service))
+}
+
+fn write_waypoint(
+    yaml: &mut String,
+    blueprint: &Blueprint,
+    waypoint: Option<&str>,
+    addresses_of: impl Fn(usize) -> addresses::Addresses,
+) -> std::fmt::Result {
+    let Some(waypoint) = waypoint else {
+        return Ok(());
+    };
+    let address = addresses_of(blueprint.position(waypoint)).v4;
+    writeln!(
+        yaml,
+        "  waypoint: {{destination: \"/{address}\", hboneMtlsPort: {}}}",
+        hbone::PORT
+    )
 }
 
 fn port_map(service: &ServiceSpec) -> String {
@@ -127,5 +151,6 @@ mod tests {
             "{yaml}"
         );
         assert!(!yaml.contains("stranger"), "{yaml}");
+        assert!(!yaml.contains("waypoint"), "{yaml}");
     }
 }

@@ -98,8 +98,10 @@ fn the_captured_responses_give_the_same_mesh_in_whatever_order() {
 /// The admin dump that ztunnel made of these responses has the shapes of a local file, but that its workloads only
 /// name their services: the ports are with the endpoints.
 fn dumped() -> Snapshot {
-    let text = include_str!("../../../../tests/data/config_dump-mesh.json");
+    let text = include_str!("../../../../tests/data/config_dump-node1.json");
     let mut dump: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let shown = dump.as_object_mut().expect("an object");
+    shown.retain(|key, _| ["workloads", "services", "policies"].contains(&key.as_str()));
     let services = dump["services"].as_array().expect("services").clone();
     for workload in dump["workloads"].as_array_mut().expect("workloads") {
         let uid = workload["uid"].as_str().expect("a uid").to_owned();
@@ -504,4 +506,57 @@ fn an_unknown_scope_or_action_refuses_a_policy_and_an_unknown_match_is_left_out(
     .expect("a policy");
     assert!(left.rules[0].clauses[0].matches[0].is_empty());
     assert_eq!(&*left.key, "ns/p", "the key is the name of the resource");
+}
+
+#[test]
+fn calls_in_the_captured_mesh_go_where_the_contract_says() {
+    use crate::mesh::{Decision, Way};
+    let mut builder = Builder::new(Locale::default());
+    captured().iter().for_each(|it| insert(&mut builder, it));
+    let snapshot = builder.build();
+    let route = |target: &str| {
+        let source = snapshot.own_workload("web-5c-a", "shop", "web").expect("there");
+        let address = "198.18.16.2".parse().expect("an address");
+        // The last of several endpoints, as far as there is a choice.
+        snapshot.route(source, address, target.parse().expect("a target"), &mut || 1)
+    };
+    // Target; next hop, what is asked for there (nothing: plain).
+    for (target, next_hop, authority) in [
+        // Services: any endpoint, the one of this node, the nearest.
+        ("198.18.151.1:80", "198.18.15.2:15008", Some("198.18.15.2:8080")),
+        ("198.18.151.3:7000", "198.18.15.2:15008", Some("198.18.15.2:7000")),
+        ("198.18.151.2:7000", "198.18.15.2:15008", Some("198.18.15.2:7000")),
+        ("198.18.151.5:6000", "198.18.25.2:15008", Some("198.18.25.2:6000")),
+        // A pod of the mesh, one that is not enrolled, a machine, a stranger.
+        ("198.18.24.2:7000", "198.18.24.2:15008", Some("198.18.24.2:7000")),
+        ("198.18.17.2:80", "198.18.17.2:80", None),
+        ("198.18.153.4:22", "198.18.153.4:22", None),
+        ("198.18.154.1:443", "198.18.154.1:443", None),
+    ] {
+        let Ok(Decision::Go(plan)) = route(target) else {
+            panic!("{target} is not reached");
+        };
+        assert_eq!(plan.way.next_hop().to_string(), next_hop, "{target}");
+        match (plan.way, authority) {
+            (Way::Tcp { .. }, None) => {}
+            (Way::Hbone(hop), Some(authority)) => {
+                assert_eq!(hop.authority.to_string(), authority, "{target}")
+            }
+            (way, _) => panic!("{target}: {way:?}"),
+        }
+    }
+    // Behind the partner's address there is only a name.
+    let Ok(Decision::Resolve(unresolved)) = route("240.240.0.1:443") else {
+        panic!("not to be resolved");
+    };
+    assert_eq!(&*unresolved.hostname, "backend.partner.example");
+    let plan = unresolved.with_address("198.18.154.2".parse().expect("an address"));
+    assert_eq!(plan.way.next_hop().to_string(), "198.18.154.2:8443");
+    // A waypoint without a pod, and a port that nobody has.
+    for (target, error) in [
+        ("198.18.151.4:7000", "unknown waypoint: /198.18.151.7 port 15008"),
+        ("198.18.151.1:81", "no healthy upstream: 198.18.151.1:81"),
+    ] {
+        assert_eq!(route(target).expect_err("refused").to_string(), error);
+    }
 }

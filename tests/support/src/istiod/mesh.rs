@@ -7,13 +7,14 @@ use super::messages::security;
 use super::messages::workload as wire;
 use crate::addresses::{self, Addresses};
 use crate::blueprint::{Membership, ServiceSpec};
+use crate::hbone;
 use crate::mesh_file::{node_name, workload_uid};
 use crate::world::{Pod, World};
 
 pub(super) fn resources(world: &World) -> Vec<Resource> {
     let pods = world.pods.iter().filter_map(|pod| workload(world, pod));
     let services = world.blueprint.services.iter().enumerate();
-    pods.chain(services.map(|(index, spec)| service(index, spec)))
+    pods.chain(services.map(|(index, spec)| service(world, index, spec)))
         .collect()
 }
 
@@ -72,12 +73,17 @@ fn workload(world: &World, pod: &Pod) -> Option<Resource> {
         tunnel_protocol: protocol.into(),
         status: status.into(),
         services: services.collect(),
+        waypoint: waypoint(world, spec.waypoint.as_deref()),
+        application_tunnel: spec.tunnel_port.map(|port| wire::ApplicationTunnel {
+            protocol: wire::application_tunnel::Protocol::Proxy.into(),
+            port: port.into(),
+        }),
         ..wire::Workload::default()
     };
     Some(resource(uid, wire::address::Type::Workload(workload)))
 }
 
-fn service(index: usize, spec: &ServiceSpec) -> Resource {
+fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
     let address = |address| wire::NetworkAddress {
         network: String::new(),
         address,
@@ -89,9 +95,22 @@ fn service(index: usize, spec: &ServiceSpec) -> Resource {
         hostname: spec.hostname(),
         addresses: bytes(addresses::service(index)).map(address).into(),
         ports: ports(spec),
+        waypoint: waypoint(world, spec.waypoint.as_deref()),
         ..wire::Service::default()
     };
     resource(key(spec), wire::address::Type::Service(service))
+}
+
+fn waypoint(world: &World, pod: Option<&str>) -> Option<wire::GatewayAddress> {
+    let address = wire::NetworkAddress {
+        network: String::new(),
+        address: world.pod(pod?).addresses.v4.octets().to_vec(),
+        length: None,
+    };
+    Some(wire::GatewayAddress {
+        destination: Some(wire::gateway_address::Destination::Address(address)),
+        hbone_mtls_port: hbone::PORT.into(),
+    })
 }
 
 fn resource(name: String, kind: wire::address::Type) -> Resource {

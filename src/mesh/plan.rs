@@ -1,0 +1,226 @@
+//! What is to be done with a connection that a pod opened: plain values, made by `route`, carried out by a worker.
+//!
+//! Invariant: a plan names who may answer wherever something encrypted is to be spoken, so that whoever carries it
+//! out has no decision left.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::HBONE_PORT;
+use super::route::RouteError;
+use super::service::Service;
+use super::workload::{TunnelProtocol, Workload};
+use crate::identity::Identity;
+
+/// The outcome of a decision that is no refusal.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    Go(Plan),
+    /// The next hop has only a name.
+    Resolve(Unresolved),
+}
+
+/// What to do with one captured connection.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub way: Way,
+    /// The workload at the next hop, if the mesh knows one.
+    pub destination: Option<Arc<Workload>>,
+    /// The service the client called, if it called one.
+    pub service: Option<Arc<Service>>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// As it is.
+    Tcp {
+        next_hop: SocketAddr,
+    },
+    Hbone(Hop),
+    DoubleHbone(DoubleHop),
+}
+
+/// One HBONE session and what CONNECT asks for on it.
+#[derive(Debug, Clone)]
+pub struct Hop {
+    /// Where the TCP connection goes.
+    pub next_hop: SocketAddr,
+    pub authority: TunnelAuthority,
+    /// Who may answer.
+    pub accepted: Arc<[Identity]>,
+}
+
+/// A session to another network's gateway, and a second one inside of its stream, of which the gateway sees only
+/// where it goes. Both ask for the same authority; the inner one also says which network it comes from.
+#[derive(Debug, Clone)]
+pub struct DoubleHop {
+    pub outer: Hop,
+    /// Who may answer inside: the names of the service alone, because which workload answers is the gateway's choice.
+    pub inner_accepted: Arc<[Identity]>,
+    /// The workload in the other network that was chosen here.
+    pub remote: Arc<Workload>,
+}
+
+/// What CONNECT asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TunnelAuthority {
+    Address(SocketAddr),
+    Host { hostname: Arc<str>, port: u16 },
+}
+
+/// A decision that lacks the address of its next hop.
+#[derive(Debug, Clone)]
+pub struct Unresolved {
+    pub hostname: Arc<str>,
+    /// Records of this family are preferred.
+    pub prefers_ipv6: bool,
+    leg: Leg,
+    destination: Arc<Workload>,
+    service: Option<Arc<Service>>,
+}
+
+/// A way without the address of its next hop.
+#[derive(Debug, Clone)]
+pub(super) enum Leg {
+    /// To the workload that serves the connection.
+    Direct {
+        protocol: TunnelProtocol,
+        port: u16,
+        accepted: Arc<[Identity]>,
+    },
+    /// To somebody who takes the connection further.
+    Waypoint {
+        port: u16,
+        authority: SocketAddr,
+        accepted: Arc<[Identity]>,
+    },
+    Gateway {
+        port: u16,
+        authority: TunnelAuthority,
+        accepted: Arc<[Identity]>,
+        inner_accepted: Arc<[Identity]>,
+        remote: Arc<Workload>,
+    },
+}
+
+impl Way {
+    /// Where the TCP connection goes.
+    pub fn next_hop(&self) -> SocketAddr {
+        match self {
+            Self::Tcp { next_hop } => *next_hop,
+            Self::Hbone(hop) => hop.next_hop,
+            Self::DoubleHbone(hop) => hop.outer.next_hop,
+        }
+    }
+}
+
+impl TunnelAuthority {
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Host { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for TunnelAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Host { hostname, port } => write!(f, "{hostname}:{port}"),
+        }
+    }
+}
+
+impl Unresolved {
+    pub(super) fn new(
+        original: IpAddr,
+        leg: Leg,
+        destination: &Arc<Workload>,
+        service: Option<Arc<Service>>,
+    ) -> Self {
+        Self {
+            hostname: destination.hostname.clone(),
+            prefers_ipv6: original.is_ipv6(),
+            leg,
+            destination: destination.clone(),
+            service,
+        }
+    }
+
+    /// The plan, now that the name was looked up.
+    pub fn with_address(self, ip: IpAddr) -> Plan {
+        Plan {
+            way: self.leg.to(ip.to_canonical()),
+            destination: Some(self.destination),
+            service: self.service,
+        }
+    }
+
+    /// Why the connection is refused by those that look up no names.
+    pub fn refusal(&self) -> RouteError {
+        RouteError::NeedsResolution {
+            workload: self.destination.uid.clone(),
+            hostname: self.hostname.clone(),
+        }
+    }
+}
+
+impl DoubleHop {
+    /// Why the connection is refused by those that speak no HBONE inside of HBONE.
+    pub fn refusal(&self, source: &Workload) -> RouteError {
+        RouteError::OtherNetwork {
+            workload: self.remote.uid.clone(),
+            network: self.remote.network.clone(),
+            source_network: source.network.clone(),
+        }
+    }
+}
+
+impl Leg {
+    pub(super) fn to(self, ip: IpAddr) -> Way {
+        match self {
+            Self::Direct {
+                protocol: TunnelProtocol::Tcp,
+                port,
+                ..
+            } => Way::Tcp {
+                next_hop: SocketAddr::new(ip, port),
+            },
+            Self::Direct {
+                protocol: TunnelProtocol::Hbone,
+                port,
+                accepted,
+            } => Way::Hbone(Hop {
+                next_hop: SocketAddr::new(ip, HBONE_PORT),
+                authority: TunnelAuthority::Address(SocketAddr::new(ip, port)),
+                accepted,
+            }),
+            Self::Waypoint {
+                port,
+                authority,
+                accepted,
+            } => Way::Hbone(Hop {
+                next_hop: SocketAddr::new(ip, port),
+                authority: TunnelAuthority::Address(authority),
+                accepted,
+            }),
+            Self::Gateway {
+                port,
+                authority,
+                accepted,
+                inner_accepted,
+                remote,
+            } => Way::DoubleHbone(DoubleHop {
+                outer: Hop {
+                    next_hop: SocketAddr::new(ip, port),
+                    authority,
+                    accepted,
+                },
+                inner_accepted,
+                remote,
+            }),
+        }
+    }
+}

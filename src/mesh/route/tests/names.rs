@@ -1,0 +1,108 @@
+//! Next hops that have only a host name, and what becomes of them once it was looked up.
+
+use super::*;
+
+/// Behind `web`, reachable by name alone.
+fn external(protocol: TunnelProtocol) -> Workload {
+    let external = Workload {
+        addresses: vec![],
+        hostname: "api.example".into(),
+        protocol,
+        ..pod("api", "10.0.0.2")
+    };
+    behind(external, "web", &[])
+}
+
+#[test]
+fn a_workload_with_only_a_name_is_dialled_where_the_name_leads() {
+    for (protocol, next_hop) in [
+        (TunnelProtocol::Tcp, "192.0.2.5:8080"),
+        (TunnelProtocol::Hbone, "192.0.2.5:15008"),
+    ] {
+        let web = vec![service("web", "10.96.0.1")];
+        let snapshot = mesh(vec![client(), external(protocol)], web, vec![]);
+        let unresolved = unresolved(&snapshot, "10.96.0.1:80");
+        assert_eq!(&*unresolved.hostname, "api.example");
+        assert!(!unresolved.prefers_ipv6);
+        let plan = unresolved.with_address(ip("192.0.2.5"));
+        assert_eq!(plan.way.next_hop(), socket(next_hop));
+        if protocol == TunnelProtocol::Hbone {
+            assert_eq!(authority(&plan), socket("192.0.2.5:8080"));
+        }
+        assert_eq!(&*plan.destination.expect("known").name, "api");
+        assert_eq!(&*plan.service.expect("called").name, "web");
+    }
+}
+
+#[test]
+fn records_of_the_family_of_the_call_are_preferred() {
+    let web = vec![service("web", "fd00::96")];
+    let snapshot = mesh(vec![client(), external(TunnelProtocol::Tcp)], web, vec![]);
+    let unresolved = unresolved(&snapshot, "[fd00::96]:80");
+    assert!(unresolved.prefers_ipv6);
+    let plan = unresolved.with_address(ip("::ffff:192.0.2.5"));
+    assert_eq!(plan.way.next_hop(), socket("192.0.2.5:8080"));
+}
+
+#[test]
+fn a_name_is_not_looked_up_where_an_address_is_usable() {
+    let both = Workload {
+        addresses: vec![ip("10.0.0.2")],
+        ..external(TunnelProtocol::Hbone)
+    };
+    let web = vec![service("web", "10.96.0.1")];
+    let snapshot = mesh(vec![client(), both], web, vec![]);
+    let plan = route(&snapshot, "10.96.0.1:80").expect("routed");
+    assert_eq!(authority(&plan), socket("10.0.0.2:8080"));
+}
+
+#[test]
+fn a_waypoint_may_have_only_a_name() {
+    let wp = Workload {
+        addresses: vec![],
+        hostname: "wp.example".into(),
+        ..pod("wp", "10.0.0.9")
+    };
+    let server = Workload {
+        waypoint: waypoint("shop/wp.example", 15009),
+        ..pod("server", "10.0.0.2")
+    };
+    let snapshot = mesh(vec![client(), wp, server], vec![], vec![]);
+    let plan = unresolved(&snapshot, "10.0.0.2:80").with_address(ip("192.0.2.5"));
+    assert_eq!(hbone(&plan).next_hop, socket("192.0.2.5:15009"));
+    assert_eq!(authority(&plan), socket("10.0.0.2:80"));
+}
+
+#[test]
+fn a_gateway_may_have_only_a_name() {
+    let gateway = Workload {
+        addresses: vec![],
+        network: "net2".into(),
+        hostname: "gw.example".into(),
+        ..pod("gateway", "10.0.0.9")
+    };
+    let far = Workload {
+        network: "net2".into(),
+        network_gateway: waypoint("shop/gw.example", 15008),
+        ..behind(pod("far", "10.0.0.2"), "web", &[])
+    };
+    let web = vec![service("web", "10.96.0.1")];
+    let snapshot = mesh(vec![client(), far, gateway], web, vec![]);
+    let plan = unresolved(&snapshot, "10.96.0.1:80").with_address(ip("192.0.2.5"));
+    let Way::DoubleHbone(hop) = plan.way else {
+        panic!("not through a gateway");
+    };
+    assert_eq!(hop.outer.next_hop, socket("192.0.2.5:15008"));
+}
+
+#[test]
+fn who_looks_up_no_names_refuses_with_the_reason() {
+    let web = vec![service("web", "10.96.0.1")];
+    let snapshot = mesh(vec![client(), external(TunnelProtocol::Tcp)], web, vec![]);
+    let text = unresolved(&snapshot, "10.96.0.1:80").refusal().to_string();
+    assert!(
+        text.starts_with("no ip addresses were resolved for workload: c1//Pod/shop/api"),
+        "{text}"
+    );
+    assert!(text.contains("api.example"), "{text}");
+}

@@ -122,8 +122,6 @@ pub struct Blueprint {
     pub services: Vec<ServiceSpec>,
     /// Names of pods (their workload is marked unhealthy in the mesh file).
     pub unhealthy: Vec<String>,
-    /// Text put under `policies:` of the mesh file, indented as a list. An `Istiod` is told its policies by `update`.
-    pub policies_yaml: String,
     pub control_plane: ControlPlane,
     /// Short word in the names of the namespaces, for people who look at `ip netns`.
     pub label: String,

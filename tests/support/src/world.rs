@@ -144,10 +144,6 @@ impl World {
         std::fs::write(world.mesh_file(), yaml)
             .map_err(|error| RigError::new("writing the mesh file", error))?;
         if world.blueprint.control_plane == ControlPlane::Istiod {
-            if !world.blueprint.policies_yaml.is_empty() {
-                let cause = "policies_yaml is for mesh files; hand them to `Istiod::update`";
-                return Err(RigError::new("serving the mesh", cause));
-            }
             world.istiod = Some(Istiod::serve(&world)?);
         }
         Ok(world)

@@ -89,25 +89,43 @@ impl<'a> Traffic<'a> {
     #[track_caller]
     pub fn assert_faultless(&self) {
         let failures = self.figures.failures();
-        assert!(
-            failures.is_empty(),
-            "{} failures, the first: {}",
-            failures.len(),
-            failures[0]
-        );
+        if let Some(first) = failures.first() {
+            panic!(
+                "{} failures, the first: {first}\n{}",
+                failures.len(),
+                self.reasons()
+            );
+        }
+    }
+
+    /// What the proxies say about it: the first lines of each that are no mere information.
+    fn reasons(&self) -> String {
+        const LINES: usize = 8;
+        let mut text = String::new();
+        for node in &self.world.nodes {
+            let lines = node.proxy().logs.lines();
+            let bad = lines.iter().filter(|line| !line.contains("\tinfo\t"));
+            for line in bad.take(LINES) {
+                text.push_str(&format!("node {}: {line}\n", node.index));
+            }
+        }
+        text
     }
 
     /// Stops, and has gone well to its end.
     #[track_caller]
     pub fn end(self) -> Arc<Figures> {
         self.stop.store(true, Ordering::Relaxed);
+        let reasons = self.reasons();
         let figures = Arc::clone(&self.figures);
         for (client, running) in self.loops {
             let ended = self.world.pod(&client).run(running);
             ended.expect("no loop panics");
         }
         let failures = figures.failures();
-        assert!(failures.is_empty(), "{} failures: {failures:#?}", failures.len());
+        if let Some(first) = failures.first() {
+            panic!("{} failures, the first: {first}\n{reasons}", failures.len());
+        }
         figures
     }
 }

@@ -50,8 +50,13 @@ fn what_it_was_asked(istiod: &Istiod) -> Result<()> {
     let seen = istiod.ca.seen();
     let identities: BTreeSet<&str> = seen.iter().map(|request| request.name.as_str()).collect();
     for identity in identities {
-        println!("  signed a certificate for {identity}, unasked by any connection");
+        println!("  a certificate was asked for {identity}");
     }
+    println!(
+        "  {} of {} requests for certificates signed",
+        istiod.ca.signed(),
+        seen.len()
+    );
     Ok(())
 }
 

@@ -61,8 +61,13 @@ pub struct Traffic<'a> {
 }
 
 impl<'a> Traffic<'a> {
-    /// From these pods to an HTTP server.
+    /// From these pods to an HTTP server. Each has been served once before: what is tested is what happens to load
+    /// that runs, not to pods that have no certificate yet.
     pub fn start(world: &'a World, clients: &[&str], target: SocketAddr) -> Self {
+        for client in clients {
+            let first = world.pod(client).run(http::get(target, "/"));
+            assert_eq!(first.expect("a first response").status, 200, "{client}");
+        }
         let mut traffic = Self {
             world,
             figures: Arc::default(),

@@ -17,7 +17,7 @@ use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 use crate::openssl::{Credentials, Peer};
-use crate::setup::{HTTP_PORT, serve_http, two_nodes};
+use crate::setup::{HTTP_PORT, authority as signer, serve_http, two_nodes};
 use crate::tiny_records;
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
@@ -412,6 +412,7 @@ fn records_of_one_byte_cost_honest_clients_nothing() {
     });
     let server = world.pod("server");
     let mut peer = tiny_records::Peer::connect(
+        &signer(&world),
         &world.pod("stranger").namespace,
         server.address(Family::V4, 15008),
         FRIEND,
@@ -501,6 +502,7 @@ fn a_storm_of_handshakes_costs_honest_clients_nothing() {
         let server = world.pod("server");
         (server.address(Family::V4, 15008), server.identity())
     };
+    let signer = signer(&world);
     let handshakes = AtomicUsize::new(0);
     let holds = Holds {
         sessions: STORMING,
@@ -513,7 +515,9 @@ fn a_storm_of_handshakes_costs_honest_clients_nothing() {
             for _ in 0..STORMING {
                 scope.spawn(|| {
                     while Instant::now() < until {
-                        drop(tiny_records::Peer::connect(from, target, FRIEND, &identity));
+                        drop(tiny_records::Peer::connect(
+                            &signer, from, target, FRIEND, &identity,
+                        ));
                         handshakes.fetch_add(1, Ordering::Relaxed);
                     }
                 });

@@ -165,7 +165,7 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
         .revocations
         .clone()
         .map(|path| revocation::Watch::start(path, revocations.clone()));
-    let (orders, demands) = start_workers(config, log, snapshot.clone(), revocations, &backend)?;
+    let (orders, demands, load) = start_workers(config, log, snapshot.clone(), revocations, &backend)?;
     if let Some(watch) = watch {
         tokio::task::spawn_local(watch.run(orders.clone()));
     }
@@ -215,7 +215,7 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
             tracing::warn!("drain duration expired with pending connections, forcefully shutting down");
         }
     }
-    tracing::info!("ended");
+    tracing::info!("ended; workers: {}", load.all_turns());
     Ok(())
 }
 
@@ -355,7 +355,7 @@ fn start_workers(
     snapshot: SnapshotCell,
     revocations: Revocations,
     backend: &Arc<Choice>,
-) -> Result<(Orders, DemandQueue), BootError> {
+) -> Result<(Orders, DemandQueue, LoadTable), BootError> {
     let threads = config.worker.threads.min(limits::WORKERS_MAX);
     let cpus = cpu::allowed().unwrap_or_default();
     let pinned = cpu::set_is_ours(&cpus, cpu::online(), cpu::quota(), threads);
@@ -375,5 +375,5 @@ fn start_workers(
         log: log.clone(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;
-    Ok((Orders::new(workers.handles), queue))
+    Ok((Orders::new(workers.handles), queue, load))
 }

@@ -23,6 +23,7 @@ use uztunnel::control::demands::{self, Inventory};
 use uztunnel::control::metrics::{Metrics, exposition};
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
+use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
 use uztunnel::control::xds::messages::workload as wire;
 use uztunnel::control::xds::protocol::Kind;
@@ -170,7 +171,11 @@ impl Serving {
             });
             tokio::task::spawn_local(async move {
                 while let Some((kind, resources, done)) = to_apply.recv().await {
-                    let verdict = state.apply(kind, resources, Vec::new()).await;
+                    let response = Envelope::of(&DeltaDiscoveryResponse {
+                        resources,
+                        ..DeltaDiscoveryResponse::default()
+                    });
+                    let verdict = state.apply(kind, &response).await;
                     assert!(verdict.rejected.is_empty(), "{verdict:?}");
                     state.publish().await;
                     let _ = done.send(());

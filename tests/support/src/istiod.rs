@@ -25,9 +25,11 @@ use crate::proxy::ProxyOptions;
 use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
 
+mod crowd;
 mod mesh;
 mod serve;
 
+pub use crowd::Crowd;
 pub use mesh::deny_namespace;
 
 /// Generated from proto/*.proto, for those who make resources.
@@ -71,6 +73,13 @@ pub struct Resource {
     pub name: String,
     pub version: String,
     pub value: Vec<u8>,
+}
+
+impl Resource {
+    /// Memory that it owns, beside itself.
+    pub fn heap_bytes(&self) -> usize {
+        self.name.capacity() + self.version.capacity() + self.value.capacity()
+    }
 }
 
 /// A request, and on which stream it came (counted from 0 over the server's life).
@@ -242,6 +251,12 @@ impl Istiod {
         write(&self.file(TOKEN_FILE), token)
     }
 
+    /// From now on its thread runs after all others of its CPU: it shall not delay what is measured.
+    pub fn run_last(&self) -> Result<()> {
+        self.perform(async { crate::sys::run_last() })
+            .map_err(|error| RigError::new("lowering istiod's priority", error))
+    }
+
     /// Closes the port and cuts every connection. What it holds, and its record, stay.
     pub fn go_away(&self) {
         if let Some(accepting) = lock(&self.accepting).take() {
@@ -354,6 +369,20 @@ impl Istiod {
 
     pub fn streams_made(&self) -> usize {
         self.shared.with(|inner| inner.streams_made)
+    }
+
+    /// Whether all of these were answered: with the first error, if there was one. Cheaper than `answered`.
+    pub fn all_answered(&self, nonces: &[String]) -> Option<std::result::Result<(), String>> {
+        self.shared.with(|inner| {
+            for nonce in nonces {
+                // The latest are the last.
+                let answered = inner.answered.iter().rev().find(|it| it.nonce == *nonce)?;
+                if let Some(error) = &answered.error {
+                    return Some(Err(error.clone()));
+                }
+            }
+            Some(Ok(()))
+        })
     }
 
     pub fn connections_made(&self) -> usize {

@@ -430,6 +430,9 @@ pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COP
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 /// What one of them may take, connecting included. Upstream has no deadline here.
 pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between the attempts of one request whose connection breaks or cannot be made. Upstream makes one attempt, and
+/// fails whoever waits for a first certificate.
+pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Contract: wire.md section 6.
 pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are

@@ -228,6 +228,28 @@ fn a_ca_that_was_restarted_is_connected_to_anew_without_an_error() {
 }
 
 #[test]
+fn a_ca_that_restarts_under_the_first_request_of_a_pod_fails_nobody() {
+    run(async {
+        let mut files = Files::new();
+        let ca = files.ca(Script::of(Answer::Silence));
+        let mut world = World::start(&files, &ca, &[], &[]);
+        world.announce("cart");
+        world.demand("cart");
+        let mut ca = wait_for_requests(ca, 1).await;
+        ca.stop();
+        // Long enough to be refused a connection at once; this thread is also the client's, which asks later.
+        tokio::time::sleep(limits::CA_PAUSES[1] / 5).await;
+        ca.service.play(Script::signing(&files.signer, HOUR));
+        ca.restart(files.server(&[HOST])).expect("restarted");
+        world
+            .certificate("cart")
+            .await
+            .expect("signed, and no error before");
+        assert_eq!(ca.service.seen().len(), 2);
+    });
+}
+
+#[test]
 fn roots_that_left_the_disk_are_believed_for_a_minute_and_no_longer() {
     run(async {
         let mut files = Files::new();

@@ -73,7 +73,10 @@ pub fn run(options: &ProxyOptions, pods: usize) -> Result<Outcome> {
     let announced_after = begun.elapsed();
     while ca.service.answered() < pods {
         if begun.elapsed() > PATIENCE {
-            let cause = format!("{} certificates of {pods} after {PATIENCE:?}", ca.service.answered());
+            let cause = format!(
+                "{} certificates of {pods} after {PATIENCE:?}",
+                ca.service.answered()
+            );
             return Err(RigError::new("waiting for certificates", cause));
         }
         std::thread::sleep(Duration::from_millis(1));

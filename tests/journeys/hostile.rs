@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uztunnel::limits;
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Family, World, http};
+use uztunnel_rig::{Family, World, http, wait_until};
 
 use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
@@ -552,7 +552,11 @@ fn a_connect_to_an_address_that_is_not_this_pod_is_answered_400() {
         let status = peer.wait_for("an answer", |received| frames::answer(received, stream));
         assert_eq!(status, expected, "stream {stream}");
     }
-    assert_eq!(server.peers().len(), 1);
+    // The kernel takes a connection before the application does.
+    let peers = wait_until("the one that is for this pod", || {
+        Some(server.peers()).filter(|peers| !peers.is_empty())
+    });
+    assert_eq!(peers.len(), 1);
     let record = world.nodes[1]
         .proxy()
         .logs

@@ -367,6 +367,10 @@ impl Istiod {
         self.shared.with(|inner| inner.answered.clone())
     }
 
+    pub fn streams_made(&self) -> usize {
+        self.shared.with(|inner| inner.streams_made)
+    }
+
     /// Whether all of these were answered: with the first error, if there was one. Cheaper than `answered`.
     pub fn all_answered(&self, nonces: &[String]) -> Option<std::result::Result<(), String>> {
         self.shared.with(|inner| {
@@ -379,10 +383,6 @@ impl Istiod {
             }
             Some(Ok(()))
         })
-    }
-
-    pub fn streams_made(&self) -> usize {
-        self.shared.with(|inner| inner.streams_made)
     }
 
     pub fn connections_made(&self) -> usize {

@@ -135,6 +135,12 @@ impl Service {
         self.state().seen.clone()
     }
 
+    /// Requests that are not under way any more.
+    pub fn answered(&self) -> usize {
+        let state = self.state();
+        state.seen.len() - state.under_way
+    }
+
     /// Requests that were answered with a chain.
     pub fn signed(&self) -> usize {
         self.state().signed

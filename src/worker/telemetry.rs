@@ -1,21 +1,32 @@
-//! What every connection leaves behind: its access record, handed to the log thread once a turn. Formatting is
-//! done there, never on a worker.
+//! What every connection leaves behind: what is counted of it while it lives, and its access record, handed to the log
+//! thread once a turn. Formatting is done there and by scrapes, never on a worker.
+//!
+//! Invariant: what is opened is closed once, in the series that it was opened in. Specification: observability contract,
+//! sections 3 and 4.
+
+mod describe;
+mod kinds;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::outcome::Outcome;
-use crate::bridge::log::{AccessEvent, AccessRecord, Direction, LogSink, Party};
+use tracing::Level;
+
+use self::kinds::Kinds;
+use super::outcome::{Outcome, Phase};
+use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, LogSink, Party};
+use crate::bridge::traffic::{Original, Series, Shard};
 use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
 use crate::wire::baggage::Baggage;
 
-/// Collects the records of one worker.
+/// Collects the records and counts of one worker.
 pub struct Telemetry {
     log: LogSink,
     batch: Vec<AccessRecord>,
+    kinds: Kinds,
 }
 
 /// What is known of a connection while it lives.
@@ -23,6 +34,8 @@ pub struct Telemetry {
 pub struct Account {
     pub direction: Direction,
     pub started: Instant,
+    /// Names the connection in the lines of both nodes' logs: the id of its trace.
+    pub connection_id: u128,
     pub source_address: SocketAddr,
     pub source: Option<Arc<Workload>>,
     /// What the peer says about a source that the mesh does not know here.
@@ -37,8 +50,12 @@ pub struct Account {
     pub destination: Option<Arc<Workload>>,
     /// Only with mutual TLS.
     pub destination_identity: Option<Identity>,
+    /// What the client asked for.
+    pub original: Original,
     client_to_server_bytes: u64,
     server_to_client_bytes: u64,
+    /// Where it is counted, from the moment that it is opened.
+    series: Option<Arc<Series>>,
 }
 
 impl Account {
@@ -48,9 +65,14 @@ impl Account {
         source_address: SocketAddr,
         destination_address: SocketAddr,
     ) -> Self {
+        let original = match direction {
+            Direction::Outbound => Original::Address(destination_address),
+            Direction::Inbound => Original::Host(None),
+        };
         Self {
             direction,
             started,
+            connection_id: 0,
             source_address,
             source: None,
             source_told: None,
@@ -60,17 +82,25 @@ impl Account {
             service: None,
             destination: None,
             destination_identity: None,
+            original,
             client_to_server_bytes: 0,
             server_to_client_bytes: 0,
+            series: None,
         }
     }
 
     pub fn from_client(&mut self, bytes: usize) {
         self.client_to_server_bytes += bytes as u64;
+        if let Some(series) = &self.series {
+            series.count_received(bytes as u64);
+        }
     }
 
     pub fn to_client(&mut self, bytes: usize) {
         self.server_to_client_bytes += bytes as u64;
+        if let Some(series) = &self.series {
+            series.count_sent(bytes as u64);
+        }
     }
 
     /// Bytes that the local application sent: the client when outbound, the server when inbound.
@@ -133,15 +163,53 @@ fn told_party(address: SocketAddr, told: Baggage, identity: Option<Identity>) ->
 }
 
 impl Telemetry {
-    pub fn new(log: LogSink) -> Self {
+    pub fn new(log: LogSink, shard: Shard) -> Self {
         Self {
             log,
             batch: Vec::new(),
+            kinds: Kinds::new(shard),
         }
     }
 
-    /// A connection ended.
-    pub fn record(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+    /// A connection is about to be set up: who it is from and where it goes is known.
+    pub fn open(&mut self, account: &mut Account) {
+        self.begin(account);
+        // The log thread would drop the line as well, but the record is not free.
+        if tracing::enabled!(target: ACCESS_TARGET, Level::DEBUG) {
+            self.batch
+                .push(account.clone().into_record(AccessEvent::Opened, None));
+        }
+    }
+
+    /// An endpoint was given up for another one, which `account` describes by now. To what is counted these are two
+    /// connections, so that each destination has its own; the log has one line, at the end.
+    pub fn reopen(&mut self, account: &mut Account, given_up: &Outcome) {
+        if let Some(series) = account.series.take() {
+            series.count_closed(given_up.flag(Phase::SettingUp));
+        }
+        self.begin(account);
+    }
+
+    fn begin(&mut self, account: &mut Account) {
+        let series = self.kinds.series(account);
+        series.count_opened();
+        account.series = Some(series);
+    }
+
+    /// A connection ended that had both of its ends.
+    pub fn close(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+        self.end(account, now, outcome, Phase::Relaying);
+    }
+
+    /// A connection could not be set up.
+    pub fn fail(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+        self.end(account, now, outcome, Phase::SettingUp);
+    }
+
+    fn end(&mut self, account: Account, now: Instant, outcome: &Outcome, phase: Phase) {
+        if let Some(series) = &account.series {
+            series.count_closed(outcome.flag(phase));
+        }
         // The log counts from the pod's side: what it sent, what it received.
         let (bytes_sent, bytes_received) = match account.direction {
             Direction::Outbound => (account.client_to_server_bytes, account.server_to_client_bytes),
@@ -158,6 +226,9 @@ impl Telemetry {
 
     /// A connection was refused before it became one.
     pub fn refuse(&mut self, account: Account, outcome: &Outcome) {
+        self.kinds
+            .shard()
+            .count_refused(account.direction, outcome.refusal());
         self.batch
             .push(account.into_record(AccessEvent::Failed, outcome.error()));
     }

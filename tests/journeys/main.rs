@@ -27,6 +27,7 @@ mod silence;
 mod start;
 mod storm;
 mod streams;
+mod telemetry;
 mod tiny_records;
 mod transfers;
 mod waypoints;

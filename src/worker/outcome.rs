@@ -224,3 +224,59 @@ pub fn ends_a_copy(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionAborted
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::CredentialError;
+
+    /// Contract: observability.md section 3.3, data-plane.md section 19.
+    #[test]
+    fn flags_are_those_of_the_contract() {
+        use ResponseFlag as Flag;
+        let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let identity = "spiffe://cluster.local/ns/shop/sa/web".to_owned();
+        let refused = |error: HandshakeError| Outcome::Tls(TlsError::Handshake(error));
+        for (outcome, setting_up, relaying) in [
+            (Outcome::Complete, Flag::None, Flag::None),
+            (Outcome::Drained, Flag::None, Flag::None),
+            (Outcome::PodRemoved, Flag::None, Flag::None),
+            (Outcome::ConnectFailed(broken()), Flag::Connect, Flag::Connect),
+            (
+                Outcome::HboneConnectTimeout(broken()),
+                Flag::NetworkPolicy,
+                Flag::NetworkPolicy,
+            ),
+            (Outcome::Receive(broken()), Flag::Connect, Flag::Connect),
+            (Outcome::Status(HttpStatus(401)), Flag::Connect, Flag::Connect),
+            (
+                refused(HandshakeError::UnknownIssuer),
+                Flag::Connect,
+                Flag::Connect,
+            ),
+            (
+                Outcome::Tls(TlsError::Credential(CredentialError::NoRoots { identity })),
+                Flag::TlsFailure,
+                Flag::TlsFailure,
+            ),
+            (
+                Outcome::Identity(CertificateError::no_longer_needed()),
+                Flag::IdentityError,
+                Flag::IdentityError,
+            ),
+            (
+                Outcome::StreamReset(ErrorCode::Cancel),
+                Flag::H2HandshakeFailure,
+                Flag::Connect,
+            ),
+            (
+                Outcome::Http2("closed".to_owned()),
+                Flag::H2HandshakeFailure,
+                Flag::Connect,
+            ),
+        ] {
+            let flags = [Phase::SettingUp, Phase::Relaying].map(|phase| outcome.flag(phase));
+            assert_eq!(flags, [setting_up, relaying], "{outcome}");
+        }
+    }
+}

@@ -243,6 +243,9 @@ impl Telemetry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridge::Traffic;
+    use crate::bridge::log::log_queue;
+    use crate::bridge::traffic::{Refusal, ResponseFlag};
 
     fn record(source: Option<Workload>, told: Option<&str>) -> AccessRecord {
         let nowhere = ([198, 18, 0, 1], 1).into();
@@ -272,5 +275,106 @@ mod tests {
         assert_eq!(both.cluster, None);
         let neither = record(None, None).source;
         assert_eq!((neither.workload, neither.namespace), (None, None));
+    }
+
+    /// What is counted, by destination: opened, received, sent, and closed by flag.
+    fn counted(traffic: &Traffic) -> Vec<(String, [u64; 3], Vec<(ResponseFlag, u64)>)> {
+        let totals = traffic.totals();
+        totals
+            .series
+            .iter()
+            .map(|(labels, sums)| {
+                let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
+                (
+                    labels.destination.workload.to_string(),
+                    [sums.opened, sums.received_bytes, sums.sent_bytes],
+                    closed.filter(|(_, count)| *count > 0).collect(),
+                )
+            })
+            .collect()
+    }
+
+    fn opened(telemetry: &mut Telemetry, destination: &str) -> Account {
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        let mut account = Account::new(Direction::Outbound, clock::now(), nowhere, nowhere);
+        account.destination = Some(named(destination));
+        telemetry.open(&mut account);
+        account
+    }
+
+    fn named(name: &str) -> Arc<Workload> {
+        let mut workload = Workload::new(name, name, Identity::new("cluster.local", "shop", name));
+        workload.workload_name = name.into();
+        Arc::new(workload)
+    }
+
+    #[test]
+    fn a_connection_is_opened_before_it_is_there_and_closed_once_with_its_flag() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let now = clock::now();
+        let mut well = opened(&mut telemetry, "cart");
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [1, 0, 0], vec![])]);
+        well.from_client(3);
+        well.to_client(5);
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [1, 3, 5], vec![])]);
+        telemetry.close(well, now, &Outcome::Complete);
+        let dead = opened(&mut telemetry, "cart");
+        let refused = Outcome::ConnectFailed(std::io::ErrorKind::ConnectionRefused.into());
+        telemetry.fail(dead, now, &refused);
+        // The same words mean one thing before both ends are there, and another thing behind.
+        let torn = || Outcome::SessionClosed("the peer went away".to_owned());
+        let early = opened(&mut telemetry, "cart");
+        telemetry.fail(early, now, &torn());
+        let late = opened(&mut telemetry, "cart");
+        telemetry.close(late, now, &torn());
+        let expected = vec![
+            (ResponseFlag::None, 1),
+            (ResponseFlag::Connect, 2),
+            (ResponseFlag::H2HandshakeFailure, 1),
+        ];
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [4, 3, 5], expected)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_given_up_is_a_failed_connection_of_its_own_and_no_line() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let mut account = opened(&mut telemetry, "dead");
+        let refused = Outcome::ConnectFailed(std::io::ErrorKind::ConnectionRefused.into());
+        account.destination = Some(named("well"));
+        telemetry.reopen(&mut account, &refused);
+        assert_eq!(telemetry.batch, []);
+        telemetry.close(account, clock::now(), &Outcome::Complete);
+        assert_eq!(telemetry.batch.len(), 1);
+        let [dead, well] = [ResponseFlag::Connect, ResponseFlag::None].map(|flag| vec![(flag, 1)]);
+        let expected = [
+            ("dead".to_owned(), [1, 0, 0], dead),
+            ("well".to_owned(), [1, 0, 0], well),
+        ];
+        assert_eq!(counted(&traffic), expected);
+    }
+
+    #[test]
+    fn what_never_became_a_connection_is_counted_by_its_reason() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        for outcome in [
+            Outcome::RecursiveCall,
+            Outcome::Malformed("expected method CONNECT, got GET".to_owned()),
+            Outcome::RecursiveCall,
+        ] {
+            let account = Account::new(Direction::Inbound, clock::now(), nowhere, nowhere);
+            telemetry.refuse(account, &outcome);
+        }
+        let totals = traffic.totals();
+        assert!(totals.series.is_empty());
+        let counted: Vec<_> = totals.refused.into_iter().collect();
+        let of = |why, count| ((Direction::Inbound, why), count);
+        assert_eq!(counted, [of(Refusal::Recursive, 2), of(Refusal::Request, 1)]);
     }
 }

@@ -13,6 +13,8 @@
 //! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
 //! | `bridge::Revocations`, `tls::RevocationLists` | shared; lists are immutable | `process::boot`; `control::revocation` when the file changed | with the process; when the last who loaded them lets go |
 //! | `bridge::LoadTable` (with the histograms of turns), `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
+//! | `bridge::Traffic`, its `Shard`s | shared; a shard is one worker's | `control::metrics`, at start | with the process |
+//! | `bridge::traffic::Series` | written by one worker, read by scrapes | `worker::telemetry`, for each kind of connection | never: counters must not go back |
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
 //! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |
 //! | `control::pods::WorkerPods` | control | `process::boot` | with the ZDS client |
@@ -48,6 +50,7 @@
 //! | `worker::hbone::pool::Pool`, `worker::certificates::CertificateCache` | worker | `Core::new` | with `Core` |
 //! | `mesh::Permit` | worker, in a task | `authorize` alone | when the delivery has connected |
 //! | `worker::telemetry::Account` | worker | a journey | becomes the connection's record when it ends |
+//! | `worker::live::Attempt` | worker | a journey, while it connects | with the attempt |
 
 #![deny(unsafe_code)]
 

@@ -95,6 +95,21 @@ pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
 pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
 pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
 
+/// Kinds of connections (source, destination, service, identities) that one worker counts apart: each has some 600 bytes
+/// for as long as the process lives, since counters must not go back. Further kinds are counted together, in series
+/// whose labels are unknown.
+pub const SERIES_WORKER_MAX: usize = 8192;
+/// The part of them for sources that only their peers tell of: those may call themselves anything.
+pub const SERIES_TOLD_MAX: usize = 1024;
+/// Kinds that a worker finds by what they are made of, without comparing labels. When it is full all are forgotten.
+pub const SERIES_FOUND_MAX: usize = 4096;
+/// Slots of its tables that a worker looks at for one page of live connections: well below a millisecond.
+pub const LIVE_SLOTS_PAGE_MAX: usize = 1024;
+/// A dump waits so long for one page; a worker that does not answer is left out.
+pub const LIVE_PAGE_WAIT: Duration = Duration::from_secs(2);
+
+const _: () = assert!(SERIES_TOLD_MAX < SERIES_WORKER_MAX);
+
 /// Connections that one turn accepts from one listener at most.
 pub const ACCEPTS_TURN_MAX: usize = 64;
 

@@ -11,6 +11,7 @@ pub mod core;
 pub mod hbone;
 pub mod inbound;
 pub mod listen;
+pub mod live;
 pub mod outbound;
 pub mod outcome;
 pub mod owner;
@@ -41,6 +42,7 @@ use crate::bridge::log::LogSink;
 use crate::bridge::orders::{self, WorkerHandle};
 use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
+use crate::bridge::traffic::Shard;
 use crate::limits;
 use crate::runtime::tasks::Executor;
 
@@ -52,7 +54,6 @@ use crate::sys::select::Choice;
 use crate::sys::uring::UringDriver;
 
 /// What a worker needs from the rest of the process.
-#[derive(Clone)]
 pub struct Setup {
     pub index: usize,
     pub backend: Arc<Choice>,
@@ -66,6 +67,8 @@ pub struct Setup {
     pub load: LoadTable,
     pub revocations: Revocations,
     pub log: LogSink,
+    /// Where it counts what its connections leave behind.
+    pub traffic: Shard,
 }
 
 /// The running workers.

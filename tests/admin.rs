@@ -425,7 +425,7 @@ fn a_scrape_has_the_captured_series_of_the_control_plane() {
     }
     let scraped = serving.scrape("").text();
     let (ours, theirs) = (families(&scraped), families(SCRAPED));
-    // Series of traffic come with their own change.
+    // Series of traffic have a test of their own.
     let theirs: Vec<_> = theirs
         .iter()
         .filter(|it| !it.name.starts_with("istio_tcp_"))
@@ -446,10 +446,13 @@ fn a_scrape_has_the_captured_series_of_the_control_plane() {
             "istio_build",
             "istio_xds_message",
             "istio_xds_message_bytes",
+            "istio_tcp_sockets_open",
             "workload_manager_active_proxy_count",
             "workload_manager_pending_proxy_count",
             "workload_manager_proxies_started",
             "workload_manager_proxies_stopped",
+            "uztunnel_worker_connections",
+            "uztunnel_worker_busy_per_mille",
         ],
         "in this order, and nothing that has no series yet"
     );

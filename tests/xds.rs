@@ -17,6 +17,7 @@ use uztunnel::bridge::{Order, Orders, SnapshotCell};
 use uztunnel::config::{self, AuthToken, Config, Environment, TrustRoots};
 use uztunnel::control::grpc::Server;
 use uztunnel::control::metrics::Metrics;
+use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::pods;
 use uztunnel::control::readiness::{Readiness, Task};
 use uztunnel::control::roster::Roster;
@@ -601,7 +602,9 @@ impl Proxy {
     /// As they are scraped.
     fn series(&self) -> String {
         let mut text = String::new();
-        let registry = self.metrics.registry("unknown", Roster::default());
+        let registry = self
+            .metrics
+            .registry("unknown", Roster::default(), Workers::new(1));
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("written");
         text
     }

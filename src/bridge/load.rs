@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use super::turns::{TurnCounters, TurnHistogram};
 
+use super::log::Direction;
+
 /// Load of every worker. A hint: readers may see values that are a turn old.
 #[derive(Debug, Clone)]
 pub struct LoadTable(Arc<[WorkerLoad]>);
@@ -16,11 +18,18 @@ pub struct LoadTable(Arc<[WorkerLoad]>);
 pub struct LoadShare {
     table: LoadTable,
     worker: usize,
+    /// Of an accepted socket: its direction.
+    socket: Option<Direction>,
 }
 
 impl Drop for LoadShare {
     fn drop(&mut self) {
         self.table.remove_connection(self.worker);
+        if let Some(direction) = self.socket {
+            self.table
+                .sockets(self.worker, direction)
+                .fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -30,6 +39,8 @@ impl Drop for LoadShare {
 struct WorkerLoad {
     /// Connections whose final owner is this worker, counted when the decision is made.
     connections: AtomicU32,
+    /// Accepted sockets of them, by direction: what is outbound for us was opened by its source.
+    sockets: [AtomicU32; 2],
     /// Share of the last period in which the worker was busy, per mille.
     busy_per_mille: AtomicU32,
     turns: TurnCounters,
@@ -39,6 +50,7 @@ impl LoadTable {
     pub fn new(workers: usize) -> Self {
         let load = || WorkerLoad {
             connections: AtomicU32::new(0),
+            sockets: Default::default(),
             busy_per_mille: AtomicU32::new(0),
             turns: TurnCounters::new(),
         };
@@ -55,7 +67,26 @@ impl LoadTable {
         LoadShare {
             table: self.clone(),
             worker,
+            socket: None,
         }
+    }
+
+    /// Likewise, for a connection that is an accepted socket.
+    pub fn share_socket(&self, worker: usize, direction: Direction) -> LoadShare {
+        self.sockets(worker, direction).fetch_add(1, Ordering::Relaxed);
+        let mut share = self.share(worker);
+        share.socket = Some(direction);
+        share
+    }
+
+    /// Accepted sockets of all workers.
+    pub fn sockets_open(&self, direction: Direction) -> u64 {
+        let open = |worker| self.sockets(worker, direction).load(Ordering::Relaxed);
+        (0..self.workers()).map(|worker| u64::from(open(worker))).sum()
+    }
+
+    fn sockets(&self, worker: usize, direction: Direction) -> &AtomicU32 {
+        &self.0[worker].sockets[direction as usize]
     }
 
     fn add_connection(&self, worker: usize) {

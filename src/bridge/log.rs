@@ -13,6 +13,9 @@ use crate::clock::SystemTime;
 use crate::identity::Identity;
 use crate::limits;
 
+/// The target of access lines, as in `RUST_LOG=access=off`.
+pub const ACCESS_TARGET: &str = "access";
+
 /// One connection for the access log. Fields that do not apply are `None` and left out of the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessRecord {
@@ -68,7 +71,7 @@ impl Party {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     Inbound,
     Outbound,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use super::load::LoadShare;
+use super::traffic::{LiveCursor, LivePage};
 use crate::identity::Identity;
 use crate::planted::{Bug, is_planted};
 use crate::sys::descriptor::Descriptor;
@@ -132,6 +133,12 @@ pub enum Order {
     Drain { deadline: std::time::Duration },
     /// Answered at the end of the turn that takes it in.
     Report(mpsc::Sender<WorkerReport>),
+    /// Answered likewise, by the connections in the next `limits::LIVE_SLOTS_PAGE_MAX` slots: who wants all of them asks
+    /// again.
+    ListConnections {
+        from: LiveCursor,
+        answer: mpsc::Sender<LivePage>,
+    },
 }
 
 /// What a worker holds and has done, as of the end of one turn.

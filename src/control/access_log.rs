@@ -9,13 +9,11 @@ use std::sync::mpsc;
 
 use tracing::Level;
 
+use crate::bridge::log::ACCESS_TARGET as TARGET;
 use crate::bridge::{AccessEvent, AccessRecord, Direction, LogItem, LogQueue, Party};
 use crate::clock;
 use crate::control::log_line::{Format, Line};
 use crate::limits;
-
-/// The target of access lines, as in `RUST_LOG=access=off`.
-pub const TARGET: &str = "access";
 
 /// Runs the log thread until every sink is gone. Errors of `out` are ignored: there is nowhere to report them.
 pub fn run(queue: &LogQueue, format: Format, out: &mut dyn Write) {

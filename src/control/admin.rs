@@ -1,6 +1,6 @@
 //! The admin server on the loopback's port 15000: dump, log levels, end.
 //!
-//! Control thread. Nothing here asks a worker or makes one wait. Specification: sections 1, 3 and 4 of the admin
+//! Control thread. Nothing here makes a worker wait; the thread of a dump asks them for their connections. Specification: sections 1, 3 and 4 of the admin
 //! contract.
 
 use std::cell::Cell;
@@ -21,6 +21,9 @@ use crate::control::roster::Roster;
 use crate::limits;
 
 pub mod dump;
+mod live;
+
+pub use live::Live;
 
 use dump::{Constants, Dump};
 
@@ -66,6 +69,8 @@ pub struct Admin<F> {
     pub roster: Roster,
     pub constants: Arc<Constants>,
     pub filter: F,
+    /// Who is asked for live connections.
+    pub live: Live,
     pub ending: Ending,
     /// Places of dumps that are being written.
     pub dumps: Arc<Semaphore>,
@@ -134,6 +139,7 @@ impl<F: LogFilter> Admin<F> {
             certificates: self.certificates().await,
             pods: self.roster.listed(),
             constants: Arc::clone(&self.constants),
+            live: self.live.clone(),
         };
         match dump.stream(place) {
             Ok(body) => {

@@ -18,6 +18,9 @@ use crate::control::xds::protocol::Kind;
 use crate::sys::rlimit;
 
 pub mod exposition;
+pub mod traffic;
+
+use traffic::Workers;
 
 /// The counters. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -70,10 +73,11 @@ impl Metrics {
     }
 
     /// Everything that a scrape shows, in the order of its sections.
-    pub fn registry(&self, istio_version: &str, roster: Roster) -> Registry {
+    pub fn registry(&self, istio_version: &str, roster: Roster, workers: Workers) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
-        self.register_istio(registry.sub_registry_with_prefix("istio"), istio_version);
+        let istio = registry.sub_registry_with_prefix("istio");
+        self.register_istio(istio, istio_version, workers.clone());
         let pods = registry.sub_registry_with_prefix("workload_manager");
         pods.register_collector(Box::new(Pods(roster)));
         let own = registry.sub_registry_with_prefix("uztunnel");
@@ -82,12 +86,11 @@ impl Metrics {
             "The total number of requests to the certificate authority (unstable)",
             self.certificate_requests.clone(),
         );
+        own.register_collector(Box::new(traffic::Own(workers)));
         registry
     }
 
-    /// Series of traffic (`istio_tcp_*`) are registered here, last, as a collector that adds up what the workers
-    /// have counted.
-    fn register_istio(&self, istio: &mut Registry, istio_version: &str) {
+    fn register_istio(&self, istio: &mut Registry, istio_version: &str, workers: Workers) {
         let build = Family::<BuildLabels, Gauge>::default();
         let labels = BuildLabels {
             component: "ztunnel",
@@ -111,6 +114,7 @@ impl Metrics {
             Unit::Bytes,
             self.message_bytes.clone(),
         );
+        istio.register_collector(Box::new(traffic::Istio(workers)));
     }
 }
 

@@ -5,7 +5,7 @@
 //! turned into the IPv4 address when it enters, so that one host has one key.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -180,8 +180,18 @@ impl fmt::Display for GatewayTarget {
 }
 
 impl fmt::Display for GatewayAddress {
+    /// `address:port`, or `namespace/hostname:port`; what is not in the unnamed network with its network in front.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} port {}", self.target, self.hbone_mtls_port)
+        let port = self.hbone_mtls_port;
+        match &self.target {
+            GatewayTarget::Address(NetworkAddress { network, ip }) => {
+                if !network.is_empty() {
+                    write!(f, "{network}/")?;
+                }
+                SocketAddr::new(*ip, port).fmt(f)
+            }
+            GatewayTarget::Hostname(hostname) => write!(f, "{hostname}:{port}"),
+        }
     }
 }
 

@@ -15,17 +15,17 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
-use crate::bridge::load::LoadTable;
-use crate::bridge::{LogSink, Order, Orders, Revocations, SnapshotCell};
+use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
 use crate::config::{
     self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
 };
 use crate::control::admin::dump::{Constants, process};
-use crate::control::admin::{self, Admin, Ending};
+use crate::control::admin::{self, Admin, Ending, Live};
 use crate::control::ca::{Ca, Signer};
 use crate::control::demands::{self, Reports, WorkerFailed};
 use crate::control::grpc::{self, GrpcError};
 use crate::control::log_line::Format;
+use crate::control::metrics::traffic::Workers;
 use crate::control::metrics::{Metrics, exposition};
 use crate::control::pods::{self, WorkerPods};
 use crate::control::readiness::{self, Readiness, Task};
@@ -154,18 +154,20 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
         filter,
         ending: Ending::default(),
         dumps: Arc::new(Semaphore::new(limits::DUMPS_MAX)),
+        live: Live::default(),
     };
-    let asked_to_end = shown.ending.clone();
-    start_servers(config, &readiness, &metrics, shown)?;
+    let (asked_to_end, live) = (shown.ending.clone(), shown.live.clone());
+    let shared = Workers::new(config.worker.threads.min(limits::WORKERS_MAX));
+    start_servers(config, &readiness, &metrics, shared.clone(), shown)?;
 
-    let revocations = Revocations::default();
     // Before the first handshake.
     let watch = config
         .tls
         .revocations
         .clone()
-        .map(|path| revocation::Watch::start(path, revocations.clone()));
-    let (orders, demands, load) = start_workers(config, log, snapshot.clone(), revocations, &backend)?;
+        .map(|path| revocation::Watch::start(path, shared.revocations.clone()));
+    let (orders, demands) = start_workers(config, log, snapshot.clone(), &shared, &backend)?;
+    live.serve(orders.clone());
     if let Some(watch) = watch {
         tokio::task::spawn_local(watch.run(orders.clone()));
     }
@@ -215,7 +217,7 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
             tracing::warn!("drain duration expired with pending connections, forcefully shutting down");
         }
     }
-    tracing::info!("ended; workers: {}", load.all_turns());
+    tracing::info!("ended; workers: {}", shared.load.all_turns());
     Ok(())
 }
 
@@ -333,10 +335,11 @@ fn start_servers(
     config: &Config,
     readiness: &Readiness,
     metrics: &Metrics,
+    workers: Workers,
     shown: Admin<Filter>,
 ) -> Result<(), BootError> {
     let sockets = servers::bind(config)?;
-    let registry = metrics.registry(&config.node.istio_version, shown.roster.clone());
+    let registry = metrics.registry(&config.node.istio_version, shown.roster.clone(), workers);
     let probes = readiness::server(sockets.readiness, readiness.clone()).map_err(BootError::Control)?;
     let scrapes = exposition::server(sockets.metrics, registry).map_err(BootError::Control)?;
     tokio::task::spawn_local(probes.serve());
@@ -353,15 +356,14 @@ fn start_workers(
     config: &Config,
     log: &LogSink,
     snapshot: SnapshotCell,
-    revocations: Revocations,
+    shared: &Workers,
     backend: &Arc<Choice>,
-) -> Result<(Orders, DemandQueue, LoadTable), BootError> {
-    let threads = config.worker.threads.min(limits::WORKERS_MAX);
+) -> Result<(Orders, DemandQueue), BootError> {
+    let threads = shared.load.workers();
     let cpus = cpu::allowed().unwrap_or_default();
     let pinned = cpu::set_is_ours(&cpus, cpu::online(), cpu::quota(), threads);
     let settings = Settings::new(&config.worker, &config.sockets, &config.tls);
     let (demands, queue) = demand_queue::channel();
-    let load = LoadTable::new(threads);
     let setup = |index: usize| Setup {
         index,
         backend: Arc::clone(backend),
@@ -370,10 +372,11 @@ fn start_workers(
         settings: settings.clone(),
         snapshot: snapshot.clone(),
         demands: demands.clone(),
-        load: load.clone(),
-        revocations: revocations.clone(),
+        load: shared.load.clone(),
+        revocations: shared.revocations.clone(),
         log: log.clone(),
+        traffic: shared.traffic.shard(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;
-    Ok((Orders::new(workers.handles), queue, load))
+    Ok((Orders::new(workers.handles), queue))
 }

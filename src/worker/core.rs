@@ -18,6 +18,7 @@ use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
 use super::hbone::session::{Session, SessionEvent};
 use super::listen::{Captured, Listener};
+use super::live::Attempt;
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
@@ -30,6 +31,7 @@ use crate::bridge::load::LoadTable;
 use crate::bridge::orders::{WorkerHandle, WorkerReport};
 use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
+use crate::bridge::traffic::{LiveCursor, LivePage};
 use crate::clock;
 use crate::limits;
 use crate::runtime::oneshot;
@@ -83,6 +85,8 @@ pub struct Core<D: Driver> {
     pub sessions: Slab<Session>,
     pub tunnels: Slab<Tunnel>,
     pub pipes: Slab<Pipe>,
+    /// Connections that are being set up, to be shown.
+    pub attempts: Slab<Attempt>,
     pub pods: Pods,
     pub pool: Pool,
     pub certificates: CertificateCache,
@@ -102,6 +106,8 @@ pub struct Core<D: Driver> {
     pub requests: Vec<Request>,
     /// Those who asked for a report in this turn.
     pub reports: Vec<mpsc::Sender<WorkerReport>>,
+    /// Those who asked for connections, and from where on.
+    pub lists: Vec<(LiveCursor, mpsc::Sender<LivePage>)>,
     /// Other lists came into force in this turn; a task compares the sessions with them.
     pub revocations_changed: bool,
     /// Set by a drain order.
@@ -150,7 +156,7 @@ impl<D: Driver + 'static> Core<D> {
             driver,
             now,
             buffers: Buffers::default(),
-            telemetry: Telemetry::new(setup.log),
+            telemetry: Telemetry::new(setup.log, setup.traffic),
             recheck: Recheck::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
@@ -165,6 +171,7 @@ impl<D: Driver + 'static> Core<D> {
             sessions: Slab::default(),
             tunnels: Slab::default(),
             pipes: Slab::default(),
+            attempts: Slab::default(),
             pods: Pods::default(),
             pool: Pool::default(),
             certificates: CertificateCache::default(),
@@ -175,6 +182,7 @@ impl<D: Driver + 'static> Core<D> {
             captured: Vec::new(),
             requests: Vec::new(),
             reports: Vec::new(),
+            lists: Vec::new(),
             revocations_changed: false,
             draining: false,
             drain_over: false,

@@ -14,6 +14,7 @@ use super::owner::Owned;
 use super::pods::PodState;
 use super::settings::Settings;
 use super::telemetry::Account;
+use crate::bridge::Traffic;
 use crate::bridge::demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::{Direction, log_queue};
@@ -60,6 +61,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
         load: LoadTable::new(1),
         revocations: Revocations::default(),
         log: log_queue().0,
+        traffic: Traffic::default().shard(),
     };
     let driver = EpollDriver::new().expect("epoll");
     Core::new(setup, driver, Vec::new().into(), executor.spawner())

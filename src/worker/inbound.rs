@@ -11,6 +11,7 @@ use super::core::Core;
 use super::hbone::dial::OpenStream;
 use super::hbone::serve::Request;
 use super::hbone::session::UserState;
+use super::live::Attempting;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
@@ -25,10 +26,10 @@ use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Snap
 use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
 use crate::sys::driver::{Driver, SocketSpec};
-use crate::wire::baggage::Baggage;
 use crate::wire::hbone::{Authority, ConnectResponse, IncomingRequest, Method};
 use crate::wire::http2::ErrorCode;
 use crate::wire::proxy_protocol::ProxyHeader;
+use crate::wire::traceparent::TraceContext;
 
 /// What of the session a stream's journey needs.
 struct Origin {
@@ -53,6 +54,11 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     };
     let mut account = Account::new(Direction::Inbound, now, origin.peer, origin.local);
     account.source_identity = Some(origin.identity.clone());
+    let told = request.traceparent.as_deref().and_then(TraceContext::parse);
+    account.connection_id = match told {
+        Some(context) => context.trace_id,
+        None => shell.with(|core| core.random.u128(..)),
+    };
 
     let identified = origin
         .pod
@@ -62,15 +68,19 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
         Ok(identified) => identified,
         Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::BeforeConnection),
     };
+    shell.with(|core| core.telemetry.open(&mut account));
+    let attempting = Attempting::begin(&shell, &origin.pod, &account, delivery.address);
     let delivered = origin
         .pod
         .while_present(deliver(&shell, &origin, &own, &delivery));
-    let server = match shell.unless(given_up, delivered).await {
+    let delivered = shell.unless(given_up, delivered).await;
+    drop(attempting);
+    let server = match delivered {
         Some(Ok(Ok(server))) => server,
         // Otherwise peers that ask and go away would use up the pod's budget with connections to nowhere.
         None => {
             let outcome = Outcome::StreamReset(ErrorCode::Cancel);
-            return shell.with(|core| core.telemetry.record(account, core.now, &outcome));
+            return shell.with(|core| core.telemetry.fail(account, core.now, &outcome));
         }
         Some(Ok(Err(outcome)) | Err(outcome)) => {
             return refuse(&shell, stream, account, &outcome, Refusal::Connection);
@@ -128,7 +138,7 @@ fn refuse<D: Driver + 'static>(
         core.answer(stream.session, stream.stream, &response);
         match refusal {
             Refusal::BeforeConnection => core.telemetry.refuse(account, outcome),
-            Refusal::Connection => core.telemetry.record(account, core.now, outcome),
+            Refusal::Connection => core.telemetry.fail(account, core.now, outcome),
         }
     });
     stream.answered();
@@ -304,23 +314,8 @@ impl<D: Driver + 'static> Core<D> {
     ) -> Result<Delivery, Outcome> {
         let snapshot = self.snapshot.load();
         let delivery = snapshot.validate_inbound(own, origin.local.ip(), target)?;
-        account.source = snapshot
-            .inbound_source(origin.peer.ip(), request.forwarded_network.as_deref())
-            .cloned();
-        if account.source.is_none() && self.settings.response_baggage {
-            let told = Baggage::parse(request.baggage.iter().map(String::as_str));
-            account.source_told = told.ok().map(Box::new);
-        }
-        account.destination = Some(own.clone());
-        account.destination_identity = Some(own.identity.clone());
-        let named = request
-            .forwarded
-            .as_deref()
-            .and_then(crate::wire::hbone::forwarded_host);
-        let requested = delivery.service.as_ref();
-        account.service = snapshot
-            .inbound_service(own, delivery.address.port(), named.as_deref(), requested)
-            .cloned();
+        let reads_baggage = self.settings.response_baggage;
+        account.describe_inbound(&snapshot, own, request, &delivery, reads_baggage);
         Ok(delivery)
     }
 

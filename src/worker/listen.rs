@@ -8,6 +8,7 @@ use super::core::{Core, TimerEvent};
 use super::placement;
 use super::pods::PodState;
 use crate::bridge::load::LoadShare;
+use crate::bridge::log::Direction;
 use crate::bridge::orders::{Capture, Order};
 use crate::runtime::slab::Key;
 use crate::sys::descriptor::Descriptor;
@@ -59,7 +60,11 @@ impl<D: Driver + 'static> Core<D> {
         let worker = placement::place(capture, self.index, &self.load, |workers| {
             random.usize(0..workers)
         });
-        let share = self.load.share(worker);
+        let direction = match capture {
+            Capture::Outbound => Direction::Outbound,
+            Capture::InboundPlaintext | Capture::InboundHbone => Direction::Inbound,
+        };
+        let share = self.load.share_socket(worker, direction);
         if worker == self.index {
             self.captured.push(Captured {
                 pod,

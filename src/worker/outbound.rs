@@ -11,6 +11,7 @@ use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
 use super::hbone::pool::PoolKey;
 use super::listen::Captured;
+use super::live::Attempting;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
@@ -39,6 +40,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         return;
     };
     let mut account = Account::new(Direction::Outbound, now, peer, target);
+    account.connection_id = shell.with(|core| core.random.u128(1..));
 
     let decided = pod
         .while_present(decide(&shell, &pod, peer, target, &mut account))
@@ -50,12 +52,13 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             return;
         }
     };
+    shell.with(|core| core.telemetry.open(&mut account));
     let connected = pod
         .while_present(connect(&shell, &pod, course, target, &mut account))
         .await;
     match connected.map_err(Rc::new).and_then(|connected| connected) {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
-        Err(outcome) => shell.with(|core| core.telemetry.record(account, core.now, &outcome)),
+        Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }
 }
 
@@ -109,6 +112,7 @@ async fn connect<D: Driver + 'static>(
     let peer = account.source_address;
     let mut tried = Vec::new();
     loop {
+        let attempting = Attempting::begin(shell, pod, account, course.next_hop());
         let failed = match &course {
             Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
             Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
@@ -117,6 +121,7 @@ async fn connect<D: Driver + 'static>(
             Ok(end) => return Ok(end),
             Err(outcome) => outcome,
         };
+        drop(attempting);
         tried.push(course.next_hop());
         let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
         let source = account
@@ -130,7 +135,9 @@ async fn connect<D: Driver + 'static>(
         let Some(other) = other else {
             return Err(failed);
         };
-        tracing::debug!(from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
+        let id = format_args!("{:032x}", account.connection_id);
+        tracing::debug!(%id, from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
+        shell.with(|core| core.telemetry.reopen(account, &failed));
         course = other;
     }
 }
@@ -160,7 +167,7 @@ async fn tunnel<D: Driver + 'static>(
     let baggage = baggage(source).encode();
     let forwarded = forwarded_value(peer, account.service.as_ref().map(|service| &*service.hostname));
     let trace = shell
-        .with(|core| TraceContext::new(core.random.u128(..), core.random.u64(1..)))
+        .with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)))
         .to_string();
     let request = ConnectRequest {
         authority: &authority,
@@ -273,30 +280,15 @@ impl<D: Driver + 'static> Core<D> {
             plan = decide()?;
             draws += 1;
         }
-        let Plan {
-            way,
-            destination,
-            service,
-        } = plan;
-        let next_hop = way.next_hop();
-        let course = match way {
-            Way::Tcp { next_hop } => {
-                (account.hbone_address, account.source_identity) = (None, None);
-                account.destination_identity = None;
-                Course::Plain { next_hop }
-            }
-            Way::Hbone(hop) => {
-                account.hbone_address = hop.authority.address();
-                account.source_identity = Some(source.identity.clone());
-                account.destination_identity = destination.as_ref().map(|to| to.identity.clone());
-                let source = source.clone();
-                Course::Tunnel { source, hop }
-            }
+        let course = match &plan.way {
+            Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
+            Way::Hbone(hop) => Course::Tunnel {
+                source: source.clone(),
+                hop: hop.clone(),
+            },
             Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
         };
-        account.destination_address = next_hop;
-        account.service = service;
-        account.destination = destination;
+        account.describe_outbound(source, &plan);
         Ok(course)
     }
 

@@ -1,12 +1,13 @@
-//! How a connection ended, as a value. One table maps it to the CONNECT status, the log and later the metrics.
+//! How a connection ended, as a value, which is mapped here to the CONNECT status, the log and the metrics.
 //!
 //! Texts follow the contract (observability.md section 4.3): dashboards and tests of users look for them.
 
 use std::io;
 
 use crate::bridge::orders::CertificateError;
+use crate::bridge::traffic::{Refusal, ResponseFlag};
 use crate::mesh::{Denial, InboundError, RouteError};
-use crate::tls::{Revoked, TlsError};
+use crate::tls::{HandshakeError, Revoked, TlsError};
 use crate::wire::http2::ErrorCode;
 
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,83 @@ impl Outcome {
     }
 }
 
+/// How far a connection had come when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    SettingUp,
+    Relaying,
+}
+
+impl Outcome {
+    /// The flag of the connection's series (contract: data-plane.md section 19). A TLS handshake that fails is CONNECT
+    /// there as well, whatever the flag's name: only an unusable certificate of our own is TLS_FAILURE.
+    pub fn flag(&self, phase: Phase) -> ResponseFlag {
+        match self {
+            Self::Complete | Self::Drained | Self::PodRemoved => ResponseFlag::None,
+            Self::Denied(_) | Self::NoLongerAllowed(_) => ResponseFlag::Deny,
+            Self::HboneConnectTimeout(_) => ResponseFlag::NetworkPolicy,
+            Self::Identity(_) => ResponseFlag::IdentityError,
+            Self::Revoked(_) | Self::Tls(TlsError::Handshake(HandshakeError::Revoked(_))) => {
+                ResponseFlag::CertRevoked
+            }
+            Self::Tls(TlsError::Credential(_)) => ResponseFlag::TlsFailure,
+            Self::Handshake(_) | Self::Http2(_) | Self::SessionClosed(_) | Self::StreamReset(_) => {
+                match phase {
+                    Phase::SettingUp => ResponseFlag::H2HandshakeFailure,
+                    Phase::Relaying => ResponseFlag::Connect,
+                }
+            }
+            Self::ConnectFailed(_)
+            | Self::Io(_)
+            | Self::Send(_)
+            | Self::Receive(_)
+            | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
+            | Self::Status(_)
+            | Self::Route(_)
+            | Self::Inbound(_)
+            | Self::WorkloadUnknown(_)
+            | Self::RecursiveCall
+            | Self::Overloaded { .. }
+            | Self::Deadline { .. }
+            | Self::Malformed(_) => ResponseFlag::Connect,
+        }
+    }
+
+    /// Why there was no connection at all.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Route(_) => Refusal::Route,
+            Self::WorkloadUnknown(_) => Refusal::WorkloadUnknown,
+            Self::RecursiveCall | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,
+            Self::Inbound(
+                InboundError::Mismatch { .. }
+                | InboundError::UnknownHost(_)
+                | InboundError::UnknownPort { .. }
+                | InboundError::NoAddress(_),
+            )
+            | Self::Malformed(_)
+            | Self::Denied(_)
+            | Self::NoLongerAllowed(_) => Refusal::Request,
+            Self::Overloaded { .. } => Refusal::Capacity,
+            Self::Complete | Self::Drained | Self::PodRemoved => Refusal::Ending,
+            Self::ConnectFailed(_)
+            | Self::HboneConnectTimeout(_)
+            | Self::Io(_)
+            | Self::Send(_)
+            | Self::Receive(_)
+            | Self::Tls(_)
+            | Self::Identity(_)
+            | Self::Status(_)
+            | Self::Handshake(_)
+            | Self::Http2(_)
+            | Self::SessionClosed(_)
+            | Self::Revoked(_)
+            | Self::StreamReset(_)
+            | Self::Deadline { .. } => Refusal::Handshake,
+        }
+    }
+}
+
 /// Errors of a copy that are how applications ordinarily end (contract: observability.md section 4.2).
 pub fn ends_a_copy(error: &io::Error) -> bool {
     matches!(
@@ -145,4 +223,60 @@ pub fn ends_a_copy(error: &io::Error) -> bool {
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionAborted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::CredentialError;
+
+    /// Contract: observability.md section 3.3, data-plane.md section 19.
+    #[test]
+    fn flags_are_those_of_the_contract() {
+        use ResponseFlag as Flag;
+        let broken = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let identity = "spiffe://cluster.local/ns/shop/sa/web".to_owned();
+        let refused = |error: HandshakeError| Outcome::Tls(TlsError::Handshake(error));
+        for (outcome, setting_up, relaying) in [
+            (Outcome::Complete, Flag::None, Flag::None),
+            (Outcome::Drained, Flag::None, Flag::None),
+            (Outcome::PodRemoved, Flag::None, Flag::None),
+            (Outcome::ConnectFailed(broken()), Flag::Connect, Flag::Connect),
+            (
+                Outcome::HboneConnectTimeout(broken()),
+                Flag::NetworkPolicy,
+                Flag::NetworkPolicy,
+            ),
+            (Outcome::Receive(broken()), Flag::Connect, Flag::Connect),
+            (Outcome::Status(HttpStatus(401)), Flag::Connect, Flag::Connect),
+            (
+                refused(HandshakeError::UnknownIssuer),
+                Flag::Connect,
+                Flag::Connect,
+            ),
+            (
+                Outcome::Tls(TlsError::Credential(CredentialError::NoRoots { identity })),
+                Flag::TlsFailure,
+                Flag::TlsFailure,
+            ),
+            (
+                Outcome::Identity(CertificateError::no_longer_needed()),
+                Flag::IdentityError,
+                Flag::IdentityError,
+            ),
+            (
+                Outcome::StreamReset(ErrorCode::Cancel),
+                Flag::H2HandshakeFailure,
+                Flag::Connect,
+            ),
+            (
+                Outcome::Http2("closed".to_owned()),
+                Flag::H2HandshakeFailure,
+                Flag::Connect,
+            ),
+        ] {
+            let flags = [Phase::SettingUp, Phase::Relaying].map(|phase| outcome.flag(phase));
+            assert_eq!(flags, [setting_up, relaying], "{outcome}");
+        }
+    }
 }

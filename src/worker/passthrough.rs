@@ -6,9 +6,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::core::Core;
 use super::inbound::{Facts, authorize_and_connect};
 use super::listen::Captured;
+use super::live::Attempting;
 use super::outcome::Outcome;
 use super::pods::PodState;
 use super::shell::{Shell, Socket};
@@ -31,6 +31,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         return;
     };
     let mut account = Account::new(Direction::Inbound, now, peer, target);
+    account.connection_id = shell.with(|core| core.random.u128(..));
 
     let identified = pod.while_present(identify(&shell, &pod, &mut account)).await;
     let own = match identified.and_then(|identified| identified) {
@@ -40,18 +41,22 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             return;
         }
     };
+    shell.with(|core| core.telemetry.open(&mut account));
+    let attempting = Attempting::begin(&shell, &pod, &account, target);
     let facts = Facts {
         peer,
         application: target,
         identity: None,
     };
     let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts, target));
-    match connected.await.and_then(|connected| connected) {
+    let connected = connected.await.and_then(|connected| connected);
+    drop(attempting);
+    match connected {
         Ok(server) => {
             let (client, server) = (client.release(), server.release());
             shell.with(|core| core.attach_pipe(pod, client, server, Box::new(account), share));
         }
-        Err(outcome) => shell.with(|core| core.telemetry.record(account, core.now, &outcome)),
+        Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }
 }
 
@@ -69,19 +74,6 @@ async fn identify<D: Driver + 'static>(
         return Err(Outcome::RecursiveCall);
     }
     let own = own_workload(shell, pod).await?;
-    shell.with(|core| core.describe_plaintext(&own, account));
+    shell.with(|core| account.describe_plaintext(&core.snapshot.load(), &own));
     Ok(own)
-}
-
-impl<D: Driver + 'static> Core<D> {
-    fn describe_plaintext(&mut self, own: &Arc<Workload>, account: &mut Account) {
-        let snapshot = self.snapshot.load();
-        let network = &snapshot.locale().network;
-        account.source = snapshot
-            .workload_by_address(network, account.source_address.ip())
-            .cloned();
-        account.destination = Some(own.clone());
-        let port = account.destination_address.port();
-        account.service = snapshot.inbound_service(own, port, None, None).cloned();
-    }
 }

@@ -209,7 +209,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         self.driver.close(pipe.client.socket, how[0]);
         self.driver.close(pipe.server.socket, how[1]);
-        self.telemetry.record(*pipe.account, self.now, &outcome);
+        self.telemetry.close(*pipe.account, self.now, &outcome);
     }
 }
 

@@ -178,6 +178,7 @@ fn judge(
 fn tell(account: &Account, denial: &Denial) {
     tracing::info!(
         target: "access",
+        id = format_args!("{:032x}", account.connection_id),
         source = %account.source_address,
         destination = %account.destination_address,
         reason = %denial,

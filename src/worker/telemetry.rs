@@ -1,21 +1,32 @@
-//! What every connection leaves behind: its access record, handed to the log thread once a turn. Formatting is
-//! done there, never on a worker.
+//! What every connection leaves behind: what is counted of it while it lives, and its access record, handed to the log
+//! thread once a turn. Formatting is done there and by scrapes, never on a worker.
+//!
+//! Invariant: what is opened is closed once, in the series that it was opened in. Specification: observability contract,
+//! sections 3 and 4.
+
+mod describe;
+mod kinds;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::outcome::Outcome;
-use crate::bridge::log::{AccessEvent, AccessRecord, Direction, LogSink, Party};
+use tracing::Level;
+
+use self::kinds::Kinds;
+use super::outcome::{Outcome, Phase};
+use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, LogSink, Party};
+use crate::bridge::traffic::{Original, Series, Shard};
 use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
 use crate::wire::baggage::Baggage;
 
-/// Collects the records of one worker.
+/// Collects the records and counts of one worker.
 pub struct Telemetry {
     log: LogSink,
     batch: Vec<AccessRecord>,
+    kinds: Kinds,
 }
 
 /// What is known of a connection while it lives.
@@ -23,6 +34,8 @@ pub struct Telemetry {
 pub struct Account {
     pub direction: Direction,
     pub started: Instant,
+    /// Names the connection in the lines of both nodes' logs: the id of its trace.
+    pub connection_id: u128,
     pub source_address: SocketAddr,
     pub source: Option<Arc<Workload>>,
     /// What the peer says about a source that the mesh does not know here.
@@ -37,8 +50,12 @@ pub struct Account {
     pub destination: Option<Arc<Workload>>,
     /// Only with mutual TLS.
     pub destination_identity: Option<Identity>,
+    /// What the client asked for.
+    pub original: Original,
     client_to_server_bytes: u64,
     server_to_client_bytes: u64,
+    /// Where it is counted, from the moment that it is opened.
+    series: Option<Arc<Series>>,
 }
 
 impl Account {
@@ -48,9 +65,14 @@ impl Account {
         source_address: SocketAddr,
         destination_address: SocketAddr,
     ) -> Self {
+        let original = match direction {
+            Direction::Outbound => Original::Address(destination_address),
+            Direction::Inbound => Original::Host(None),
+        };
         Self {
             direction,
             started,
+            connection_id: 0,
             source_address,
             source: None,
             source_told: None,
@@ -60,17 +82,25 @@ impl Account {
             service: None,
             destination: None,
             destination_identity: None,
+            original,
             client_to_server_bytes: 0,
             server_to_client_bytes: 0,
+            series: None,
         }
     }
 
     pub fn from_client(&mut self, bytes: usize) {
         self.client_to_server_bytes += bytes as u64;
+        if let Some(series) = &self.series {
+            series.count_received(bytes as u64);
+        }
     }
 
     pub fn to_client(&mut self, bytes: usize) {
         self.server_to_client_bytes += bytes as u64;
+        if let Some(series) = &self.series {
+            series.count_sent(bytes as u64);
+        }
     }
 
     /// Bytes that the local application sent: the client when outbound, the server when inbound.
@@ -133,15 +163,53 @@ fn told_party(address: SocketAddr, told: Baggage, identity: Option<Identity>) ->
 }
 
 impl Telemetry {
-    pub fn new(log: LogSink) -> Self {
+    pub fn new(log: LogSink, shard: Shard) -> Self {
         Self {
             log,
             batch: Vec::new(),
+            kinds: Kinds::new(shard),
         }
     }
 
-    /// A connection ended.
-    pub fn record(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+    /// A connection is about to be set up: who it is from and where it goes is known.
+    pub fn open(&mut self, account: &mut Account) {
+        self.begin(account);
+        // The log thread would drop the line as well, but the record is not free.
+        if tracing::enabled!(target: ACCESS_TARGET, Level::DEBUG) {
+            self.batch
+                .push(account.clone().into_record(AccessEvent::Opened, None));
+        }
+    }
+
+    /// An endpoint was given up for another one, which `account` describes by now. To what is counted these are two
+    /// connections, so that each destination has its own; the log has one line, at the end.
+    pub fn reopen(&mut self, account: &mut Account, given_up: &Outcome) {
+        if let Some(series) = account.series.take() {
+            series.count_closed(given_up.flag(Phase::SettingUp));
+        }
+        self.begin(account);
+    }
+
+    fn begin(&mut self, account: &mut Account) {
+        let series = self.kinds.series(account);
+        series.count_opened();
+        account.series = Some(series);
+    }
+
+    /// A connection ended that had both of its ends.
+    pub fn close(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+        self.end(account, now, outcome, Phase::Relaying);
+    }
+
+    /// A connection could not be set up.
+    pub fn fail(&mut self, account: Account, now: Instant, outcome: &Outcome) {
+        self.end(account, now, outcome, Phase::SettingUp);
+    }
+
+    fn end(&mut self, account: Account, now: Instant, outcome: &Outcome, phase: Phase) {
+        if let Some(series) = &account.series {
+            series.count_closed(outcome.flag(phase));
+        }
         // The log counts from the pod's side: what it sent, what it received.
         let (bytes_sent, bytes_received) = match account.direction {
             Direction::Outbound => (account.client_to_server_bytes, account.server_to_client_bytes),
@@ -158,6 +226,9 @@ impl Telemetry {
 
     /// A connection was refused before it became one.
     pub fn refuse(&mut self, account: Account, outcome: &Outcome) {
+        self.kinds
+            .shard()
+            .count_refused(account.direction, outcome.refusal());
         self.batch
             .push(account.into_record(AccessEvent::Failed, outcome.error()));
     }
@@ -172,6 +243,9 @@ impl Telemetry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridge::Traffic;
+    use crate::bridge::log::log_queue;
+    use crate::bridge::traffic::{Refusal, ResponseFlag};
 
     fn record(source: Option<Workload>, told: Option<&str>) -> AccessRecord {
         let nowhere = ([198, 18, 0, 1], 1).into();
@@ -201,5 +275,106 @@ mod tests {
         assert_eq!(both.cluster, None);
         let neither = record(None, None).source;
         assert_eq!((neither.workload, neither.namespace), (None, None));
+    }
+
+    /// What is counted, by destination: opened, received, sent, and closed by flag.
+    fn counted(traffic: &Traffic) -> Vec<(String, [u64; 3], Vec<(ResponseFlag, u64)>)> {
+        let totals = traffic.totals();
+        totals
+            .series
+            .iter()
+            .map(|(labels, sums)| {
+                let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
+                (
+                    labels.destination.workload.to_string(),
+                    [sums.opened, sums.received_bytes, sums.sent_bytes],
+                    closed.filter(|(_, count)| *count > 0).collect(),
+                )
+            })
+            .collect()
+    }
+
+    fn opened(telemetry: &mut Telemetry, destination: &str) -> Account {
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        let mut account = Account::new(Direction::Outbound, clock::now(), nowhere, nowhere);
+        account.destination = Some(named(destination));
+        telemetry.open(&mut account);
+        account
+    }
+
+    fn named(name: &str) -> Arc<Workload> {
+        let mut workload = Workload::new(name, name, Identity::new("cluster.local", "shop", name));
+        workload.workload_name = name.into();
+        Arc::new(workload)
+    }
+
+    #[test]
+    fn a_connection_is_opened_before_it_is_there_and_closed_once_with_its_flag() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let now = clock::now();
+        let mut well = opened(&mut telemetry, "cart");
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [1, 0, 0], vec![])]);
+        well.from_client(3);
+        well.to_client(5);
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [1, 3, 5], vec![])]);
+        telemetry.close(well, now, &Outcome::Complete);
+        let dead = opened(&mut telemetry, "cart");
+        let refused = Outcome::ConnectFailed(std::io::ErrorKind::ConnectionRefused.into());
+        telemetry.fail(dead, now, &refused);
+        // The same words mean one thing before both ends are there, and another thing behind.
+        let torn = || Outcome::SessionClosed("the peer went away".to_owned());
+        let early = opened(&mut telemetry, "cart");
+        telemetry.fail(early, now, &torn());
+        let late = opened(&mut telemetry, "cart");
+        telemetry.close(late, now, &torn());
+        let expected = vec![
+            (ResponseFlag::None, 1),
+            (ResponseFlag::Connect, 2),
+            (ResponseFlag::H2HandshakeFailure, 1),
+        ];
+        assert_eq!(counted(&traffic), [("cart".to_owned(), [4, 3, 5], expected)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_given_up_is_a_failed_connection_of_its_own_and_no_line() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let mut account = opened(&mut telemetry, "dead");
+        let refused = Outcome::ConnectFailed(std::io::ErrorKind::ConnectionRefused.into());
+        account.destination = Some(named("well"));
+        telemetry.reopen(&mut account, &refused);
+        assert_eq!(telemetry.batch, []);
+        telemetry.close(account, clock::now(), &Outcome::Complete);
+        assert_eq!(telemetry.batch.len(), 1);
+        let [dead, well] = [ResponseFlag::Connect, ResponseFlag::None].map(|flag| vec![(flag, 1)]);
+        let expected = [
+            ("dead".to_owned(), [1, 0, 0], dead),
+            ("well".to_owned(), [1, 0, 0], well),
+        ];
+        assert_eq!(counted(&traffic), expected);
+    }
+
+    #[test]
+    fn what_never_became_a_connection_is_counted_by_its_reason() {
+        let traffic = Traffic::default();
+        let (sink, _queue) = log_queue();
+        let mut telemetry = Telemetry::new(sink, traffic.shard());
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        for outcome in [
+            Outcome::RecursiveCall,
+            Outcome::Malformed("expected method CONNECT, got GET".to_owned()),
+            Outcome::RecursiveCall,
+        ] {
+            let account = Account::new(Direction::Inbound, clock::now(), nowhere, nowhere);
+            telemetry.refuse(account, &outcome);
+        }
+        let totals = traffic.totals();
+        assert!(totals.series.is_empty());
+        let counted: Vec<_> = totals.refused.into_iter().collect();
+        let of = |why, count| ((Direction::Inbound, why), count);
+        assert_eq!(counted, [of(Refusal::Recursive, 2), of(Refusal::Request, 1)]);
     }
 }

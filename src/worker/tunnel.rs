@@ -542,7 +542,7 @@ impl<D: Driver + 'static> Core<D> {
             }
             (None, outcome) => outcome,
         };
-        self.telemetry.record(*tunnel.account, self.now, &outcome);
+        self.telemetry.close(*tunnel.account, self.now, &outcome);
     }
 }
 
@@ -581,6 +581,11 @@ impl Tunnel {
         if let Writing::Open { sending, .. } = self.writing {
             self.writing = Writing::Open { sending, end: true };
         }
+    }
+
+    /// Whose stream left it behind.
+    pub fn left_by(&self) -> Option<&Rc<PodState>> {
+        self.remains.as_ref().map(|remains| &remains.pod)
     }
 
     /// Whether the peer said that nothing follows what it sent.

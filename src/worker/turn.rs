@@ -61,6 +61,7 @@ impl<D: Driver + 'static> Worker<D> {
             let has_unchecked = core.continue_recheck();
             core.flush();
             core.answer_reports();
+            core.answer_lists();
             has_unchecked || !core.captured.is_empty() || !core.requests.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
@@ -152,6 +153,7 @@ impl<D: Driver + 'static> Core<D> {
                 Order::Revocations => self.revocations_changed = true,
                 Order::Drain { deadline } => self.start_drain(deadline),
                 Order::Report(asked) => self.reports.push(asked),
+                Order::ListConnections { from, answer } => self.lists.push((from, answer)),
             }
         }
     }

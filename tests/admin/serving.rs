@@ -17,9 +17,10 @@ use tokio::task::LocalSet;
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::config::{Config, Environment};
 use uztunnel::control::admin::dump::{Constants, process};
-use uztunnel::control::admin::{self, Admin, Ending, LogFilter};
+use uztunnel::control::admin::{self, Admin, Ending, Live, LogFilter};
 use uztunnel::control::certificates::Standing;
 use uztunnel::control::demands::{self, Inventory};
+use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::metrics::{Metrics, exposition};
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
@@ -88,6 +89,8 @@ type Applied = (Kind, Vec<Resource>, mpsc::Sender<()>);
 pub struct Serving {
     pub metrics: Metrics,
     pub roster: Roster,
+    pub workers: Workers,
+    pub live: Live,
     pub metrics_address: SocketAddr,
     admin_address: SocketAddr,
     dumps: Arc<Semaphore>,
@@ -123,6 +126,8 @@ impl Serving {
         let mut serving = Self {
             metrics: Metrics::default(),
             roster: Roster::default(),
+            workers: Workers::new(2),
+            live: Live::default(),
             metrics_address: addresses.1,
             admin_address: addresses.0,
             dumps: Arc::new(Semaphore::new(limits::DUMPS_MAX)),
@@ -132,7 +137,10 @@ impl Serving {
             stop: Some(stop),
             thread: None,
         };
-        let registry = serving.metrics.registry("unknown", serving.roster.clone());
+        let registry = serving
+            .metrics
+            .registry("unknown", serving.roster.clone(), serving.workers.clone());
+        let live = serving.live.clone();
         let (roster, dumps) = (serving.roster.clone(), Arc::clone(&serving.dumps));
         let certificates = Arc::clone(&serving.certificates);
         let asked_to_end = Arc::clone(&serving.asked_to_end);
@@ -153,6 +161,7 @@ impl Serving {
                 filter: Written::default(),
                 ending: Ending::default(),
                 dumps,
+                live,
             });
             let ending = shown.ending.clone();
             let admin = admin::server(admin_listener.into(), shown).expect("registered");

@@ -11,7 +11,7 @@ use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, wait_until};
 use crate::setup::{BODY_BYTES, options, plan, serve_http, start};
 
 /// Status and body of one request to a port of the node's loopback.
-fn ask(world: &World, node: usize, at: &str, method: &str, path: &str) -> (u16, String) {
+pub fn ask(world: &World, node: usize, at: &str, method: &str, path: &str) -> (u16, String) {
     let asked = world.nodes[node].namespace.run(|| -> std::io::Result<String> {
         let mut stream = TcpStream::connect(at)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -27,7 +27,7 @@ fn ask(world: &World, node: usize, at: &str, method: &str, path: &str) -> (u16, 
     (status.expect("a status"), body.to_owned())
 }
 
-fn dump(world: &World, node: usize) -> Value {
+pub fn dump(world: &World, node: usize) -> Value {
     let (status, body) = ask(world, node, "127.0.0.1:15000", "GET", "/config_dump");
     assert_eq!(status, 200);
     serde_json::from_str(&body).expect("JSON")

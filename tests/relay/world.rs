@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use uztunnel::bridge::{
     CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, Revocations, SnapshotCell,
-    WorkerHandle, WorkerReport, demands, log, orders,
+    Traffic, WorkerHandle, WorkerReport, demands, log, orders,
 };
 use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
@@ -214,6 +214,7 @@ impl Node {
             load: LoadTable::new(1),
             revocations: Revocations::default(),
             log: sink,
+            traffic: Traffic::default().shard(),
         };
         let (hello, hellos) = mpsc::channel();
         let thread = std::thread::Builder::new()

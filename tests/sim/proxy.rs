@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uztunnel::bridge::{
     Demand, DemandQueue, LoadTable, LogQueue, Order, Orders, Pod, PodInfo, PodListeners, PodUid, Revocations,
-    SnapshotCell, demands, log, orders,
+    SnapshotCell, Traffic, demands, log, orders,
 };
 use uztunnel::clock::simulated;
 use uztunnel::config::Compliance;
@@ -64,6 +64,7 @@ impl Proxy {
         let (demand_sender, demands) = demands::channel();
         let (sink, log) = log::log_queue();
         let load = LoadTable::new(node.workers);
+        let traffic = Traffic::default();
         let snapshot = SnapshotCell::new(snapshot);
         let seed = |index: usize| {
             plan.seed
@@ -96,6 +97,7 @@ impl Proxy {
                     load: load.clone(),
                     revocations: Revocations::default(),
                     log: sink.clone(),
+                    traffic: traffic.shard(),
                 };
                 let executor = Executor::default();
                 let core = Core::new(setup, driver, handles.clone().into(), executor.spawner());

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use crate::config::LocalSource;
+use crate::control::admin::Live;
 use crate::control::certificates::Standing;
 use crate::control::demands::Inventory;
 use crate::control::http::Body;
@@ -51,6 +52,8 @@ pub struct Dump {
     pub certificates: Inventory,
     pub pods: Listed,
     pub constants: Arc<Constants>,
+    /// Asked when the dump gets there.
+    pub live: Live,
 }
 
 impl Dump {
@@ -109,7 +112,7 @@ impl Serialize for Dump {
         map.serialize_entry("stagedServices", &Staged(&self.snapshot))?;
         map.serialize_entry("staticConfig", &Static(self.constants.local_state.as_ref()))?;
         map.serialize_entry("version", &self.constants.version)?;
-        map.serialize_entry("workloadState", &Pods(&self.pods))?;
+        map.serialize_entry("workloadState", &Pods(&self.pods, &self.live.by_pod()))?;
         let mut workloads: Vec<_> = self.snapshot.workloads().collect();
         workloads.sort_unstable_by_key(|workload| &workload.uid);
         map.serialize_entry("workloads", &each(&workloads, |it| WorkloadShape::new(it)))?;

@@ -26,7 +26,7 @@ fn the_documented_example_is_read_in_full() {
     assert_eq!(cart.capacity, 1);
     assert_eq!(
         cart.waypoint.as_ref().expect("set").to_string(),
-        "shop/wp.shop.svc.cluster.local port 15008"
+        "shop/wp.shop.svc.cluster.local:15008"
     );
     assert_eq!(cart.services[0].1.get(443), Some(8443));
     let tunnel = wp.application_tunnel.expect("set");

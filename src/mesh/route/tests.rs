@@ -362,7 +362,7 @@ fn an_unknown_waypoint_is_refused_and_never_bypassed() {
         let snapshot = mesh(vec![client(), server], vec![web], vec![]);
         assert_eq!(
             error(&snapshot, "10.96.0.1:80"),
-            format!("unknown waypoint: {target} port 15008")
+            format!("unknown waypoint: {target}:15008")
         );
     }
 }
@@ -381,7 +381,7 @@ fn a_waypoint_whose_service_is_passthrough_is_unknown() {
     let snapshot = mesh(vec![client(), wp, server], vec![wp_service], vec![]);
     assert_eq!(
         error(&snapshot, "10.0.0.2:80"),
-        "unknown waypoint: net1/10.96.0.9 port 15009"
+        "unknown waypoint: net1/10.96.0.9:15009"
     );
 }
 

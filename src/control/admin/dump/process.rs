@@ -3,6 +3,9 @@
 //! Specification: sections 5.4, 5.5 and 5.7 of the admin contract. Invariant: nothing secret is in it. Private keys
 //! cannot be reached from here, tokens are not shown, and of headers that carry credentials only the name is.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
@@ -11,9 +14,11 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::bridge::traffic::{LiveConnection, Original};
 use crate::bridge::{PodInfo, PodUid};
 use crate::clock::Duration;
 use crate::config::{CertificateSource, Config, OriginalSource, Server, TrustRoots};
+use crate::control::admin::live::PodConnections;
 use crate::control::certificates::Standing;
 use crate::control::roster::Listed;
 use crate::tls::{CertifiedIdentity, Description};
@@ -100,11 +105,12 @@ fn rfc_3339(time: OffsetDateTime) -> String {
 }
 
 /// Every pod by its uid.
-pub struct Pods<'a>(pub &'a Listed);
+pub struct Pods<'a>(pub &'a Listed, pub &'a HashMap<PodUid, PodConnections>);
 
 impl Serialize for Pods<'_> {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
-        let up = self.0.up.iter().map(|(uid, info)| (uid, PodShape::up(info)));
+        let up = self.0.up.iter();
+        let up = up.map(|(uid, info)| (uid, PodShape::up(info, self.1.get(uid))));
         let pending = self.0.pending.iter();
         let pending = pending.map(|(uid, info)| (uid, PodShape::pending(info)));
         let mut pods: Vec<(&PodUid, PodShape<'_>)> = up.chain(pending).collect();
@@ -116,16 +122,50 @@ impl Serialize for Pods<'_> {
 #[derive(Serialize)]
 struct PodShape<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    connections: Option<Connections>,
+    connections: Option<Connections<'a>>,
     info: InfoShape<'a>,
     state: &'static str,
 }
 
-/// Workers do not report live connections yet: the lists are there for their readers, and empty.
+#[derive(Serialize, Default)]
+struct Connections<'a> {
+    inbound: Vec<ConnectionShape<'a>>,
+    outbound: Vec<ConnectionShape<'a>>,
+}
+
 #[derive(Serialize)]
-struct Connections {
-    inbound: [(); 0],
-    outbound: [(); 0],
+#[serde(rename_all = "camelCase")]
+struct ConnectionShape<'a> {
+    actual_dst: SocketAddr,
+    original_dst: OriginalShape<'a>,
+    protocol: &'static str,
+    src: SocketAddr,
+}
+
+/// Null when it is not told.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OriginalShape<'a> {
+    Address(SocketAddr),
+    Host(Option<&'a str>),
+}
+
+impl<'a> ConnectionShape<'a> {
+    fn list(connections: &'a [LiveConnection]) -> Vec<Self> {
+        connections.iter().map(Self::new).collect()
+    }
+
+    fn new(connection: &'a LiveConnection) -> Self {
+        Self {
+            actual_dst: connection.actual,
+            original_dst: match &connection.original {
+                Original::Address(address) => OriginalShape::Address(*address),
+                Original::Host(host) => OriginalShape::Host(host.as_deref()),
+            },
+            protocol: if connection.is_tunnelled { "HBONE" } else { "TCP" },
+            src: connection.source,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -137,11 +177,11 @@ struct InfoShape<'a> {
 }
 
 impl<'a> PodShape<'a> {
-    fn up(info: &'a PodInfo) -> Self {
-        let connections = Connections {
-            inbound: [],
-            outbound: [],
-        };
+    fn up(info: &'a PodInfo, live: Option<&'a PodConnections>) -> Self {
+        let connections = live.map_or_else(Connections::default, |live| Connections {
+            inbound: ConnectionShape::list(&live.inbound),
+            outbound: ConnectionShape::list(&live.outbound),
+        });
         Self {
             connections: Some(connections),
             state: "Up",

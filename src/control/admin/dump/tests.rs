@@ -71,6 +71,7 @@ fn dumped(text: &str) -> Value {
     let mut builder = Builder::new(Locale::default());
     builder.load(LocalState::parse(text).expect("a mesh"));
     let dump = Dump {
+        live: crate::control::admin::Live::default(),
         snapshot: builder.build().into(),
         certificates: Inventory::default(),
         pods: Listed::default(),

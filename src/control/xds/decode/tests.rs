@@ -556,7 +556,7 @@ fn calls_in_the_captured_mesh_go_where_the_contract_says() {
     assert_eq!(plan.way.next_hop().to_string(), "198.18.154.2:8443");
     // A waypoint without a pod, and a port that nobody has.
     for (target, error) in [
-        ("198.18.151.4:7000", "unknown waypoint: /198.18.151.7 port 15008"),
+        ("198.18.151.4:7000", "unknown waypoint: 198.18.151.7:15008"),
         ("198.18.151.1:81", "no healthy upstream: 198.18.151.1:81"),
     ] {
         assert_eq!(route(target).expect_err("refused").to_string(), error);

@@ -112,7 +112,7 @@ fn an_unknown_gateway_is_refused_by_its_name() {
     );
     assert_eq!(
         error(&snapshot, "10.96.0.1:80"),
-        "unknown network gateway: shop/nobody.shop port 15008"
+        "unknown network gateway: shop/nobody.shop:15008"
     );
 }
 

@@ -1,0 +1,299 @@
+//! Which series a connection is counted in: found by what it is made of, without building a text.
+//!
+//! Kinds are found by the addresses of the mesh's own values, which stay the same from snapshot to snapshot while
+//! nothing about them changes; where they are others, equal labels lead to the same series. Invariant: an address in the
+//! table belongs to the value that it was taken from, since a weak reference keeps its place.
+
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Weak};
+
+use super::Account;
+use crate::bridge::log::Direction;
+use crate::bridge::traffic::{EndLabels, Labels, Series, ServiceLabels, Shard};
+use crate::identity::Identity;
+use crate::limits;
+use crate::mesh::{Service, Workload};
+use crate::wire::baggage::Baggage;
+
+/// The series of one worker.
+pub struct Kinds {
+    shard: Shard,
+    found: HashMap<Parts, Found>,
+    all: HashSet<ByLabels>,
+    /// How many of them are of sources that only their peers tell of.
+    told: usize,
+    has_folded: bool,
+}
+
+/// What a connection is made of, by address.
+#[derive(PartialEq, Eq, Hash)]
+struct Parts {
+    direction: Direction,
+    source: Option<usize>,
+    service: Option<usize>,
+    destination: Option<usize>,
+    principal: Option<Identity>,
+}
+
+struct Found {
+    series: Arc<Series>,
+    _source: Option<Weak<Workload>>,
+    _service: Option<Weak<Service>>,
+    _destination: Option<Weak<Workload>>,
+}
+
+/// A series among others, by what it is labelled with.
+struct ByLabels(Arc<Series>);
+
+impl Borrow<Labels> for ByLabels {
+    fn borrow(&self) -> &Labels {
+        self.0.labels()
+    }
+}
+
+impl PartialEq for ByLabels {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.labels() == other.0.labels()
+    }
+}
+
+impl Eq for ByLabels {}
+
+impl Hash for ByLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.labels().hash(state);
+    }
+}
+
+impl Kinds {
+    pub fn new(shard: Shard) -> Self {
+        Self {
+            shard,
+            found: HashMap::new(),
+            all: HashSet::new(),
+            told: 0,
+            has_folded: false,
+        }
+    }
+
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Where a connection is counted.
+    pub fn series(&mut self, account: &Account) -> Arc<Series> {
+        if account.source.is_none() && account.source_told.is_some() {
+            return self.labelled(labels(account), true);
+        }
+        let parts = Parts {
+            direction: account.direction,
+            source: account.source.as_ref().map(address),
+            service: account.service.as_ref().map(address),
+            destination: account.destination.as_ref().map(address),
+            principal: account.source_identity.clone(),
+        };
+        if let Some(found) = self.found.get(&parts) {
+            return Arc::clone(&found.series);
+        }
+        let series = self.labelled(labels(account), false);
+        if self.found.len() >= limits::SERIES_FOUND_MAX {
+            self.found.clear();
+        }
+        let found = Found {
+            series: Arc::clone(&series),
+            _source: account.source.as_ref().map(Arc::downgrade),
+            _service: account.service.as_ref().map(Arc::downgrade),
+            _destination: account.destination.as_ref().map(Arc::downgrade),
+        };
+        self.found.insert(parts, found);
+        series
+    }
+
+    fn labelled(&mut self, labels: Labels, is_told: bool) -> Arc<Series> {
+        if let Some(known) = self.all.get(&labels) {
+            return Arc::clone(&known.0);
+        }
+        let is_full =
+            self.all.len() >= limits::SERIES_WORKER_MAX || is_told && self.told >= limits::SERIES_TOLD_MAX;
+        if is_full {
+            return self.fold(labels);
+        }
+        self.told += usize::from(is_told);
+        self.begin(labels)
+    }
+
+    /// One of the few series for everything that there is no room for: totals stay right. Traffic that is not
+    /// authenticated stays apart from what is, whoever it is from.
+    fn fold(&mut self, labels: Labels) -> Arc<Series> {
+        self.shard.count_folded();
+        if !std::mem::replace(&mut self.has_folded, true) {
+            tracing::warn!(
+                target: "telemetry",
+                kinds_max = limits::SERIES_WORKER_MAX,
+                told_max = limits::SERIES_TOLD_MAX,
+                "too many kinds of connections for series of their own: further ones are counted under unknown labels",
+            );
+        }
+        let folded = Labels {
+            reporter: labels.reporter,
+            source: EndLabels::default(),
+            source_principal: None,
+            is_mutual_tls: labels.is_mutual_tls,
+            service: ServiceLabels::default(),
+            destination: EndLabels::default(),
+            destination_principal: None,
+            has_localities: false,
+        };
+        match self.all.get(&folded) {
+            Some(known) => Arc::clone(&known.0),
+            None => self.begin(folded),
+        }
+    }
+
+    fn begin(&mut self, labels: Labels) -> Arc<Series> {
+        let series = self.shard.begin(labels);
+        self.all.insert(ByLabels(Arc::clone(&series)));
+        series
+    }
+}
+
+fn address<T>(shared: &Arc<T>) -> usize {
+    Arc::as_ptr(shared).addr()
+}
+
+/// Contract: observability.md section 3.1.
+pub fn labels(account: &Account) -> Labels {
+    let source = match (&account.source, &account.source_told) {
+        (Some(workload), _) => of_workload(workload),
+        (None, Some(told)) => of_baggage(told),
+        (None, None) => EndLabels::default(),
+    };
+    let destination = account.destination.as_deref();
+    Labels {
+        reporter: account.direction,
+        source,
+        source_principal: account.source_identity.clone(),
+        is_mutual_tls: account.source_identity.is_some(),
+        service: account.service.as_deref().map(of_service).unwrap_or_default(),
+        destination: destination.map(of_workload).unwrap_or_default(),
+        destination_principal: destination.map(|workload| workload.identity.clone()),
+        has_localities: account.source.is_some() || account.source_told.is_some() || destination.is_some(),
+    }
+}
+
+fn of_workload(workload: &Workload) -> EndLabels {
+    EndLabels {
+        workload: workload.workload_name.clone(),
+        canonical_service: workload.canonical_name.clone(),
+        canonical_revision: workload.canonical_revision.clone(),
+        namespace: workload.namespace.clone(),
+        app: workload.canonical_name.clone(),
+        version: workload.canonical_revision.clone(),
+        cluster: workload.cluster_id.clone(),
+        region: workload.locality.region.clone(),
+        zone: workload.locality.zone.clone(),
+    }
+}
+
+/// By the words of the peer: the app is then the workload, not the service.
+fn of_baggage(told: &Baggage) -> EndLabels {
+    let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
+    EndLabels {
+        workload: text(&told.workload_name),
+        canonical_service: text(&told.service_name),
+        canonical_revision: text(&told.revision),
+        namespace: text(&told.namespace),
+        app: text(&told.workload_name),
+        version: text(&told.revision),
+        cluster: text(&told.cluster),
+        region: text(&told.region),
+        zone: text(&told.zone),
+    }
+}
+
+fn of_service(service: &Service) -> ServiceLabels {
+    ServiceLabels {
+        hostname: service.hostname.clone(),
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::Traffic;
+    use crate::clock;
+
+    fn account(source: Option<&Arc<Workload>>, told: Option<&str>) -> Account {
+        let nowhere = ([198, 18, 0, 1], 1).into();
+        let mut account = Account::new(Direction::Inbound, clock::now(), nowhere, nowhere);
+        account.source = source.cloned();
+        account.source_told = told.map(|text| Box::new(Baggage::parse([text]).expect("ASCII")));
+        account
+    }
+
+    fn workload(name: &str) -> Arc<Workload> {
+        let mut workload = Workload::new(name, name, Identity::new("cluster.local", "shop", name));
+        workload.workload_name = name.into();
+        Arc::new(workload)
+    }
+
+    #[test]
+    fn another_value_with_the_same_labels_is_counted_in_the_same_series() {
+        let traffic = Traffic::default();
+        let mut kinds = Kinds::new(traffic.shard());
+        let (old, new) = (workload("web"), workload("web"));
+        let first = kinds.series(&account(Some(&old), None));
+        assert!(Arc::ptr_eq(&first, &kinds.series(&account(Some(&old), None))));
+        assert!(Arc::ptr_eq(&first, &kinds.series(&account(Some(&new), None))));
+        assert_eq!((kinds.found.len(), kinds.all.len()), (2, 1));
+        // The old one goes: its address is nobody else's as long as it leads somewhere.
+        let before = address(&old);
+        drop(old);
+        for index in 0..64 {
+            let other = workload(&format!("w{index}"));
+            assert_ne!(address(&other), before);
+        }
+        assert!(!Arc::ptr_eq(
+            &first,
+            &kinds.series(&account(Some(&workload("cart")), None))
+        ));
+    }
+
+    #[test]
+    fn kinds_have_a_bound_and_those_beyond_it_are_counted_together() {
+        let traffic = Traffic::default();
+        let mut kinds = Kinds::new(traffic.shard());
+        let opened = |kinds: &mut Kinds, account: &Account| kinds.series(account).count_opened();
+        for index in 0..limits::SERIES_TOLD_MAX + 100 {
+            opened(
+                &mut kinds,
+                &account(None, Some(&format!("k8s.pod.name=p{index}"))),
+            );
+        }
+        let totals = traffic.totals();
+        assert_eq!(totals.series.len(), limits::SERIES_TOLD_MAX + 1);
+        assert_eq!(totals.folded, 100);
+        // Strangers have used up their part; what the mesh knows has its own.
+        for index in 0..limits::SERIES_WORKER_MAX {
+            opened(&mut kinds, &account(Some(&workload(&format!("w{index}"))), None));
+        }
+        assert_eq!(kinds.all.len(), limits::SERIES_WORKER_MAX);
+        assert!(kinds.found.len() <= limits::SERIES_FOUND_MAX);
+        let totals = traffic.totals();
+        let all = limits::SERIES_TOLD_MAX + 100 + limits::SERIES_WORKER_MAX;
+        let counted: u64 = totals.series.values().map(|sums| sums.opened).sum();
+        assert_eq!(counted, all as u64, "nobody is lost");
+        assert_eq!(totals.folded, (all + 1 - limits::SERIES_WORKER_MAX) as u64);
+        let (folded, sums) = totals
+            .series
+            .iter()
+            .max_by_key(|(_, sums)| sums.opened)
+            .expect("some");
+        assert_eq!(sums.opened, totals.folded);
+        assert_eq!(folded.source, EndLabels::default());
+    }
+}

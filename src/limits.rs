@@ -1,8 +1,6 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
 use std::time::Duration;
-/// What a worker asks of the scheduler: to be let in soon, for a short time. A turn takes some tens of microseconds.
-pub const WORKER_SLICE: Duration = Duration::from_micros(100);
 
 /// Worker threads. More than the CPUs of any machine we know of.
 pub const WORKERS_MAX: usize = 1024;

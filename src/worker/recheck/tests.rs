@@ -1,3 +1,5 @@
+//! What the re-check of live connections promises, on connections that no driver knows.
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
-//! Everything that crosses threads, each with one writer: the snapshot and the revoked certificates (control), orders (control to worker),
-//! demands (worker to control), access records (worker to log), what is counted of traffic (worker to scrape), hand-overs
-//! and load (worker to worker).
+//! Everything that crosses threads, each with one writer: the snapshot and the revoked certificates (control), orders
+//! (control to worker), demands (worker to control), access records (worker to log), what is counted of traffic (worker
+//! to scrape), hand-overs and load (worker to worker), and how long turns take (worker to whoever asks).
 //!
 //! Workers never wait for another thread: they read the snapshot pointer, and everything else arrives as an
 //! order together with a wake.
@@ -12,6 +12,7 @@ pub mod orders;
 pub mod revocation;
 pub mod snapshot;
 pub mod traffic;
+pub mod turns;
 
 pub use demands::{Demand, DemandQueue, Demands};
 pub use load::{LoadShare, LoadTable};
@@ -23,3 +24,4 @@ pub use orders::{
 pub use revocation::Revocations;
 pub use snapshot::SnapshotCell;
 pub use traffic::Traffic;
+pub use turns::TurnHistogram;

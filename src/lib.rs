@@ -7,10 +7,12 @@
 //! |---|---|---|---|
 //! | `config::Config` | control | `Config::from_env`, at start | with the process |
 //! | `mesh::Builder` | control | `process::boot`, at start | when the first snapshot is built: state from a file does not change |
-//! | `mesh::Snapshot` | shared, immutable | `Builder::build` | when the last who loaded it lets go |
+//! | `mesh::Snapshot` | shared, immutable | `Builder::build` | on the control thread, which keeps a replaced one until no worker looks at it |
+//! | `mesh::Interner` | control | with the builder | with it; an entry when nobody uses it any more and others come |
+//! | `control::xds::envelope::Envelope` | control | `control::xds`, from one response | when its resources are applied |
 //! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
 //! | `bridge::Revocations`, `tls::RevocationLists` | shared; lists are immutable | `process::boot`; `control::revocation` when the file changed | with the process; when the last who loaded them lets go |
-//! | `bridge::LoadTable`, `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
+//! | `bridge::LoadTable` (with the histograms of turns), `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |
 //! | `bridge::Traffic`, its `Shard`s | shared; a shard is one worker's | `control::metrics`, at start | with the process |
 //! | `bridge::traffic::Series` | written by one worker, read by scrapes | `worker::telemetry`, for each kind of connection | never: counters must not go back |
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |

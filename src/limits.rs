@@ -1,6 +1,9 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
 use std::time::Duration;
+/// What a worker asks of the scheduler: to be let in soon, for a short time. A turn takes some tens of microseconds.
+pub const WORKER_SLICE: Duration = Duration::from_micros(100);
+
 /// Worker threads. More than the CPUs of any machine we know of.
 pub const WORKERS_MAX: usize = 1024;
 
@@ -493,6 +496,8 @@ pub const XDS_REQUEST_BYTES_MAX: usize = GRPC_MESSAGE_BYTES_DEFAULT - (64 << 10)
 pub const XDS_REQUEST_BYTES_WARN: usize = GRPC_MESSAGE_BYTES_DEFAULT / 4 * 3;
 /// Contract: wire.md section 6.
 pub const XDS_RESPONSE_BYTES_MAX: usize = 200 << 20;
+/// Memory for messages that a stream may keep.
+pub const XDS_STREAM_BYTES_KEPT: usize = 256 << 10;
 /// Text of a refusal. A server logs it.
 pub const XDS_NACK_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Requests that wait to be sent. There is one for each response.
@@ -508,9 +513,14 @@ pub const XDS_STREAM_SETTLED: Duration = Duration::from_secs(1);
 pub const XDS_SWEEP_DELAY: Duration = Duration::from_secs(30);
 /// The same failure is a warning once in this time.
 pub const XDS_WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// Resources decoded and applied, or services whose tables are built, before other work of the control thread gets
-/// its turn: about a millisecond.
+/// Resources decoded and applied before other work of the control thread gets its turn: half a millisecond.
 pub const XDS_SLICE: usize = 128;
+/// Fields of a response looked at in one go: a tenth of a microsecond each.
+pub const XDS_SCAN_SLICE: usize = 4096;
+/// Services whose tables are built in one go, with some twenty endpoints each.
+pub const XDS_SERVICES_SLICE: usize = 32;
+/// Replaced snapshots that the control thread keeps until no worker looks at them any more.
+pub const SNAPSHOTS_RETIRED_MAX: usize = 64;
 /// Snapshots are published no more often than this; each costs the change of every service that it touches.
 pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(10);
 /// Warnings about the contents of one response that are logged one by one.

@@ -11,15 +11,19 @@ mod address;
 mod authorize;
 mod balance;
 mod builder;
+mod few;
 mod gateway;
 mod inbound;
+mod interner;
 mod local;
 mod plan;
 mod policy;
 mod route;
 mod service;
+mod trie;
 mod workload;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -28,9 +32,10 @@ use ipnet::IpNet;
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
 };
-pub use authorize::{ConnectionFacts, Denial, Permit, PermitReason, PolicyEvent, PolicySet};
+pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
 pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
+pub use interner::{Interner, Memberships};
 pub use local::{LocalError, LocalState};
 pub use plan::{Decision, DoubleHop, Hop, Plan, TunnelAuthority, Unresolved, Way};
 pub use policy::{Clause, Match, Policy, PolicyAction, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
@@ -39,11 +44,13 @@ pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
 };
+pub use trie::TrieMap;
 pub use workload::{
     ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, Workload,
 };
 
 use crate::identity::Identity;
+use few::Few;
 
 /// The port on which every node proxy takes HBONE within a pod.
 pub const HBONE_PORT: u16 = 15008;
@@ -65,34 +72,34 @@ pub struct Snapshot {
     index: Index,
 }
 
-type ByNetwork<K, V> = imbl::HashMap<Arc<str>, imbl::HashMap<K, V>>;
+type ByNetwork<K, V> = TrieMap<Arc<str>, TrieMap<K, V>>;
 
 /// All lookups of a snapshot, in persistent maps: the builder's copy and a snapshot's share their structure.
 #[derive(Debug, Clone, Default)]
 struct Index {
     locale: Locale,
-    workloads: imbl::HashMap<Arc<str>, Arc<Workload>>,
-    /// In the order of insertion, at least one each.
-    workloads_by_address: ByNetwork<IpAddr, Vec<Arc<Workload>>>,
+    workloads: TrieMap<Arc<str>, Arc<Workload>>,
+    /// In the order of insertion.
+    workloads_by_address: ByNetwork<IpAddr, Few<Arc<Workload>>>,
     /// Namespace, then host name.
-    workloads_by_hostname: ByNetwork<Arc<str>, Vec<Arc<Workload>>>,
+    workloads_by_hostname: ByNetwork<Arc<str>, Few<Arc<Workload>>>,
     /// Namespace, then name; only those of this node.
-    own_workloads: ByNetwork<Arc<str>, Vec<Arc<Workload>>>,
+    own_workloads: ByNetwork<Arc<str>, Few<Arc<Workload>>>,
     /// By host name, one per namespace.
-    services: imbl::HashMap<Arc<str>, Vec<Arc<Service>>>,
+    services: TrieMap<Arc<str>, Few<Arc<Service>>>,
     /// One per namespace.
-    services_by_vip: ByNetwork<IpAddr, Vec<Arc<Service>>>,
+    services_by_vip: ByNetwork<IpAddr, Few<Arc<Service>>>,
     /// By masked range. One probe per prefix length in use replaces a walk over the ranges.
-    services_by_cidr: ByNetwork<IpNet, Vec<Arc<Service>>>,
+    services_by_cidr: ByNetwork<IpNet, Few<Arc<Service>>>,
     /// How many ranges there are of each prefix length, IPv4 and IPv6 apart.
-    cidr_lengths: imbl::OrdMap<(bool, u8), usize>,
-    policies: imbl::HashMap<Arc<str>, Arc<Policy>>,
+    cidr_lengths: Arc<BTreeMap<(bool, u8), usize>>,
+    policies: TrieMap<Arc<str>, Arc<Policy>>,
     /// The global ones are under the empty namespace.
-    policies_by_namespace: imbl::HashMap<Arc<str>, PolicyList>,
+    policies_by_namespace: TrieMap<Arc<str>, PolicyList>,
     /// Grows when policies change, or the workloads of this node.
     policies_revision: u64,
     /// Endpoints whose service is not there, unfiltered, by workload uid.
-    staged: imbl::HashMap<NamespacedHostname, imbl::OrdMap<Arc<str>, Endpoint>>,
+    staged: TrieMap<NamespacedHostname, TrieMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
 }
 
@@ -197,7 +204,7 @@ impl Snapshot {
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.index.services.values().flatten()
+        self.index.services.values().flat_map(|list| list.iter())
     }
 
     /// Different whenever the policies about some workload of this node may have changed, and never smaller later.
@@ -210,7 +217,7 @@ impl Snapshot {
     }
 
     /// Endpoints that wait for their service, by workload uid.
-    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &imbl::OrdMap<Arc<str>, Endpoint>)> {
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &TrieMap<Arc<str>, Endpoint>)> {
         self.index.staged.iter()
     }
 
@@ -227,7 +234,10 @@ impl Snapshot {
             .range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX));
         let matching = lengths.flat_map(|(&(_, length), _)| {
             let range = IpNet::new(ip, length).expect("invariant: lengths come from ranges of this family");
-            let services = ranges.get(&range.trunc()).into_iter().flatten();
+            let services = ranges
+                .get(&range.trunc())
+                .into_iter()
+                .flat_map(|list| list.iter());
             services.map(move |service| {
                 let in_namespace = client_namespace == Some(&*service.namespace);
                 ((in_namespace, length, service.canonical), service)

@@ -21,6 +21,7 @@ use uztunnel::control::metrics::Metrics;
 use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
+use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::DeltaDiscoveryResponse;
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
@@ -109,7 +110,7 @@ fn snapshot(node: &str) -> Arc<Snapshot> {
             ),
         ] {
             let response = DeltaDiscoveryResponse::decode(bytes).expect("a response");
-            let verdict = state.apply(kind, response.resources, Vec::new()).await;
+            let verdict = state.apply(kind, &Envelope::of(&response)).await;
             assert!(verdict.rejected.is_empty(), "{verdict:?}");
         }
         state.publish().await;

@@ -12,11 +12,17 @@
 //! | `server` | what they talk to |
 //! | `scenario` | what is measured |
 //! | `bench` | worlds and slices |
+//! | `scale` | a large mesh, loaded and changed while an echo runs |
+//! | `echo` | that echo |
+//! | `pods` | many pods announced at once |
 //! | `report` | medians, spread, ratios, as a table |
 
 pub mod bench;
+pub mod echo;
 pub mod load;
 pub mod machine;
+pub mod pods;
 pub mod report;
+pub mod scale;
 pub mod scenario;
 pub mod server;

@@ -1,6 +1,10 @@
 //! `uztunnel-perf SCENARIO --variant NAME=BINARY[,VARIABLE=VALUE]... [--base NAME] [--rounds N] [--slice-ms N]
 //! [--workers N]`: measures the variants and the direct path side by side and prints Markdown.
 //!
+//! `uztunnel-perf scale --variant ... [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N]
+//! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
+//! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU.
+//!
 //! `cargo xtask perf` builds the binaries and calls it.
 
 use std::path::Path;
@@ -9,7 +13,7 @@ use std::time::Duration;
 
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
-use uztunnel_perf::{machine, report};
+use uztunnel_perf::{machine, pods, report, scale};
 use uztunnel_rig::ProxyOptions;
 
 struct Arguments {
@@ -21,7 +25,17 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let outcome = parse(std::env::args().skip(1)).and_then(|arguments| run(&arguments));
+    let mut given = std::env::args().skip(1).peekable();
+    let control_plane = ["scale", "pods"]
+        .into_iter()
+        .find(|name| given.peek().is_some_and(|first| first == name));
+    let outcome = match control_plane {
+        Some(name) => parse_control_plane(given.skip(1)).and_then(|arguments| match name {
+            "scale" => run_scale(&arguments),
+            _ => run_pods(&arguments),
+        }),
+        None => parse(given).and_then(|arguments| run(&arguments)),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -54,6 +68,76 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         println!("{}", report::table(scenario, &names, &samples, base));
     }
     Ok(())
+}
+
+/// Of `scale` and `pods`.
+struct ControlPlane {
+    variants: Vec<(String, ProxyOptions)>,
+    rounds: usize,
+    pods: usize,
+    plan: scale::Plan,
+}
+
+fn run_scale(arguments: &ControlPlane) -> Result<(), String> {
+    println!("{}\n", machine::describe());
+    for round in 0..arguments.rounds {
+        for (name, options) in &arguments.variants {
+            let outcome =
+                scale::run(options, &arguments.plan).map_err(|error| format!("variant {name}: {error}"))?;
+            let name = format!("{name}, round {}", round + 1);
+            println!("{}", outcome.report(&name, &arguments.plan));
+        }
+    }
+    Ok(())
+}
+
+fn run_pods(arguments: &ControlPlane) -> Result<(), String> {
+    println!("{}\n\n{}", machine::describe(), pods::Outcome::head());
+    for _ in 0..arguments.rounds {
+        for (name, options) in &arguments.variants {
+            let outcome =
+                pods::run(options, arguments.pods).map_err(|error| format!("variant {name}: {error}"))?;
+            println!("{}", outcome.report(name));
+        }
+    }
+    Ok(())
+}
+
+fn parse_control_plane(mut given: impl Iterator<Item = String>) -> Result<ControlPlane, String> {
+    let mut parsed = ControlPlane {
+        variants: Vec::new(),
+        rounds: 1,
+        pods: 200,
+        plan: scale::Plan::default(),
+    };
+    let (mut workers, mut cpu) = (2, None);
+    while let Some(argument) = given.next() {
+        let value = given.next().ok_or_else(|| format!("{argument} needs a value"))?;
+        let number = || parse_number(&argument, &value);
+        match argument.as_str() {
+            "--variant" => parsed.variants.push(parse_variant(&value)?),
+            "--rounds" => parsed.rounds = number()?,
+            "--workers" => workers = number()?,
+            "--pods" => parsed.pods = number()?,
+            "--workloads" => parsed.plan.crowd.workloads = number()? as u32,
+            "--services" => parsed.plan.crowd.services = number()? as u32,
+            "--changes" => parsed.plan.changes_per_second = number()? as u32,
+            "--seconds" => parsed.plan.changing = Duration::from_secs(number()? as u64),
+            // The first CPU has the number 0.
+            "--cpu" => cpu = Some(value),
+            other => return Err(format!("unknown option {other}")),
+        }
+    }
+    if parsed.variants.is_empty() {
+        return Err("which proxy? --variant NAME=BINARY".to_owned());
+    }
+    for (_, options) in &mut parsed.variants {
+        options.workers = workers;
+        if let Some(cpu) = &cpu {
+            options.wrapper = ["taskset", "-c", cpu].map(str::to_owned).into();
+        }
+    }
+    Ok(parsed)
 }
 
 fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::log::Direction;
+use super::turns::{TurnCounters, TurnHistogram};
 
 /// Load of every worker. A hint: readers may see values that are a turn old.
 #[derive(Debug, Clone)]
@@ -40,6 +42,7 @@ struct WorkerLoad {
     sockets: [AtomicU32; 2],
     /// Share of the last period in which the worker was busy, per mille.
     busy_per_mille: AtomicU32,
+    turns: TurnCounters,
 }
 
 impl LoadTable {
@@ -48,6 +51,7 @@ impl LoadTable {
             connections: AtomicU32::new(0),
             sockets: Default::default(),
             busy_per_mille: AtomicU32::new(0),
+            turns: TurnCounters::new(),
         };
         Self((0..workers).map(|_| load()).collect())
     }
@@ -102,5 +106,24 @@ impl LoadTable {
 
     pub fn busy_per_mille(&self, worker: usize) -> u32 {
         self.0[worker].busy_per_mille.load(Ordering::Relaxed)
+    }
+
+    /// By the worker itself, at the end of a turn.
+    pub fn record_turn(&self, worker: usize, turn: Duration) {
+        self.0[worker].turns.record(turn);
+    }
+
+    /// How long the turns of a worker took since it started.
+    pub fn turns(&self, worker: usize) -> TurnHistogram {
+        self.0[worker].turns.read()
+    }
+
+    /// Those of all workers.
+    pub fn all_turns(&self) -> TurnHistogram {
+        let mut all = TurnHistogram::default();
+        for worker in 0..self.workers() {
+            all.add(&self.turns(worker));
+        }
+        all
     }
 }

@@ -15,8 +15,9 @@ impl SnapshotCell {
         Self(Arc::new(ArcSwap::from_pointee(snapshot)))
     }
 
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+    /// Gives the one before, which workers may still look at: whoever drops it last frees what is its alone.
+    pub fn publish(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        self.0.swap(Arc::new(snapshot))
     }
 
     /// One consistent view; hold it for one decision, not for a connection's life.

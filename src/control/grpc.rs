@@ -15,6 +15,7 @@
 
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::{Buf, Bytes};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::http::uri::PathAndQuery;
@@ -37,9 +39,10 @@ use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic_prost::{ProstCodec, ProstEncoder};
 
 use crate::config::{self, AuthToken, Compliance, TrustRoots};
 use crate::limits;
@@ -277,20 +280,20 @@ pub struct Channel {
 impl Channel {
     /// Opens a stream both ways. What is in `requests` already is sent at once; a server may answer with headers
     /// only when it has something to say, and until then this waits.
-    pub async fn stream<Q, A>(
+    /// Answers are not decoded: a large one would keep the thread from everything else.
+    pub async fn stream<Q>(
         &mut self,
         path: &'static str,
         requests: tonic::Request<mpsc::Receiver<Q>>,
         answer_bytes_max: usize,
-    ) -> Result<Streaming<A>, Status>
+    ) -> Result<Streaming<Bytes>, Status>
     where
         Q: Message + Send + Sync + 'static,
-        A: Message + Default + Send + Sync + 'static,
     {
         let mut client = self.client(answer_bytes_max);
         client.ready().await.map_err(|error| broken(&error))?;
         let requests = requests.map(ReceiverStream::new);
-        let codec = ProstCodec::<Q, A>::default();
+        let codec = Undecoded(PhantomData::<Q>);
         let response = client
             .streaming(requests, PathAndQuery::from_static(path), codec)
             .await?;
@@ -320,6 +323,37 @@ impl Channel {
     fn client(&self, answer_bytes_max: usize) -> Grpc<Connection> {
         Grpc::with_origin(self.connection.clone(), self.origin.clone())
             .max_decoding_message_size(answer_bytes_max)
+    }
+}
+
+/// Encodes questions, and leaves answers as they are.
+struct Undecoded<Q>(PhantomData<Q>);
+
+impl<Q: Message + Send + Sync + 'static> Codec for Undecoded<Q> {
+    type Encode = Q;
+    type Decode = Bytes;
+    type Encoder = ProstEncoder<Q>;
+    type Decoder = Whole;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::default())
+    }
+
+    fn decoder(&mut self) -> Whole {
+        Whole
+    }
+}
+
+/// One message, all its bytes.
+struct Whole;
+
+impl Decoder for Whole {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let bytes = message.remaining();
+        Ok(Some(message.copy_to_bytes(bytes)))
     }
 }
 

@@ -5,7 +5,9 @@
 //! is known stays in force until the control plane takes it back. Specification: section 1 of the control-plane
 //! contract.
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{self, Instant};
 use tonic::Streaming;
 
@@ -16,12 +18,14 @@ use crate::control::readiness::{Readiness, Task};
 use crate::limits;
 
 pub mod decode;
+pub mod envelope;
 pub mod messages;
 pub mod node;
 pub mod protocol;
 pub mod state;
 
-use messages::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use envelope::{Malformed, Scan};
+use messages::discovery::{DeltaDiscoveryRequest, Node};
 use protocol::{Ended, Kind, Protocol, Verdict};
 use state::State;
 
@@ -85,7 +89,10 @@ impl Client {
                 self.metrics.stream_ended(match &ended {
                     Ended::Complete => Termination::Complete,
                     Ended::Status { .. } if ended.is_reconnect() => Termination::Reconnect,
-                    Ended::Status { .. } | Ended::Unreachable(_) | Ended::NotOpened(_) => Termination::Error,
+                    Ended::Status { .. }
+                    | Ended::Unreachable(_)
+                    | Ended::NotOpened(_)
+                    | Ended::Malformed(_) => Termination::Error,
                 });
                 ended
             }
@@ -96,15 +103,7 @@ impl Client {
         }
     }
 
-    async fn open(
-        &mut self,
-    ) -> Result<
-        (
-            mpsc::Sender<DeltaDiscoveryRequest>,
-            Streaming<DeltaDiscoveryResponse>,
-        ),
-        Ended,
-    > {
+    async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Bytes>), Ended> {
         let mut channel = self.server.connect().await.map_err(not_opened)?;
         let (requests, outgoing) = mpsc::channel(limits::XDS_REQUESTS_QUEUED_MAX);
         let (first, warnings) = self.protocol.opened();
@@ -126,18 +125,29 @@ impl Client {
     async fn follow(
         &mut self,
         requests: mpsc::Sender<DeltaDiscoveryRequest>,
-        mut responses: Streaming<DeltaDiscoveryResponse>,
+        mut responses: Streaming<Bytes>,
     ) -> Ended {
+        let mut large = Bytes::new();
         loop {
             let publish_at = self.state.publish_at();
             let sweep_at = self.protocol.sweep_at();
+            let retire_at = self.state.retire_at();
             tokio::select! {
                 biased;
                 () = until(publish_at), if publish_at.is_some() => self.state.publish().await,
                 () = until(sweep_at), if sweep_at.is_some() => self.sweep(),
+                () = until(retire_at), if retire_at.is_some() => self.state.retire(),
                 received = responses.message() => match received {
                     Ok(Some(response)) => {
-                        let answer = self.received(response).await;
+                        // The stream reuses the memory of a message that nobody refers to any more, and would keep
+                        // that of the largest for ever. One that is referred to until the next is there, it gives up.
+                        let keeps = response.len() > limits::XDS_STREAM_BYTES_KEPT;
+                        let kept = if keeps { response.clone() } else { Bytes::new() };
+                        drop(std::mem::replace(&mut large, kept));
+                        let answer = match self.received(response).await {
+                            Ok(answer) => answer,
+                            Err(error) => return Ended::Malformed(error),
+                        };
                         if requests.send(answer).await.is_err() {
                             // The stream is over; the reason is the next thing to be received.
                             tracing::debug!("a response was not answered: the stream is over");
@@ -150,20 +160,18 @@ impl Client {
         }
     }
 
-    async fn received(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
-        let DeltaDiscoveryResponse {
-            type_url,
-            nonce,
-            resources,
-            removed_resources,
-            ..
-        } = response;
-        let (updates, removals) = (resources.len(), removed_resources.len());
-        let payloads = resources.iter().filter_map(|it| it.resource.as_ref());
-        let payload_bytes = payloads.map(|it| it.value.len()).sum();
-        self.metrics.response_received(Kind::of(&type_url), payload_bytes);
-        let verdict = match Kind::of(&type_url) {
-            Some(kind) => self.state.apply(kind, resources, removed_resources).await,
+    async fn received(&mut self, response: Bytes) -> Result<DeltaDiscoveryRequest, Malformed> {
+        let mut scan = Scan::new(response);
+        while !scan.step(limits::XDS_SCAN_SLICE)? {
+            yield_now().await;
+        }
+        let envelope = scan.finish();
+        let (type_url, nonce) = (envelope.type_url.clone(), envelope.nonce.clone());
+        let (updates, removals) = (envelope.resources, envelope.removed);
+        let kind = Kind::of(&type_url);
+        self.metrics.response_received(kind, envelope.payload_bytes);
+        let verdict = match kind {
+            Some(kind) => self.state.apply(kind, &envelope).await,
             None => {
                 tracing::error!("unknown type {type_url:?} in a response of the control plane");
                 Verdict::default()
@@ -186,7 +194,7 @@ impl Client {
         if self.protocol.is_synced() {
             self.synced().await;
         }
-        answer
+        Ok(answer)
     }
 
     /// Whoever waits for the first sync finds the state published.

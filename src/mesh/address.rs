@@ -50,7 +50,7 @@ pub struct GatewayAddress {
 
 /// Service port to target port, sorted by service port. A target of 0 stands for a named port, whose number
 /// only the endpoint knows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PortMap(Arc<[(u16, u16)]>);
 
 /// A text that is none of the names or addresses of this file.

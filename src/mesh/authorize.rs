@@ -34,26 +34,35 @@ pub struct Permit {
 pub enum PermitReason {
     /// Nothing denied it, and no policy is there that allows only some.
     NoAllowPolicies,
-    /// The policy of this key allows it.
-    AllowedBy(Arc<str>),
+    /// This rule allows it.
+    AllowedBy(Matched),
+}
+
+/// The rule that made a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matched {
+    /// The policy's key.
+    pub policy: Arc<str>,
+    /// Which of its rules, from 0 on.
+    pub rule: usize,
 }
 
 /// Why a connection was not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    #[error("explicitly denied by: {policy}")]
-    Explicit { policy: Arc<str> },
+    #[error("explicitly denied by: {}", .0.policy)]
+    Explicit(Matched),
     #[error("allow policies exist, but none allowed")]
     NotAllowed,
 }
 
-/// What happened while policies were evaluated, for the log.
+/// What happened while policies were evaluated, for the log: the policy's key, and which of its rules matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyEvent<'a> {
-    Denied(&'a str),
-    Allowed(&'a str),
-    DryRunDenied(&'a str),
-    DryRunAllowed(&'a str),
+    Denied(&'a str, usize),
+    Allowed(&'a str, usize),
+    DryRunDenied(&'a str, usize),
+    DryRunAllowed(&'a str, usize),
     DryRunNothingAllowed,
     NoAllowPolicies,
     NothingAllowed,
@@ -90,10 +99,10 @@ impl PartialEq for PolicySet {
 impl PolicyEvent<'_> {
     pub fn message(&self) -> &'static str {
         match self {
-            Self::Denied(_) => "deny policy match",
-            Self::Allowed(_) => "allow policy match",
-            Self::DryRunDenied(_) => "dry-run: deny policy match",
-            Self::DryRunAllowed(_) => "dry-run: allow policy match",
+            Self::Denied(..) => "deny policy match",
+            Self::Allowed(..) => "allow policy match",
+            Self::DryRunDenied(..) => "dry-run: deny policy match",
+            Self::DryRunAllowed(..) => "dry-run: allow policy match",
             Self::DryRunNothingAllowed => "dry-run: no allow policies match",
             Self::NoAllowPolicies => "no allow policies, allow",
             Self::NothingAllowed => "no allow policies matched",
@@ -103,12 +112,24 @@ impl PolicyEvent<'_> {
 
     pub fn policy(&self) -> Option<&str> {
         match self {
-            Self::Denied(key)
-            | Self::Allowed(key)
-            | Self::DryRunDenied(key)
-            | Self::DryRunAllowed(key)
+            Self::Denied(key, _)
+            | Self::Allowed(key, _)
+            | Self::DryRunDenied(key, _)
+            | Self::DryRunAllowed(key, _)
             | Self::Unknown(key) => Some(key),
             Self::DryRunNothingAllowed | Self::NoAllowPolicies | Self::NothingAllowed => None,
+        }
+    }
+
+    pub fn rule(&self) -> Option<usize> {
+        match self {
+            Self::Denied(_, rule)
+            | Self::Allowed(_, rule)
+            | Self::DryRunDenied(_, rule)
+            | Self::DryRunAllowed(_, rule) => Some(*rule),
+            Self::DryRunNothingAllowed | Self::NoAllowPolicies | Self::NothingAllowed | Self::Unknown(_) => {
+                None
+            }
         }
     }
 }
@@ -130,7 +151,7 @@ impl Snapshot {
         connection: &ConnectionFacts<'_>,
         observe: &mut dyn FnMut(PolicyEvent<'_>),
     ) -> Result<Permit, Denial> {
-        for key in &destination.authorization_policies {
+        for key in destination.authorization_policies.iter() {
             if !self.index.policies.contains_key(key) {
                 observe(PolicyEvent::Unknown(key));
             }
@@ -140,21 +161,24 @@ impl Snapshot {
             self.policies_for(destination)
                 .filter(move |policy| policy.action == action && policy.dry_run == dry_run)
         };
-        let first_match =
-            |action, dry_run| policies(action, dry_run).find(|policy| policy_matches(policy, &facts));
+        let first_match = |action, dry_run| {
+            policies(action, dry_run).find_map(|policy| Some((&policy.key, matching_rule(policy, &facts)?)))
+        };
+        let matched = |policy: &Arc<str>, rule| Matched {
+            policy: policy.clone(),
+            rule,
+        };
 
-        if let Some(policy) = first_match(PolicyAction::Deny, true) {
-            observe(PolicyEvent::DryRunDenied(&policy.key));
+        if let Some((key, rule)) = first_match(PolicyAction::Deny, true) {
+            observe(PolicyEvent::DryRunDenied(key, rule));
         }
-        if let Some(policy) = first_match(PolicyAction::Deny, false) {
-            observe(PolicyEvent::Denied(&policy.key));
-            return Err(Denial::Explicit {
-                policy: policy.key.clone(),
-            });
+        if let Some((key, rule)) = first_match(PolicyAction::Deny, false) {
+            observe(PolicyEvent::Denied(key, rule));
+            return Err(Denial::Explicit(matched(key, rule)));
         }
         let enforced = policies(PolicyAction::Allow, false).next().is_some();
         match first_match(PolicyAction::Allow, true) {
-            Some(policy) => observe(PolicyEvent::DryRunAllowed(&policy.key)),
+            Some((key, rule)) => observe(PolicyEvent::DryRunAllowed(key, rule)),
             None if !enforced && policies(PolicyAction::Allow, true).next().is_some() => {
                 observe(PolicyEvent::DryRunNothingAllowed);
             }
@@ -167,10 +191,10 @@ impl Snapshot {
             });
         }
         match first_match(PolicyAction::Allow, false) {
-            Some(policy) => {
-                observe(PolicyEvent::Allowed(&policy.key));
+            Some((key, rule)) => {
+                observe(PolicyEvent::Allowed(key, rule));
                 Ok(Permit {
-                    reason: PermitReason::AllowedBy(policy.key.clone()),
+                    reason: PermitReason::AllowedBy(matched(key, rule)),
                 })
             }
             None => {
@@ -255,8 +279,8 @@ impl<'a> Facts<'a> {
     }
 }
 
-fn policy_matches(policy: &Policy, facts: &Facts<'_>) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, facts))
+fn matching_rule(policy: &Policy, facts: &Facts<'_>) -> Option<usize> {
+    policy.rules.iter().position(|rule| rule_matches(rule, facts))
 }
 
 fn rule_matches(rule: &Rule, facts: &Facts<'_>) -> bool {

@@ -16,6 +16,7 @@ use weighted::Weighted;
 
 use super::address::PortMap;
 use super::service::{BalanceMode, Scope, Service};
+use super::trie::TrieMap;
 use super::workload::Workload;
 use crate::identity::Identity;
 
@@ -86,7 +87,7 @@ struct Node {
 }
 
 impl Balance {
-    pub fn build(service: &Service, workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>) -> Self {
+    pub fn build(service: &Service, workloads: &TrieMap<Arc<str>, Arc<Workload>>) -> Self {
         // Invalid names are reported by the builder when the service arrives.
         let names: Arc<[Identity]> = service
             .subject_alt_names
@@ -266,7 +267,7 @@ impl Node {
 fn candidates(
     service: &Service,
     names: &[Identity],
-    workloads: &imbl::HashMap<Arc<str>, Arc<Workload>>,
+    workloads: &TrieMap<Arc<str>, Arc<Workload>>,
 ) -> Vec<Candidate> {
     let mut sets: HashMap<&Identity, Arc<[Identity]>> = HashMap::new();
     let mut candidates: Vec<Candidate> = service

@@ -13,11 +13,13 @@ use ipnet::IpNet;
 
 use super::address::NamespacedHostname;
 use super::balance::Balance;
+use super::few::Few;
+use super::interner::Interner;
 use super::local::LocalState;
 use super::policy::{Policy, PolicyScope};
 use super::service::{Endpoint, Service};
 use super::workload::{NetworkMode, Workload};
-use super::{ByNetwork, Index, Locale, Snapshot};
+use super::{ByNetwork, Index, Locale, PolicyList, Snapshot, TrieMap};
 use crate::identity::Identity;
 
 #[derive(Debug, Default)]
@@ -27,10 +29,10 @@ pub struct Builder {
     pending: HashMap<NamespacedHostname, Pending>,
     /// Services whose tables no longer fit the state.
     stale: BTreeSet<NamespacedHostname>,
-    /// Which services refer to a workload, whether it is there or not.
+    /// Which services name an endpoint themselves, whether its workload is there or not. The services that their
+    /// workloads name are not in it.
     referring: HashMap<Arc<str>, BTreeSet<NamespacedHostname>>,
-    /// Every identity in use once, with the number of workloads that have it.
-    identities: HashMap<Identity, (Arc<[Identity]>, usize)>,
+    interner: Interner,
     warnings: Vec<String>,
     rebuilds: usize,
 }
@@ -68,6 +70,11 @@ impl Builder {
         }
     }
 
+    /// For those who make what is inserted.
+    pub fn interner(&mut self) -> &mut Interner {
+        &mut self.interner
+    }
+
     /// Adds a workload, or replaces the one of the same uid.
     pub fn insert_workload(&mut self, mut workload: Workload) {
         self.forget_workload(&workload.uid.clone());
@@ -85,33 +92,33 @@ impl Builder {
         let workload = Arc::new(workload);
         let index = &mut self.index;
         if workload.network_mode == NetworkMode::Standard {
-            let by_ip = index
-                .workloads_by_address
-                .entry(workload.network.clone())
-                .or_default();
             for ip in distinct_addresses(&workload) {
-                by_ip.entry(ip).or_default().push(workload.clone());
+                push_nested(
+                    &mut index.workloads_by_address,
+                    &workload.network,
+                    ip,
+                    workload.clone(),
+                );
             }
         }
         if !workload.hostname.is_empty() {
-            let by_hostname = index
-                .workloads_by_hostname
-                .entry(workload.namespace.clone())
-                .or_default();
-            by_hostname
-                .entry(workload.hostname.clone())
-                .or_default()
-                .push(workload.clone());
+            push_nested(
+                &mut index.workloads_by_hostname,
+                &workload.namespace,
+                workload.hostname.clone(),
+                workload.clone(),
+            );
         }
         if index.is_local(&workload) {
             index.next_policies_revision();
-            let by_name = index.own_workloads.entry(workload.namespace.clone()).or_default();
-            by_name
-                .entry(workload.name.clone())
-                .or_default()
-                .push(workload.clone());
+            push_nested(
+                &mut index.own_workloads,
+                &workload.namespace,
+                workload.name.clone(),
+                workload.clone(),
+            );
         }
-        for (key, ports) in &workload.services {
+        for (key, ports) in workload.services.iter() {
             let endpoint = Endpoint {
                 workload_uid: workload.uid.clone(),
                 ports: ports.clone(),
@@ -170,12 +177,10 @@ impl Builder {
                     .insert(endpoint.workload_uid.clone(), endpoint.clone());
             }
         }
-        if let Some(old) = self.index.take_service(&key) {
-            self.unrefer(&key, old.endpoints.keys());
-        }
-        for uid in service.endpoints.keys() {
+        for uid in given.keys() {
             self.referring.entry(uid.clone()).or_default().insert(key.clone());
         }
+        self.index.take_service(&key);
         self.index.place_service(&Arc::new(service));
         self.stale.insert(key);
     }
@@ -206,7 +211,8 @@ impl Builder {
         let policy = Arc::new(policy);
         let revision = self.index.next_policies_revision();
         if let Some(namespace) = policy_namespace(&policy) {
-            let list = self.index.policies_by_namespace.entry(namespace).or_default();
+            let lists = &mut self.index.policies_by_namespace;
+            let list = lists.get_or_insert_with(&namespace, PolicyList::default);
             let at = list.policies.partition_point(|other| other.key < policy.key);
             list.policies.insert(at, policy.clone());
             list.revision = revision;
@@ -250,16 +256,13 @@ impl Builder {
                 self.apply(key, pending);
             }
         }
-        // Only then: a table is built once, with all the endpoints.
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
             let Some(service) = self.index.service(&key) else {
                 continue;
             };
-            let mut service = Service::clone(service);
-            service.balance = Balance::build(&service, &self.index.workloads);
-            self.rebuilds += 1;
-            self.index.exchange_service(&Arc::new(service));
+            let service = Service::clone(service);
+            self.rebuild(service);
         }
         !(self.pending.is_empty() && self.stale.is_empty())
     }
@@ -281,11 +284,13 @@ impl Builder {
 
     fn apply(&mut self, key: NamespacedHostname, pending: Pending) {
         let Some(service) = self.index.service(&key) else {
-            let staged = self.index.staged.entry(key.clone()).or_default();
+            let staged = self.index.staged.get_or_insert_with(&key, TrieMap::new);
             for uid in &pending.removed {
                 staged.remove(uid);
             }
-            staged.extend(pending.inserted);
+            for (uid, endpoint) in pending.inserted {
+                staged.insert(uid, endpoint);
+            }
             if staged.is_empty() {
                 self.index.staged.remove(&key);
             }
@@ -298,12 +303,18 @@ impl Builder {
         self.unrefer(&key, pending.removed.iter());
         for (uid, endpoint) in pending.inserted {
             if service.includes(&endpoint) {
-                self.referring.entry(uid.clone()).or_default().insert(key.clone());
                 service.endpoints.insert(uid, endpoint);
             }
         }
+        self.stale.remove(&key);
+        self.rebuild(service);
+    }
+
+    /// The workloads are all there when this is called, so that tables are built once for a push.
+    fn rebuild(&mut self, mut service: Service) {
+        service.balance = Arc::new(Balance::build(&service, &self.index.workloads));
+        self.rebuilds += 1;
         self.index.exchange_service(&Arc::new(service));
-        self.stale.insert(key);
     }
 
     fn forget_workload(&mut self, uid: &str) -> bool {
@@ -329,13 +340,12 @@ impl Builder {
             index.next_policies_revision();
             remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
         }
-        for (key, _) in &old.services {
+        for (key, _) in old.services.iter() {
             let pending = self.pending.entry(key.clone()).or_default();
             pending.inserted.remove(uid);
             pending.removed.insert(old.uid.clone());
         }
         self.mark_referring(uid);
-        self.release_identity(&old.identity);
         true
     }
 
@@ -355,24 +365,22 @@ impl Builder {
         }
     }
 
+    /// All workloads of an identity share one copy.
     fn intern(&mut self, workload: &mut Workload) {
-        let fresh = || (Arc::new([workload.identity.clone()]) as Arc<[Identity]>, 0);
-        let (accepted, uses) = self
-            .identities
-            .entry(workload.identity.clone())
-            .or_insert_with(fresh);
-        *uses += 1;
-        workload.identity = accepted[0].clone();
-        workload.accepted = accepted.clone();
-    }
-
-    fn release_identity(&mut self, identity: &Identity) {
-        if let Some((_, uses)) = self.identities.get_mut(identity) {
-            *uses -= 1;
-            if *uses == 0 {
-                self.identities.remove(identity);
-            }
+        let identity = &workload.identity;
+        if *identity.trust_domain() != *workload.trust_domain
+            || *identity.namespace() != *workload.namespace
+            || *identity.service_account() != *workload.service_account
+        {
+            return;
         }
+        let accepted = self.interner.identity(
+            &workload.trust_domain,
+            &workload.namespace,
+            &workload.service_account,
+        );
+        workload.identity = accepted[0].clone();
+        workload.accepted = accepted;
     }
 }
 
@@ -398,30 +406,33 @@ impl Index {
 
     /// Adds a service to every view. By address there is one service per namespace: the latest.
     fn place_service(&mut self, service: &Arc<Service>) {
-        self.services
-            .entry(service.hostname.clone())
-            .or_default()
-            .push(service.clone());
+        push(&mut self.services, service.hostname.clone(), service.clone());
         for vip in &service.vips {
-            let by_ip = self.services_by_vip.entry(vip.network.clone()).or_default();
-            let list = by_ip.entry(vip.ip).or_default();
-            match list.iter_mut().find(|other| other.namespace == service.namespace) {
-                Some(slot) => *slot = service.clone(),
-                None => list.push(service.clone()),
+            let by_ip = self
+                .services_by_vip
+                .get_or_insert_with(&vip.network, TrieMap::new);
+            let known = by_ip
+                .get_mut(&vip.ip)
+                .and_then(|list| list.iter_mut().find(|other| other.namespace == service.namespace));
+            if let Some(slot) = known {
+                *slot = service.clone();
+            } else {
+                push(by_ip, vip.ip, service.clone());
             }
         }
         for vip in &service.cidr_vips {
             let range = vip.cidr.trunc();
-            *self.cidr_lengths.entry(length_key(range)).or_default() += 1;
-            let by_range = self.services_by_cidr.entry(vip.network.clone()).or_default();
-            by_range.entry(range).or_default().push(service.clone());
+            *Arc::make_mut(&mut self.cidr_lengths)
+                .entry(length_key(range))
+                .or_default() += 1;
+            push_nested(&mut self.services_by_cidr, &vip.network, range, service.clone());
         }
     }
 
     /// Puts a newer object of the same service where the older one is, in every view.
     fn exchange_service(&mut self, service: &Arc<Service>) {
-        let exchange = |list: Option<&mut Vec<Arc<Service>>>| {
-            for slot in list.into_iter().flatten() {
+        let exchange = |list: Option<&mut Few<Arc<Service>>>| {
+            for slot in list.into_iter().flat_map(Few::iter_mut) {
                 if is_same(slot, service) {
                     *slot = service.clone();
                 }
@@ -457,11 +468,12 @@ impl Index {
             let range = vip.cidr.trunc();
             remove_nested(&mut self.services_by_cidr, &vip.network, &range, same);
             let length = length_key(range);
-            let count = self.cidr_lengths.get(&length).copied().unwrap_or(0);
-            if count > 1 {
-                self.cidr_lengths.insert(length, count - 1);
-            } else {
-                self.cidr_lengths.remove(&length);
+            let lengths = Arc::make_mut(&mut self.cidr_lengths);
+            if let Some(count) = lengths.get_mut(&length) {
+                *count -= 1;
+                if *count == 0 {
+                    lengths.remove(&length);
+                }
             }
         }
         Some(old)
@@ -489,21 +501,40 @@ fn policy_namespace(policy: &Policy) -> Option<Arc<str>> {
     }
 }
 
-fn remove_where<K, V>(map: &mut imbl::HashMap<K, Vec<V>>, key: &K, condition: impl Fn(&V) -> bool)
+fn push<K, V>(map: &mut TrieMap<K, Few<V>>, key: K, value: V)
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+{
+    match map.get_mut(&key) {
+        Some(list) => list.push(value),
+        None => drop(map.insert(key, Few::one(value))),
+    }
+}
+
+fn push_nested<K, V>(map: &mut ByNetwork<K, Few<V>>, outer: &Arc<str>, inner: K, value: V)
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+{
+    push(map.get_or_insert_with(outer, TrieMap::new), inner, value);
+}
+
+fn remove_where<K, V>(map: &mut TrieMap<K, Few<V>>, key: &K, condition: impl Fn(&V) -> bool)
 where
     K: Hash + Eq + Clone,
     V: Clone,
 {
     if let Some(list) = map.get_mut(key) {
-        list.retain(|value| !condition(value));
-        if list.is_empty() {
-            map.remove(key);
+        match list.without(condition) {
+            Some(left) => *list = left,
+            None => drop(map.remove(key)),
         }
     }
 }
 
 fn remove_nested<K, V>(
-    map: &mut ByNetwork<K, Vec<V>>,
+    map: &mut ByNetwork<K, Few<V>>,
     outer: &Arc<str>,
     inner: &K,
     condition: impl Fn(&V) -> bool,

@@ -43,9 +43,7 @@ pub fn pod_in(namespace: &str, name: &str, address: &str) -> Workload {
 
 /// The workload as an endpoint of `shop/<service>.shop`.
 pub fn behind(mut workload: Workload, service: &str, map: &[(u16, u16)]) -> Workload {
-    workload
-        .services
-        .push((NamespacedHostname::new("shop", &host(service)), ports(map)));
+    workload.join(NamespacedHostname::new("shop", &host(service)), ports(map));
     workload
 }
 
@@ -70,11 +68,11 @@ pub fn balancer(mode: BalanceMode, routing_preferences: &[Scope]) -> Option<Load
     })
 }
 
-pub fn waypoint(target: &str, port: u16) -> Option<GatewayAddress> {
-    Some(GatewayAddress {
+pub fn waypoint(target: &str, port: u16) -> Option<Box<GatewayAddress>> {
+    Some(Box::new(GatewayAddress {
         target: target.parse().expect("a target"),
         hbone_mtls_port: port,
-    })
+    }))
 }
 
 pub fn mesh(workloads: Vec<Workload>, services: Vec<Service>, policies: Vec<Policy>) -> Snapshot {

@@ -157,7 +157,7 @@ impl Snapshot {
         let owns_local = |it: &Workload| it.addresses.contains(&local);
         let is_ours = |waypoint| self.is_gateway(waypoint, own, owns_local);
         let serves = match self.workload_by_address(network, requested) {
-            Some(workload) => workload.waypoint.iter().any(is_ours),
+            Some(workload) => workload.waypoint.as_deref().is_some_and(is_ours),
             None => self
                 .service_by_address(network, requested, None)
                 .is_some_and(|service| service.waypoints().any(is_ours)),

@@ -101,7 +101,7 @@ struct WorkloadShape {
     #[serde(default)]
     network_gateway: Option<GatewayShape>,
     #[serde(default)]
-    authorization_policies: Vec<Arc<str>>,
+    authorization_policies: Arc<[Arc<str>]>,
     #[serde(default)]
     locality: Option<LocalityShape>,
     #[serde(default = "capacity_default")]
@@ -369,8 +369,8 @@ impl From<WorkloadShape> for Workload {
             protocol: shape.protocol,
             network_mode: shape.network_mode,
             status: shape.status,
-            waypoint: shape.waypoint.map(GatewayAddress::from),
-            network_gateway: shape.network_gateway.map(GatewayAddress::from),
+            waypoint: shape.waypoint.map(|it| Box::new(it.into())),
+            network_gateway: shape.network_gateway.map(|it| Box::new(it.into())),
             services: shape.services.into_iter().collect(),
             authorization_policies: shape.authorization_policies,
             locality: shape.locality.map_or_else(Locality::default, |it| Locality {
@@ -442,7 +442,7 @@ impl From<ServiceShape> for Service {
             ports: shape.ports,
             endpoints: endpoints.collect(),
             subject_alt_names: shape.subject_alt_names,
-            waypoint: shape.waypoint.map(GatewayAddress::from),
+            waypoint: shape.waypoint.map(|it| Box::new(it.into())),
             weighted_waypoints: shape
                 .weighted_waypoints
                 .into_iter()

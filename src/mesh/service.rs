@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{CidrVip, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap};
 use super::balance::Balance;
+use super::trie::TrieMap;
 use super::workload::Health;
 
 #[derive(Debug, Clone)]
@@ -20,17 +21,18 @@ pub struct Service {
     pub cidr_vips: Vec<CidrVip>,
     pub ports: PortMap,
     /// By workload uid, only those which the health policy lets in.
-    pub endpoints: imbl::HashMap<Arc<str>, Endpoint>,
+    pub endpoints: TrieMap<Arc<str>, Endpoint>,
     /// Identities accepted besides the endpoint's own, as they were given; the unusable ones are skipped.
     pub subject_alt_names: Vec<Arc<str>>,
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Box<GatewayAddress>>,
     pub weighted_waypoints: Vec<WeightedWaypoint>,
     pub load_balancer: Option<LoadBalancer>,
     pub ip_families: IpFamilies,
     /// Wins over its namesakes when the client's own namespace has none.
     pub canonical: bool,
     pub visibility: Visibility,
-    pub(super) balance: Balance,
+    /// Behind a pointer: a change of the endpoints copies the rest of the service.
+    pub(super) balance: Arc<Balance>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +114,7 @@ impl Service {
             vips: Vec::new(),
             cidr_vips: Vec::new(),
             ports: PortMap::default(),
-            endpoints: imbl::HashMap::new(),
+            endpoints: TrieMap::new(),
             subject_alt_names: Vec::new(),
             waypoint: None,
             weighted_waypoints: Vec::new(),
@@ -120,7 +122,7 @@ impl Service {
             ip_families: IpFamilies::default(),
             canonical: false,
             visibility: Visibility::default(),
-            balance: Balance::default(),
+            balance: Arc::default(),
         }
     }
 
@@ -159,7 +161,7 @@ impl Service {
     /// Every waypoint that connections to the service may come through, also while their weights change.
     pub(super) fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
         let weighted = self.weighted_waypoints.iter().map(|it| &it.destination);
-        weighted.chain(&self.waypoint)
+        weighted.chain(self.waypoint.as_deref())
     }
 
     /// The waypoint of one connection: by weight where weights are given, else the single one.
@@ -170,7 +172,7 @@ impl Service {
             .map(|it| u64::from(it.weight))
             .sum();
         if total == 0 {
-            return self.waypoint.as_ref();
+            return self.waypoint.as_deref();
         }
         let mut at = random() % total;
         for choice in &self.weighted_waypoints {
@@ -179,6 +181,6 @@ impl Service {
                 None => return Some(&choice.destination),
             }
         }
-        self.waypoint.as_ref()
+        self.waypoint.as_deref()
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::address::{GatewayAddress, NamespacedHostname, PortMap};
+use super::interner::Memberships;
 use crate::identity::Identity;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +31,12 @@ pub struct Workload {
     pub protocol: TunnelProtocol,
     pub network_mode: NetworkMode,
     pub status: Health,
-    pub waypoint: Option<GatewayAddress>,
-    pub network_gateway: Option<GatewayAddress>,
+    pub waypoint: Option<Box<GatewayAddress>>,
+    pub network_gateway: Option<Box<GatewayAddress>>,
     /// The services this workload is an endpoint of, with its own port mapping.
-    pub services: Vec<(NamespacedHostname, PortMap)>,
+    pub services: Memberships,
     /// Names of the selector-scoped policies, `namespace/name`.
-    pub authorization_policies: Vec<Arc<str>>,
+    pub authorization_policies: Arc<[Arc<str>]>,
     pub locality: Locality,
     /// Weight among the endpoints of a service; 0 is never chosen.
     pub capacity: u32,
@@ -116,8 +117,8 @@ impl Workload {
             status: Health::default(),
             waypoint: None,
             network_gateway: None,
-            services: Vec::new(),
-            authorization_policies: Vec::new(),
+            services: Memberships::default(),
+            authorization_policies: Arc::default(),
             locality: Locality::default(),
             capacity: 1,
             cluster_id: Arc::default(),
@@ -128,6 +129,12 @@ impl Workload {
             native_tunnel: false,
             application_tunnel: None,
         }
+    }
+
+    /// Makes it an endpoint of one more service.
+    pub fn join(&mut self, service: NamespacedHostname, ports: PortMap) {
+        let more = [(service, ports)];
+        self.services = self.services.iter().cloned().chain(more).collect();
     }
 
     /// Who wins when several workloads own one address: pods before others, and of those HBONE before plain.

@@ -6,7 +6,7 @@
 //! sections 2.3, 3.1 and 3.2 of the control-plane contract.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rustls::client::Resumption;
@@ -27,6 +27,11 @@ use crate::identity::Identity;
 use crate::tls::error::{CredentialError, TlsError};
 use crate::tls::revocation::Check;
 use crate::tls::verify::{Chain, ClientVerifier, ServerVerifier};
+
+/// One for all identities.
+static ANY_GROUP: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| make_provider(Compliance::Default).into());
+static HYBRID_ONLY: LazyLock<Arc<CryptoProvider>> =
+    LazyLock::new(|| make_provider(Compliance::PostQuantum).into());
 
 /// The only application protocol of a session.
 pub(super) const ALPN: &[u8] = b"h2";
@@ -71,7 +76,7 @@ impl CertifiedIdentity {
         }
         let store = Arc::new(store);
 
-        let provider = Arc::new(provider(Compliance::Default));
+        let provider = provider(Compliance::Default);
         let certificates =
             CertifiedKey::from_der(chain, key, &provider).map_err(|error| CredentialError::Key {
                 identity: name(),
@@ -111,9 +116,7 @@ impl CertifiedIdentity {
     ) -> Result<Arc<ClientConfig>, rustls::Error> {
         let mut config = match compliance {
             Compliance::Default => ClientConfig::clone(&self.client),
-            Compliance::PostQuantum => {
-                client_config(&Arc::new(provider(compliance)), &self.certificates, &self.chain)?
-            }
+            Compliance::PostQuantum => client_config(&provider(compliance), &self.certificates, &self.chain)?,
         };
         config
             .dangerous()
@@ -134,7 +137,7 @@ impl CertifiedIdentity {
         if compliance == Compliance::Default && check.is_none() {
             return Ok(self.server.clone());
         }
-        let provider = Arc::new(provider(compliance));
+        let provider = provider(compliance);
         let config = server_config(&provider, &self.certificates, &self.chain, &self.identity, check)?;
         Ok(Arc::new(config))
     }
@@ -167,7 +170,14 @@ impl TimeProvider for Wall {
 
 /// AES-GCM only, and the hybrid post-quantum group first; the client then sends an X25519 share beside it, so
 /// that a peer without the hybrid needs no second round trip. Some must have the hybrid or nothing.
-pub(super) fn provider(compliance: Compliance) -> CryptoProvider {
+pub(super) fn provider(compliance: Compliance) -> Arc<CryptoProvider> {
+    match compliance {
+        Compliance::Default => ANY_GROUP.clone(),
+        Compliance::PostQuantum => HYBRID_ONLY.clone(),
+    }
+}
+
+fn make_provider(compliance: Compliance) -> CryptoProvider {
     let kx_groups = match compliance {
         Compliance::Default => vec![
             kx_group::X25519MLKEM768,

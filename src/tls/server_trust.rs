@@ -45,7 +45,7 @@ pub fn client_config(
     if added == 0 {
         return Err(TrustError::NoRoots { certificates });
     }
-    let provider = Arc::new(provider(compliance));
+    let provider = provider(compliance);
     let unusable = |error: String| TrustError::Unusable(error);
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone())
         .build()

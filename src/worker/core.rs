@@ -233,7 +233,9 @@ impl<D: Driver + 'static> Core<D> {
         }
         self.buffers.end_turn();
         self.telemetry.flush();
-        self.busy += clock::now().saturating_duration_since(self.now);
+        let turn = clock::now().saturating_duration_since(self.now);
+        self.busy += turn;
+        self.load.record_turn(self.index, turn);
     }
 
     pub(super) fn dispatch(&mut self, event: Event) {

@@ -343,10 +343,11 @@ impl<D: Driver + 'static> Core<D> {
         self.snapshot
             .load()
             .authorize_observed(own, &facts, &mut |event| {
+                let (policy, rule) = (event.policy(), event.rule());
                 if self.settings.policy_info_logging {
-                    tracing::info!(target: "rbac", policy = event.policy(), "{}", event.message());
+                    tracing::info!(target: "rbac", policy, rule, "{}", event.message());
                 } else {
-                    tracing::debug!(target: "rbac", policy = event.policy(), "{}", event.message());
+                    tracing::debug!(target: "rbac", policy, rule, "{}", event.message());
                 }
             })
     }

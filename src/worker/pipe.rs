@@ -58,6 +58,21 @@ impl Pipe {
     }
 }
 
+#[cfg(test)]
+impl Pipe {
+    /// One that no driver knows: it only waits.
+    pub fn idle(pod: Rc<PodState>, sockets: [SocketId; 2], account: Box<Account>, share: LoadShare) -> Self {
+        let [client, server] = sockets.map(End::new);
+        Self {
+            client,
+            server,
+            pod,
+            account,
+            _share: share,
+        }
+    }
+}
+
 impl<D: Driver + 'static> Core<D> {
     pub fn attach_pipe(
         &mut self,

@@ -185,3 +185,6 @@ fn tell(account: &Account, denial: &Denial) {
         "connection closed because it is no longer allowed after a policy update",
     );
 }
+
+#[cfg(test)]
+mod tests;

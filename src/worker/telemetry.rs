@@ -277,8 +277,10 @@ mod tests {
         assert_eq!((neither.workload, neither.namespace), (None, None));
     }
 
-    /// What is counted, by destination: opened, received, sent, and closed by flag.
-    fn counted(traffic: &Traffic) -> Vec<(String, [u64; 3], Vec<(ResponseFlag, u64)>)> {
+    /// Destination; opened, received, sent; closed by flag.
+    type Counted = (String, [u64; 3], Vec<(ResponseFlag, u64)>);
+
+    fn counted(traffic: &Traffic) -> Vec<Counted> {
         let totals = traffic.totals();
         totals
             .series

@@ -452,6 +452,20 @@ fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
     assert!(Counted::session(&pod).is_some());
 }
 
+#[test]
+fn every_turn_is_counted_for_others_to_read() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let load = core.load.clone();
+    for _ in 0..3 {
+        fixture::turn(&mut core);
+    }
+    let turns = load.turns(core.index);
+    assert_eq!(turns.count(), 3);
+    assert!(turns.longest > std::time::Duration::ZERO && turns.total >= turns.longest);
+    assert_eq!(load.all_turns(), turns);
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]

@@ -24,6 +24,7 @@ use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::metrics::{Metrics, exposition};
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
+use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
 use uztunnel::control::xds::messages::workload as wire;
 use uztunnel::control::xds::protocol::Kind;
@@ -179,7 +180,11 @@ impl Serving {
             });
             tokio::task::spawn_local(async move {
                 while let Some((kind, resources, done)) = to_apply.recv().await {
-                    let verdict = state.apply(kind, resources, Vec::new()).await;
+                    let response = Envelope::of(&DeltaDiscoveryResponse {
+                        resources,
+                        ..DeltaDiscoveryResponse::default()
+                    });
+                    let verdict = state.apply(kind, &response).await;
                     assert!(verdict.rejected.is_empty(), "{verdict:?}");
                     state.publish().await;
                     let _ = done.send(());

@@ -147,9 +147,7 @@ fn mesh() -> uztunnel::mesh::Snapshot {
         for (service, vip, port) in services {
             let hostname = format!("{service}.test");
             let ports = || [(vip.port(), *port)].into_iter().collect();
-            workload
-                .services
-                .push((NamespacedHostname::new("test", &hostname), ports()));
+            workload.join(NamespacedHostname::new("test", &hostname), ports());
             let mut service = Service::new(service, "test", &hostname);
             service.vips = vec![NetworkAddress::new("", vip.ip())];
             service.ports = ports();

@@ -78,7 +78,7 @@ fn state(plan: &Plan) -> LocalState {
         for (service, described) in plan.services.iter().enumerate() {
             if described.pods.contains(&number) {
                 let key = NamespacedHostname::new("sim", &service_name(service));
-                workload.services.push((key, ports(plan)));
+                workload.join(key, ports(plan));
             }
         }
         state.workloads.push(workload);

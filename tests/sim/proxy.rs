@@ -177,7 +177,7 @@ impl Proxy {
     }
 
     pub fn publish(&self, snapshot: Snapshot) {
-        self.snapshot.publish(snapshot);
+        drop(self.snapshot.publish(snapshot));
         self.orders.send_all(|| Order::Snapshot);
     }
 

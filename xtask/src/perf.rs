@@ -1,5 +1,6 @@
 //! `cargo xtask perf`: builds the proxy and the load tools in release mode and compares both drivers, the direct
-//! path and, with `--against`, another binary.
+//! path and, with `--against`, another binary. `scale` and `pods` measure the control plane: the proxies alone on the
+//! first CPU, everything else on the second.
 
 use std::process::Command;
 
@@ -31,8 +32,21 @@ pub fn run(arguments: &[String]) -> Outcome {
         "--package",
         "uztunnel-perf",
     ]))?;
-    let mut command = Command::new(target_dir().join("release").join("uztunnel-perf"));
+    let tool = target_dir().join("release").join("uztunnel-perf");
+    let control_plane = rest
+        .first()
+        .is_some_and(|first| ["scale", "pods"].contains(&first.as_str()));
+    let mut command = if control_plane {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "1"]).arg(tool);
+        command
+    } else {
+        Command::new(tool)
+    };
     command.args(rest);
+    if control_plane {
+        command.args(["--cpu", "0"]);
+    }
     for driver in ["uring", "epoll"] {
         command
             .arg("--variant")
@@ -40,7 +54,9 @@ pub fn run(arguments: &[String]) -> Outcome {
     }
     if let Some(against) = against {
         command.arg("--variant").arg(format!("against={against}"));
-        command.args(["--base", "against"]);
+        if !control_plane {
+            command.args(["--base", "against"]);
+        }
     }
     process::run(&mut command)
 }

@@ -12,11 +12,10 @@ use ipnet::IpNet;
 use prost::Message;
 
 use super::messages::workload as wire;
-use crate::identity::Identity;
 use crate::mesh::{
     ApplicationProtocol, ApplicationTunnel, BalanceMode, CidrVip, GatewayAddress, GatewayTarget, Health,
-    HealthPolicy, IpFamilies, LoadBalancer, Locality, NamespacedHostname, NetworkAddress, NetworkMode,
-    PortMap, Scope, Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
+    HealthPolicy, Interner, IpFamilies, LoadBalancer, Locality, NamespacedHostname, NetworkAddress,
+    NetworkMode, PortMap, Scope, Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
 };
 
 mod policy;
@@ -62,21 +61,26 @@ pub enum FieldError {
     Cidr { ip: IpAddr, length: u8 },
 }
 
-/// Decodes one `Address`.
-pub fn address(bytes: &[u8]) -> Result<Address, DecodeError> {
+/// Decodes one `Address`. What it shares with others it has from the interner.
+pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeError> {
     match wire::Address::decode(bytes)?.r#type {
         Some(wire::address::Type::Workload(workload)) => {
-            Ok(Address::Workload(Box::new(workload_of(workload)?)))
+            Ok(Address::Workload(Box::new(workload_of(workload, interner)?)))
         }
-        Some(wire::address::Type::Service(service)) => Ok(Address::Service(Box::new(service_of(service)?))),
+        Some(wire::address::Type::Service(service)) => {
+            Ok(Address::Service(Box::new(service_of(service, interner)?)))
+        }
         None => Err(DecodeError::UnknownAddressType),
     }
 }
 
-fn workload_of(from: wire::Workload) -> Result<Workload, DecodeError> {
-    let trust_domain = or_default(from.trust_domain, "cluster.local");
-    let service_account = or_default(from.service_account, "default");
-    let identity = Identity::new(&trust_domain, &from.namespace, &service_account);
+fn workload_of(from: wire::Workload, interner: &mut Interner) -> Result<Workload, DecodeError> {
+    let trust_domain = interner.text(or_default(&from.trust_domain, "cluster.local"));
+    let service_account = interner.text(or_default(&from.service_account, "default"));
+    let namespace = interner.text(&from.namespace);
+    let accepted = interner.identity(&trust_domain, &namespace, &service_account);
+    let services = from.services.into_iter().map(|it| endpoint(it, interner));
+    let services = services.collect::<Result<_, _>>()?;
     let addresses = from.addresses.iter().enumerate();
     let addresses = addresses.map(|(at, bytes)| in_field(format_args!("addresses[{at}]"), ip(bytes)));
     let tunnel = from.application_tunnel.map(application_tunnel).transpose()?;
@@ -84,15 +88,15 @@ fn workload_of(from: wire::Workload) -> Result<Workload, DecodeError> {
     Ok(Workload {
         uid: from.uid.into(),
         name: from.name.into(),
-        namespace: from.namespace.into(),
-        trust_domain: trust_domain.into(),
-        service_account: service_account.into(),
-        accepted: Arc::new([identity.clone()]),
-        identity,
+        namespace,
+        trust_domain,
+        service_account,
+        identity: accepted[0].clone(),
+        accepted,
         addresses: addresses.collect::<Result<_, _>>()?,
-        network: from.network.into(),
-        node: from.node.into(),
-        hostname: from.hostname.into(),
+        network: interner.text(&from.network),
+        node: interner.text(&from.node),
+        hostname: interner.text(&from.hostname),
         protocol: tunnel_protocol(from.tunnel_protocol)?,
         network_mode: match known("network_mode", from.network_mode)? {
             wire::NetworkMode::Standard => NetworkMode::Standard,
@@ -104,30 +108,30 @@ fn workload_of(from: wire::Workload) -> Result<Workload, DecodeError> {
         },
         waypoint: gateway("waypoint", from.waypoint)?,
         network_gateway: gateway("network_gateway", from.network_gateway)?,
-        services: from
-            .services
-            .into_iter()
-            .map(endpoint)
-            .collect::<Result<_, _>>()?,
-        authorization_policies: from.authorization_policies.into_iter().map(Arc::from).collect(),
+        services: interner.memberships(services),
+        authorization_policies: interner.texts(&from.authorization_policies),
         locality: Locality {
-            region: locality.region.into(),
-            zone: locality.zone.into(),
-            subzone: locality.subzone.into(),
+            region: interner.text(&locality.region),
+            zone: interner.text(&locality.zone),
+            subzone: interner.text(&locality.subzone),
         },
         capacity: from.capacity.unwrap_or(1),
-        cluster_id: or_default(from.cluster_id, "Kubernetes").into(),
-        workload_name: from.workload_name.into(),
-        workload_type: workload_type(from.workload_type).into(),
-        canonical_name: from.canonical_name.into(),
-        canonical_revision: from.canonical_revision.into(),
+        cluster_id: interner.text(or_default(&from.cluster_id, "Kubernetes")),
+        workload_name: interner.text(&from.workload_name),
+        workload_type: interner.text(workload_type(from.workload_type)),
+        canonical_name: interner.text(&from.canonical_name),
+        canonical_revision: interner.text(&from.canonical_revision),
         native_tunnel: from.native_tunnel,
         application_tunnel: tunnel,
     })
 }
 
-fn service_of(from: wire::Service) -> Result<Service, DecodeError> {
-    let mut service = Service::new(&from.name, &from.namespace, &from.hostname);
+fn service_of(from: wire::Service, interner: &mut Interner) -> Result<Service, DecodeError> {
+    let mut service = Service::new(&from.name, "", "");
+    NamespacedHostname {
+        namespace: service.namespace,
+        hostname: service.hostname,
+    } = interner.hostname(&from.namespace, &from.hostname);
     for (at, address) in from.addresses.into_iter().enumerate() {
         let field = format_args!("addresses[{at}]");
         match in_field(field, virtual_address(address))? {
@@ -226,15 +230,21 @@ fn load_balancer(from: wire::LoadBalancing) -> Result<LoadBalancer, DecodeError>
     })
 }
 
-fn endpoint((name, list): (String, wire::PortList)) -> Result<(NamespacedHostname, PortMap), DecodeError> {
+fn endpoint(
+    (name, list): (String, wire::PortList),
+    interner: &mut Interner,
+) -> Result<(NamespacedHostname, PortMap), DecodeError> {
     let Some((namespace, hostname)) = name.split_once('/') else {
         return in_field(format_args!("services"), Err(FieldError::Hostname(name)));
     };
-    Ok((NamespacedHostname::new(namespace, hostname), ports(&list.ports)))
+    Ok((interner.hostname(namespace, hostname), ports(&list.ports)))
 }
 
-fn gateway(field: &str, from: Option<wire::GatewayAddress>) -> Result<Option<GatewayAddress>, DecodeError> {
-    from.map(|from| in_field(format_args!("{field}"), gateway_address(from)))
+fn gateway(
+    field: &str,
+    from: Option<wire::GatewayAddress>,
+) -> Result<Option<Box<GatewayAddress>>, DecodeError> {
+    from.map(|from| in_field(format_args!("{field}"), gateway_address(from).map(Box::new)))
         .transpose()
 }
 
@@ -308,8 +318,8 @@ fn port(value: u32) -> u16 {
     value as u16
 }
 
-fn or_default(text: String, default: &str) -> String {
-    if text.is_empty() { default.to_owned() } else { text }
+fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
 }
 
 fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, DecodeError> {

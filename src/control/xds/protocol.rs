@@ -14,6 +14,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Code, Status};
 
+use super::envelope::Malformed;
 use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
 use crate::clock::Instant;
 use crate::limits;
@@ -48,6 +49,8 @@ pub enum Ended {
     Status { code: Code, message: String },
     /// The server ended the stream without complaint.
     Complete,
+    /// We ended it: the server sent what is no response.
+    Malformed(Malformed),
 }
 
 #[derive(Debug)]
@@ -187,7 +190,7 @@ impl Protocol {
             && match ended {
                 Ended::Complete => true,
                 Ended::Status { .. } => ended.is_reconnect(),
-                Ended::Unreachable(_) | Ended::NotOpened(_) => false,
+                Ended::Unreachable(_) | Ended::NotOpened(_) | Ended::Malformed(_) => false,
             };
         if !again_at_once {
             let longest = match ended {
@@ -220,7 +223,7 @@ impl Ended {
     pub fn is_reconnect(&self) -> bool {
         match self {
             Self::Status { code, message } => is_reconnect(*code, message),
-            Self::Unreachable(_) | Self::NotOpened(_) | Self::Complete => false,
+            Self::Unreachable(_) | Self::NotOpened(_) | Self::Complete | Self::Malformed(_) => false,
         }
     }
 }
@@ -237,6 +240,7 @@ impl std::fmt::Display for Ended {
                 Ok(())
             }
             Self::Complete => f.write_str("the control plane ended the stream"),
+            Self::Malformed(error) => write!(f, "{error}"),
         }
     }
 }

@@ -10,13 +10,14 @@ use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
 use super::decode::{self, Address, DecodeError};
+use super::envelope::{self, Envelope};
 use super::messages::discovery::Resource;
 use super::protocol::{Kind, Verdict};
 use crate::bridge::{Order, Orders, SnapshotCell};
 use crate::clock::{self, Instant};
 use crate::control::pods::PodChange;
 use crate::limits;
-use crate::mesh::Builder;
+use crate::mesh::{Builder, Snapshot};
 
 /// The one writer of the mesh state.
 pub struct State {
@@ -27,6 +28,9 @@ pub struct State {
     /// When changes that nobody has seen yet are published.
     publish_at: Option<Instant>,
     published_at: Option<Instant>,
+    /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
+    retired: Vec<Arc<Snapshot>>,
+    retire_at: Option<Instant>,
 }
 
 impl State {
@@ -44,29 +48,37 @@ impl State {
             changes,
             publish_at: None,
             published_at: None,
+            retired: Vec::new(),
+            retire_at: None,
         }
     }
 
     /// Applies one response: resources in their order, then removals.
-    pub async fn apply(&mut self, kind: Kind, resources: Vec<Resource>, removed: Vec<String>) -> Verdict {
-        let mut verdict = Verdict {
-            removed,
-            ..Verdict::default()
-        };
-        for (at, resource) in resources.into_iter().enumerate() {
+    pub async fn apply(&mut self, kind: Kind, response: &Envelope) -> Verdict {
+        let mut verdict = Verdict::default();
+        for (at, bytes) in response.resources().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
                 yield_now().await;
             }
+            let resource = match envelope::resource(&bytes, at) {
+                Ok(resource) => resource,
+                Err((name, error)) => {
+                    let error = DecodeError::Malformed(error);
+                    verdict.rejected.push((name.into(), error.to_string()));
+                    continue;
+                }
+            };
             match self.insert(kind, &resource) {
                 Ok(name) => verdict.accepted.push((name, resource.version.into())),
                 Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
             }
         }
-        for (at, name) in verdict.removed.iter().enumerate() {
+        for (at, name) in response.removed().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
                 yield_now().await;
             }
-            self.remove(kind, name);
+            self.remove(kind, &name);
+            verdict.removed.push(name);
         }
         self.changed();
         verdict
@@ -94,12 +106,13 @@ impl State {
         if self.publish_at.is_none() {
             return;
         }
-        while self.builder.settle(limits::XDS_SLICE) {
+        while self.builder.settle(limits::XDS_SERVICES_SLICE) {
             yield_now().await;
         }
         self.publish_at = None;
         self.published_at = Some(clock::now());
-        self.snapshots.publish(self.builder.build());
+        self.retired.push(self.snapshots.publish(self.builder.build()));
+        self.retire();
         self.orders.send_all(|| Order::Snapshot);
         // Nobody listens when the process is on its way out.
         let _ = self.changes.send(PodChange::MeshChanged);
@@ -112,11 +125,25 @@ impl State {
         }
     }
 
+    /// When `retire` may have something to do.
+    pub fn retire_at(&self) -> Option<Instant> {
+        self.retire_at
+    }
+
+    /// Frees what no worker looks at any more.
+    pub fn retire(&mut self) {
+        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        let spare = self.retired.len().saturating_sub(limits::SNAPSHOTS_RETIRED_MAX);
+        self.retired.drain(..spare);
+        let waits = !self.retired.is_empty();
+        self.retire_at = waits.then(|| clock::now() + limits::SNAPSHOT_INTERVAL);
+    }
+
     /// Gives the resource's name, which most share with what was made of it.
     fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Arc<str>, DecodeError> {
         let payload = resource.resource.as_ref().ok_or(DecodeError::NoPayload)?;
         match kind {
-            Kind::Address => match decode::address(&payload.value)? {
+            Kind::Address => match decode::address(&payload.value, self.builder.interner())? {
                 Address::Workload(workload) => {
                     let uid = workload.uid.clone();
                     self.builder.insert_workload(*workload);
@@ -151,7 +178,7 @@ mod tests {
 
     use prost::Message;
 
-    use super::super::messages::discovery::Any;
+    use super::super::messages::discovery::{Any, DeltaDiscoveryResponse};
     use super::super::messages::workload as wire;
     use super::*;
     use crate::mesh::{Locale, Snapshot};
@@ -187,8 +214,12 @@ mod tests {
         let applied = Cell::new(false);
         let turns = runtime.block_on(async {
             let applying = async {
-                let resources = (0..RESOURCES).map(resource).collect();
-                let verdict = state.apply(Kind::Address, resources, Vec::new()).await;
+                let response = DeltaDiscoveryResponse {
+                    resources: (0..RESOURCES).map(resource).collect(),
+                    ..Default::default()
+                };
+                let response = Envelope::of(&response);
+                let verdict = state.apply(Kind::Address, &response).await;
                 applied.set(true);
                 verdict
             };

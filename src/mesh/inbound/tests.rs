@@ -300,7 +300,7 @@ fn a_waypoint_takes_what_its_services_are_just_being_moved_to_or_from() {
     for weight in [0, 1, 100] {
         let shop = Service {
             weighted_waypoints: vec![WeightedWaypoint {
-                destination: waypoint("shop/web.shop", 15008).expect("given"),
+                destination: *waypoint("shop/web.shop", 15008).expect("given"),
                 weight,
             }],
             waypoint: waypoint("net1/10.0.0.3", 15008),

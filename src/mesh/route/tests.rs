@@ -305,7 +305,7 @@ fn weighted_waypoints_share_the_connections() {
     let (wp, wp_service) = with_waypoint();
     let other = pod("other", "10.0.0.8");
     let choice = |target, port, weight| WeightedWaypoint {
-        destination: waypoint(target, port).expect("given"),
+        destination: *waypoint(target, port).expect("given"),
         weight,
     };
     let weighted = vec![
@@ -338,7 +338,7 @@ fn weights_of_zero_fall_back_to_the_single_waypoint() {
     let nowhere = waypoint("net1/192.0.2.1", 1).expect("given");
     let web = Service {
         weighted_waypoints: vec![WeightedWaypoint {
-            destination: nowhere,
+            destination: *nowhere,
             weight: 0,
         }],
         waypoint: waypoint("net1/10.96.0.9", 15009),
@@ -477,7 +477,7 @@ fn the_identity_of_a_waypoint_alone_does_not_bypass_it() {
         }
     };
     let impostor = Workload {
-        services: vec![],
+        services: [].into(),
         ..impostor
     };
     let server = Workload {

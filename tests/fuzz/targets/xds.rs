@@ -10,7 +10,7 @@ pub fn run(input: &[u8]) {
     };
     let mut builder = Builder::new(Locale::default());
     if kind % 2 == 0 {
-        match decode::address(payload) {
+        match decode::address(payload, builder.interner()) {
             Ok(Address::Workload(workload)) => {
                 let uid = workload.uid.clone();
                 builder.insert_workload(*workload.clone());

@@ -191,6 +191,12 @@ impl Ca {
         self.state().seen.clone()
     }
 
+    /// Requests that are not under way any more.
+    pub fn answered(&self) -> usize {
+        let state = self.state();
+        state.seen.len() - state.under_way
+    }
+
     /// Connections that have ended included.
     pub fn connections(&self) -> usize {
         self.state().connections

@@ -21,10 +21,12 @@ use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
 
 mod authority;
+mod crowd;
 mod mesh;
 mod serve;
 
 pub use authority::TestAuthority;
+pub use crowd::Crowd;
 
 /// Generated from proto/*.proto, for those who make resources.
 #[allow(clippy::all)]
@@ -63,6 +65,13 @@ pub struct Resource {
     pub name: String,
     pub version: String,
     pub value: Vec<u8>,
+}
+
+impl Resource {
+    /// Memory that it owns, beside itself.
+    pub fn heap_bytes(&self) -> usize {
+        self.name.capacity() + self.version.capacity() + self.value.capacity()
+    }
 }
 
 /// A request, and on which stream it came (counted from 0 over the server's life).
@@ -195,6 +204,12 @@ impl Istiod {
             .variable("LOCAL_XDS_PATH", "")
     }
 
+    /// From now on its thread runs after all others of its CPU: it shall not delay what is measured.
+    pub fn run_last(&self) -> Result<()> {
+        self.perform(async { crate::sys::run_last() })
+            .map_err(|error| RigError::new("lowering istiod's priority", error))
+    }
+
     /// Closes the port and cuts every connection. What it holds, and its record, stay.
     pub fn go_away(&mut self) {
         if let Some(accepting) = self.accepting.take() {
@@ -291,6 +306,20 @@ impl Istiod {
 
     pub fn answered(&self) -> Vec<Answered> {
         self.shared.with(|inner| inner.answered.clone())
+    }
+
+    /// Whether all of these were answered: with the first error, if there was one. Cheaper than `answered`.
+    pub fn all_answered(&self, nonces: &[String]) -> Option<std::result::Result<(), String>> {
+        self.shared.with(|inner| {
+            for nonce in nonces {
+                // The latest are the last.
+                let answered = inner.answered.iter().rev().find(|it| it.nonce == *nonce)?;
+                if let Some(error) = &answered.error {
+                    return Some(Err(error.clone()));
+                }
+            }
+            Some(Ok(()))
+        })
     }
 
     pub fn connections_made(&self) -> usize {

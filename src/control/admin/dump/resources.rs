@@ -118,7 +118,7 @@ impl<'a> WorkloadShape<'a> {
             namespace: &workload.namespace,
             native_tunnel: workload.native_tunnel,
             network: &workload.network,
-            network_gateway: workload.network_gateway.as_ref().map(GatewayShape::new),
+            network_gateway: workload.network_gateway.as_deref().map(GatewayShape::new),
             network_mode: workload.network_mode,
             node: &workload.node,
             protocol: workload.protocol,
@@ -127,7 +127,7 @@ impl<'a> WorkloadShape<'a> {
             status: workload.status,
             trust_domain: &workload.trust_domain,
             uid: &workload.uid,
-            waypoint: workload.waypoint.as_ref().map(GatewayShape::new),
+            waypoint: workload.waypoint.as_deref().map(GatewayShape::new),
             workload_ips: &workload.addresses,
             workload_name: &workload.workload_name,
             workload_type: &workload.workload_type,
@@ -289,7 +289,7 @@ impl<'a> ServiceShape<'a> {
             subject_alt_names: &service.subject_alt_names,
             vips: service.vips.iter().map(Text).collect(),
             visibility: service.visibility,
-            waypoint: service.waypoint.as_ref().map(GatewayShape::new),
+            waypoint: service.waypoint.as_deref().map(GatewayShape::new),
             weighted_waypoints: service
                 .weighted_waypoints
                 .iter()

@@ -25,7 +25,7 @@ fn captured_policies() -> Vec<discovery::Resource> {
 
 fn insert(builder: &mut Builder, resource: &discovery::Resource) {
     let value = &resource.resource.as_ref().expect("a payload").value;
-    match address(value) {
+    match address(value, &mut Interner::default()) {
         Ok(Address::Workload(workload)) => {
             assert_eq!(*workload.uid, *resource.name);
             builder.insert_workload(*workload);
@@ -203,7 +203,9 @@ fn a_captured_policy_has_every_match() {
 }
 
 fn refusal(bytes: &[u8]) -> String {
-    address(bytes).expect_err("refused").to_string()
+    address(bytes, &mut Interner::default())
+        .expect_err("refused")
+        .to_string()
 }
 
 fn of_workload(change: impl FnOnce(&mut wire::Workload)) -> Vec<u8> {
@@ -224,14 +226,14 @@ fn of_service(change: impl FnOnce(&mut wire::Service)) -> Vec<u8> {
 }
 
 fn workload(change: impl FnOnce(&mut wire::Workload)) -> Workload {
-    match address(&of_workload(change)) {
+    match address(&of_workload(change), &mut Interner::default()) {
         Ok(Address::Workload(workload)) => *workload,
         other => panic!("no workload: {other:?}"),
     }
 }
 
 fn service(change: impl FnOnce(&mut wire::Service)) -> Service {
-    match address(&of_service(change)) {
+    match address(&of_service(change), &mut Interner::default()) {
         Ok(Address::Service(service)) => *service,
         other => panic!("no service: {other:?}"),
     }

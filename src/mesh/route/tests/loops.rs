@@ -42,7 +42,7 @@ fn each_of_several_weighted_waypoints_has_been_passed_when_one_of_them_calls() {
     let (wp, waypoints) = with_waypoint();
     let other = pod("other", "10.0.0.8");
     let choice = |target, port, weight| WeightedWaypoint {
-        destination: waypoint(target, port).expect("given"),
+        destination: *waypoint(target, port).expect("given"),
         weight,
     };
     let web = Service {

@@ -5,7 +5,7 @@ use super::*;
 const GATEWAY: &str = "net2/192.0.2.1";
 
 /// A pod of the service `web` on `net2`. Nobody here can reach its address.
-fn remote(name: &str, gateway: Option<crate::mesh::GatewayAddress>) -> Workload {
+fn remote(name: &str, gateway: Option<Box<crate::mesh::GatewayAddress>>) -> Workload {
     Workload {
         network: "net2".into(),
         network_gateway: gateway,

@@ -1,0 +1,280 @@
+//! The control plane at scale: a large mesh is loaded into two running proxies, and then changes all the time.
+//!
+//! Two nodes with a pod each, and between the pods an echo every millisecond. Phases: quiet; loading, from the push of
+//! all resources until both proxies have acknowledged it; settled; changing, some resources every ten milliseconds;
+//! and last a start of both proxies anew, from nothing to ready. Of each phase: the echo's quantiles, CPU time and
+//! memory of the proxies; at the end what they say themselves about the turns of their workers.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use uztunnel_rig::istiod::{ADDRESS, Crowd, Istiod};
+use uztunnel_rig::proxy::Output;
+use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
+
+use crate::echo::{self, Echo};
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub crowd: Crowd,
+    pub changes_per_second: u32,
+    pub changing: Duration,
+    pub quiet: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        let crowd = Crowd {
+            workloads: 100_000,
+            services: 5_000,
+        };
+        Self {
+            crowd,
+            changes_per_second: 1000,
+            changing: Duration::from_secs(30),
+            quiet: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What one phase showed.
+#[derive(Debug)]
+pub struct Phase {
+    pub name: &'static str,
+    pub took: Duration,
+    pub echo_us: Histogram<u64>,
+    /// Of both proxies.
+    pub cpu_s: f64,
+    /// Of both proxies, at its end.
+    pub resident_bytes: u64,
+}
+
+/// What one run showed.
+#[derive(Debug)]
+pub struct Outcome {
+    pub phases: Vec<Phase>,
+    /// From the start of both processes until both are ready.
+    pub ready_after: Duration,
+    /// CPU time of both until then.
+    pub ready_cpu_s: f64,
+    /// The proxies' words about their workers' turns, before the restart.
+    pub turns: Vec<String>,
+}
+
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
+const CLIENT: &str = "client";
+const SERVER: &str = "server";
+
+/// Until freed memory is given back, and whatever else was started has ended.
+const SETTLING: Duration = Duration::from_secs(3);
+
+pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
+    let blueprint = Blueprint {
+        nodes: 2,
+        label: "scale".to_owned(),
+        ..Blueprint::default()
+    }
+    .pod(PodSpec::new(CLIENT, 0))
+    .pod(PodSpec::new(SERVER, 1));
+    let mut world = World::build(blueprint)?;
+    let istiod = Istiod::serve(&world)?;
+    istiod.run_last()?;
+    let options = istiod.options(ProxyOptions {
+        output: Output::Collected,
+        ..options.clone()
+    });
+    world.start_proxies(&[options.clone(), options.clone()])?;
+    let (client, server) = (world.pod(CLIENT), world.pod(SERVER));
+    let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT))?;
+    std::thread::sleep(SETTLING);
+    let mut meter = Meter::new(&world, &echo)?;
+    let mut phases = Vec::new();
+
+    std::thread::sleep(plan.quiet);
+    phases.push(meter.phase("quiet")?);
+
+    let resources = plan.crowd.resources();
+    meter.phase("making resources")?;
+    let nonces = istiod.update(ADDRESS, resources);
+    await_answers(&istiod, &nonces)?;
+    phases.push(meter.phase("loading")?);
+
+    // A stream gives the memory of a large message up when the next one comes.
+    let nonces = istiod.update(ADDRESS, vec![plan.crowd.workload(0, true, 2)]);
+    await_answers(&istiod, &nonces)?;
+    std::thread::sleep(SETTLING);
+    phases.push(meter.phase("settled")?);
+
+    change(&istiod, plan)?;
+    phases.push(meter.phase("changing")?);
+
+    echo.stop()?;
+    let mut turns = Vec::new();
+    for node in &mut world.nodes {
+        let Some(mut proxy) = node.proxy.take() else {
+            continue;
+        };
+        proxy.terminate()?;
+        proxy.wait_for_exit()?;
+        let said = proxy
+            .logs
+            .lines()
+            .into_iter()
+            .rev()
+            .find(|line| line.contains("turns"));
+        turns.push(said.unwrap_or_else(|| "nothing said about turns".to_owned()));
+    }
+    let begun = Instant::now();
+    world.start_proxies(&[options.clone(), options])?;
+    let ready_after = begun.elapsed();
+    let ready_cpu_s = world.proxies_cpu_ns()? as f64 / 1e9;
+    Ok(Outcome {
+        phases,
+        ready_after,
+        ready_cpu_s,
+        turns,
+    })
+}
+
+/// Endpoints become unhealthy and healthy again, are removed and come back.
+fn change(istiod: &Istiod, plan: &Plan) -> Result<()> {
+    let Crowd { workloads, .. } = plan.crowd;
+    let batch = (plan.changes_per_second / 100).max(1);
+    let begun = Instant::now();
+    let mut nonces = Vec::new();
+    let mut removed = Vec::new();
+    let mut number = 0u32;
+    for round in 0.. {
+        let due = begun + BATCH_INTERVAL * round;
+        if due >= begun + plan.changing {
+            break;
+        }
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        // A prime step: changes are spread over all services.
+        let mut next = || {
+            number = (number + 7919) % workloads;
+            number
+        };
+        let version = u64::from(round) + 2;
+        if round % 8 == 7 {
+            let names: Vec<String> = (0..batch)
+                .map(|_| {
+                    let number = next();
+                    removed.push(number);
+                    plan.crowd.uid(number)
+                })
+                .collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            nonces = istiod.remove(ADDRESS, &names);
+        } else if round % 8 == 0 && !removed.is_empty() {
+            let back = removed.drain(..);
+            let back = back.map(|number| plan.crowd.workload(number, true, version));
+            nonces = istiod.update(ADDRESS, back.collect());
+        } else {
+            let changed = (0..batch).map(|_| plan.crowd.workload(next(), round % 2 == 0, version));
+            nonces = istiod.update(ADDRESS, changed.collect());
+        }
+    }
+    await_answers(istiod, &nonces)
+}
+
+fn await_answers(istiod: &Istiod, nonces: &[String]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        match istiod.all_answered(nonces) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => return Err(RigError::new("sending resources to the proxies", error)),
+            None if Instant::now() > deadline => {
+                return Err(RigError::new(
+                    "sending resources to the proxies",
+                    "no answer in 120 s",
+                ));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Cuts time into phases.
+struct Meter<'a> {
+    world: &'a World,
+    echo: &'a Echo,
+    begun: Instant,
+    cpu_ns: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(world: &'a World, echo: &'a Echo) -> Result<Self> {
+        echo.take();
+        Ok(Self {
+            world,
+            echo,
+            begun: Instant::now(),
+            cpu_ns: world.proxies_cpu_ns()?,
+        })
+    }
+
+    /// Ends a phase, and begins the next one.
+    fn phase(&mut self, name: &'static str) -> Result<Phase> {
+        let cpu_ns = self.world.proxies_cpu_ns()?;
+        let resident = self.world.nodes.iter().map(|node| node.proxy().resident_bytes());
+        let phase = Phase {
+            name,
+            took: self.begun.elapsed(),
+            echo_us: self.echo.take(),
+            cpu_s: (cpu_ns - self.cpu_ns) as f64 / 1e9,
+            resident_bytes: resident.sum::<Result<u64>>()?,
+        };
+        (self.begun, self.cpu_ns) = (Instant::now(), cpu_ns);
+        Ok(phase)
+    }
+}
+
+impl Outcome {
+    pub fn report(&self, name: &str, plan: &Plan) -> String {
+        let mut out = String::new();
+        self.write(&mut out, name, plan)
+            .expect("invariant: writing to a string cannot fail");
+        out
+    }
+
+    fn write(&self, out: &mut String, name: &str, plan: &Plan) -> std::fmt::Result {
+        let Crowd { workloads, services } = plan.crowd;
+        writeln!(out, "### {name}: {workloads} workloads in {services} services\n")?;
+        writeln!(
+            out,
+            "| phase | seconds | echo p50 ms | p99 ms | p99.9 ms | max ms | CPU s of both proxies | MiB of one proxy | \
+             more than quiet |"
+        )?;
+        writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
+        let mib = |bytes: u64| bytes as f64 / 2.0 / f64::from(1 << 20);
+        let quiet = self.phases.first().map_or(0.0, |phase| mib(phase.resident_bytes));
+        for phase in &self.phases {
+            let ms = |quantile| phase.echo_us.value_at_quantile(quantile) as f64 / 1e3;
+            writeln!(
+                out,
+                "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:+.1} |",
+                phase.name,
+                phase.took.as_secs_f64(),
+                ms(0.5),
+                ms(0.99),
+                ms(0.999),
+                phase.echo_us.max() as f64 / 1e3,
+                phase.cpu_s,
+                mib(phase.resident_bytes),
+                mib(phase.resident_bytes) - quiet,
+            )?;
+        }
+        writeln!(
+            out,
+            "\nBoth started anew: ready after {:.2} s, {:.2} CPU s.",
+            self.ready_after.as_secs_f64(),
+            self.ready_cpu_s
+        )?;
+        for line in &self.turns {
+            writeln!(out, "- {line}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,404 @@
+//! A persistent hash map: a copy costs one reference count, and a change to a map of which there are copies clones
+//! only the leaf that it touches and the few nodes above.
+//!
+//! Written because the mesh of a large cluster is mostly such maps. Leaves are vectors of exactly the size that they
+//! need, found by one byte of each hash; inner nodes have eight children. Rejected: `imbl::HashMap`, whose nodes have
+//! room for 16 or 32 entries whatever is in them: 160 to 360 bytes for an entry of 24 to 56 with 100,000 of them.
+//!
+//! Invariants: a leaf has at most `LEAF_MAX` entries unless all bits of their hashes are used up; no node is empty.
+
+use std::borrow::Borrow;
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+
+const LEAF_MAX: usize = 24;
+/// Below this many entries in all, the children of a node become one leaf again.
+const LEAF_MERGED: usize = 8;
+const BITS: u32 = 3;
+const CHILDREN: usize = 1 << BITS;
+/// The upper bits of a hash tell entries of one leaf apart.
+const PATH_BITS: u32 = 56;
+
+#[derive(Clone)]
+pub struct TrieMap<K, V> {
+    root: Option<Arc<Node<K, V>>>,
+    len: usize,
+    hasher: RandomState,
+}
+
+#[derive(Clone)]
+enum Node<K, V> {
+    Leaf {
+        /// Of the first entries.
+        tags: [u8; LEAF_MAX],
+        entries: Vec<(K, V)>,
+    },
+    Branch([Option<Arc<Node<K, V>>>; CHILDREN]),
+}
+
+impl<K, V> Default for TrieMap<K, V> {
+    fn default() -> Self {
+        Self {
+            root: None,
+            len: 0,
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl<K, V> TrieMap<K, V> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// In no particular order, but the same for a map that does not change.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        let mut waiting: Vec<&Node<K, V>> = self.root.as_deref().into_iter().collect();
+        let mut entries: std::slice::Iter<'_, (K, V)> = [].iter();
+        std::iter::from_fn(move || {
+            loop {
+                if let Some((key, value)) = entries.next() {
+                    return Some((key, value));
+                }
+                match waiting.pop()? {
+                    Node::Leaf { entries: more, .. } => entries = more.iter(),
+                    Node::Branch(children) => waiting.extend(children.iter().flatten().map(|child| &**child)),
+                }
+            }
+        })
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.iter().map(|(_, value)| value)
+    }
+}
+
+impl<K: Hash + Eq, V> TrieMap<K, V> {
+    pub fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        let hash = self.hasher.hash_one(key);
+        let mut node = self.root.as_deref()?;
+        let mut depth = 0;
+        loop {
+            match node {
+                Node::Leaf { tags, entries } => {
+                    return place(tags, entries, hash, key).map(|at| &entries[at].1);
+                }
+                Node::Branch(children) => {
+                    node = children[child_of(hash, depth)].as_deref()?;
+                    depth += BITS;
+                }
+            }
+        }
+    }
+
+    pub fn contains_key<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        self.get(key).is_some()
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Copies nothing when there is no such key.
+    pub fn get_mut<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        self.get(key)?;
+        let hash = self.hasher.hash_one(key);
+        let mut node = Arc::make_mut(self.root.as_mut()?);
+        let mut depth = 0;
+        loop {
+            match node {
+                Node::Leaf { tags, entries } => {
+                    let at = place(tags, entries, hash, key)?;
+                    return Some(&mut entries[at].1);
+                }
+                Node::Branch(children) => {
+                    node = Arc::make_mut(children[child_of(hash, depth)].as_mut()?);
+                    depth += BITS;
+                }
+            }
+        }
+    }
+
+    /// The value of a key, which `make` makes if there is none.
+    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V {
+        if !self.contains_key(key) {
+            self.insert(key.clone(), make());
+        }
+        self.get_mut(key)
+            .expect("invariant: it was there or was inserted")
+    }
+
+    /// Gives the value that was there before.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        if let Some(known) = self.get_mut(&key) {
+            return Some(std::mem::replace(known, value));
+        }
+        let hash = self.hasher.hash_one(&key);
+        self.len += 1;
+        add(&mut self.root, &self.hasher, 0, hash, (key, value));
+        None
+    }
+
+    pub fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
+        self.get(key)?;
+        let hash = self.hasher.hash_one(key);
+        let removed = take(&mut self.root, &self.hasher, 0, hash, key)?;
+        self.len -= 1;
+        Some(removed)
+    }
+}
+
+/// Adds an entry whose key is not there.
+fn add<K: Hash + Eq + Clone, V: Clone>(
+    slot: &mut Option<Arc<Node<K, V>>>,
+    hasher: &RandomState,
+    depth: u32,
+    hash: u64,
+    entry: (K, V),
+) {
+    let Some(node) = slot else {
+        *slot = Some(Arc::new(leaf(hasher, vec![entry])));
+        return;
+    };
+    match Arc::make_mut(node) {
+        Node::Branch(children) => add(
+            &mut children[child_of(hash, depth)],
+            hasher,
+            depth + BITS,
+            hash,
+            entry,
+        ),
+        Node::Leaf { tags, entries } if entries.len() < LEAF_MAX || depth >= PATH_BITS => {
+            if let Some(tag) = tags.get_mut(entries.len()) {
+                *tag = tag_of(hash);
+            }
+            if entries.len() == entries.capacity() {
+                entries.reserve_exact(1 + entries.len() / 4);
+            }
+            entries.push(entry);
+        }
+        Node::Leaf { entries, .. } => {
+            let mut parts: [Vec<(K, V)>; CHILDREN] = Default::default();
+            for entry in std::mem::take(entries).into_iter().chain([entry]) {
+                parts[child_of(hasher.hash_one(&entry.0), depth)].push(entry);
+            }
+            let whole = |part: Vec<(K, V)>| (!part.is_empty()).then(|| Arc::new(leaf(hasher, part)));
+            *slot = Some(Arc::new(Node::Branch(parts.map(whole))));
+        }
+    }
+}
+
+/// Takes an entry out whose key is there.
+fn take<K: Hash + Eq + Clone + Borrow<Q>, V: Clone, Q: Hash + Eq + ?Sized>(
+    slot: &mut Option<Arc<Node<K, V>>>,
+    hasher: &RandomState,
+    depth: u32,
+    hash: u64,
+    key: &Q,
+) -> Option<V> {
+    let removed;
+    let rest = match Arc::make_mut(slot.as_mut()?) {
+        Node::Leaf { tags, entries } => {
+            let at = place(tags, entries, hash, key)?;
+            removed = entries.swap_remove(at).1;
+            if at < LEAF_MAX
+                && let Some((moved, _)) = entries.get(at)
+            {
+                tags[at] = tag_of(hasher.hash_one(moved));
+            }
+            entries.len()
+        }
+        Node::Branch(children) => {
+            removed = take(
+                &mut children[child_of(hash, depth)],
+                hasher,
+                depth + BITS,
+                hash,
+                key,
+            )?;
+            match small(children) {
+                Some(count) => {
+                    let mut entries = Vec::with_capacity(count);
+                    for child in children.iter().flatten() {
+                        if let Node::Leaf { entries: more, .. } = &**child {
+                            entries.extend_from_slice(more);
+                        }
+                    }
+                    *slot = (count > 0).then(|| Arc::new(leaf(hasher, entries)));
+                    return Some(removed);
+                }
+                None => 1,
+            }
+        }
+    };
+    if rest == 0 {
+        *slot = None;
+    }
+    Some(removed)
+}
+
+/// How many entries there are below a node, if they are few.
+fn small<K, V>(children: &[Option<Arc<Node<K, V>>>; CHILDREN]) -> Option<usize> {
+    let mut count = 0;
+    for child in children.iter().flatten() {
+        match &**child {
+            Node::Leaf { entries, .. } => count += entries.len(),
+            Node::Branch(_) => return None,
+        }
+    }
+    (count <= LEAF_MERGED).then_some(count)
+}
+
+fn leaf<K: Hash, V>(hasher: &RandomState, mut entries: Vec<(K, V)>) -> Node<K, V> {
+    entries.shrink_to_fit();
+    let mut tags = [0; LEAF_MAX];
+    for (tag, (key, _)) in tags.iter_mut().zip(&entries) {
+        *tag = tag_of(hasher.hash_one(key));
+    }
+    Node::Leaf { tags, entries }
+}
+
+fn place<K: Borrow<Q>, V, Q: Eq + ?Sized>(
+    tags: &[u8; LEAF_MAX],
+    entries: &[(K, V)],
+    hash: u64,
+    key: &Q,
+) -> Option<usize> {
+    let tag = tag_of(hash);
+    let mut places = entries.iter().enumerate();
+    places
+        .find(|(at, entry)| tags.get(*at).is_none_or(|it| *it == tag) && entry.0.borrow() == key)
+        .map(|(at, _)| at)
+}
+
+fn child_of(hash: u64, depth: u32) -> usize {
+    (hash >> depth) as usize & (CHILDREN - 1)
+}
+
+fn tag_of(hash: u64) -> u8 {
+    (hash >> PATH_BITS) as u8
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> FromIterator<(K, V)> for TrieMap<K, V> {
+    fn from_iter<T: IntoIterator<Item = (K, V)>>(entries: T) -> Self {
+        let mut map = Self::default();
+        for (key, value) in entries {
+            map.insert(key, value);
+        }
+        map
+    }
+}
+
+impl<K: Hash + Eq + Borrow<Q>, V, Q: Hash + Eq + ?Sized> std::ops::Index<&Q> for TrieMap<K, V> {
+    type Output = V;
+
+    fn index(&self, key: &Q) -> &V {
+        self.get(key).expect("no entry of this key")
+    }
+}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for TrieMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Hashes that agree in most bits, so that leaves overflow.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Alike(u16);
+
+    impl Hash for Alike {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            state.write_u8((self.0 % 3) as u8);
+        }
+    }
+
+    fn check<K: Hash + Eq + Clone + Copy + fmt::Debug>(steps: &[(u16, bool)], key: impl Fn(u16) -> K) {
+        let mut map = TrieMap::new();
+        let mut model = HashMap::new();
+        let mut copies = Vec::new();
+        for (at, (number, insert)) in steps.iter().enumerate() {
+            let key = key(*number);
+            if *insert {
+                assert_eq!(map.insert(key, at), model.insert(key, at));
+            } else {
+                assert_eq!(map.remove(&key), model.remove(&key));
+            }
+            if at % 50 == 0 {
+                copies.push((map.clone(), model.clone()));
+            }
+            *map.get_or_insert_with(&key, || 7) += 1;
+            *model.entry(key).or_insert(7) += 1;
+        }
+        copies.push((map, model));
+        for (map, model) in copies {
+            assert_eq!(map.len(), model.len());
+            assert_eq!(
+                map.iter()
+                    .map(|(key, value)| (*key, *value))
+                    .collect::<HashMap<_, _>>(),
+                model
+            );
+            assert!(model.iter().all(|(key, value)| map.get(key) == Some(value)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_map_holds_and_copies_do_not_change(
+            steps in proptest::collection::vec((0u16..500, any::<bool>()), 0..1500)
+        ) {
+            check(&steps, |number| number);
+            check(&steps, |number| Alike(number % 120));
+        }
+    }
+
+    #[test]
+    fn an_emptied_map_owns_nothing_and_a_shrunken_one_little() {
+        let mut map: TrieMap<u32, u32> = (0..10_000).map(|n| (n, n)).collect();
+        for n in 5..10_000 {
+            assert_eq!(map.remove(&n), Some(n));
+        }
+        assert!(
+            matches!(map.root.as_deref(), Some(Node::Leaf { .. })),
+            "five fit into one leaf"
+        );
+        for n in 0..5 {
+            map.remove(&n);
+        }
+        assert!(map.root.is_none() && map.is_empty());
+        assert_eq!(map.get(&3), None);
+    }
+}

@@ -1,3 +1,5 @@
+//! Which changes of policies are about which connections, what becomes of those, and how little one turn does.
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

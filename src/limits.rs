@@ -445,6 +445,9 @@ pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COP
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 /// What one of them may take, connecting included. Upstream has no deadline here.
 pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between the attempts of one request whose connection breaks or cannot be made. Upstream makes one attempt, and
+/// fails whoever waits for a first certificate.
+pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Contract: wire.md section 6.
 pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are
@@ -505,8 +508,9 @@ pub const XDS_REQUESTS_QUEUED_MAX: usize = 8;
 /// Contract: control-plane.md section 1.9.
 pub const XDS_DELAY_MIN: Duration = Duration::from_millis(10);
 pub const XDS_DELAY_MAX: Duration = Duration::from_secs(15);
-/// While nobody answers and nothing is known yet: ready within a second of the server's return.
-pub const XDS_DELAY_STARTING_MAX: Duration = Duration::from_millis(700);
+/// While nobody answers and nothing is known yet: ready within a second of the server's return. The delay is up to a
+/// fifth longer, and the rest is for handshakes, the state of the mesh and the node agent on a busy node.
+pub const XDS_DELAY_STARTING_MAX: Duration = Duration::from_millis(500);
 /// A stream that lived so long and brought something did not fail.
 pub const XDS_STREAM_SETTLED: Duration = Duration::from_secs(1);
 /// From the first response of a stream on, a server has so long to send what it had not been told that we hold.
@@ -529,5 +533,5 @@ pub const XDS_WARNINGS_MAX: usize = 20;
 const _: () = assert!(XDS_REQUEST_BYTES_WARN < XDS_REQUEST_BYTES_MAX);
 const _: () = assert!(XDS_NACK_TEXT_BYTES_MAX * 2 < XDS_REQUEST_BYTES_MAX);
 // With a fifth of jitter.
-const _: () = assert!(XDS_DELAY_STARTING_MAX.as_millis() * 6 / 5 < 1000);
+const _: () = assert!(XDS_DELAY_STARTING_MAX.as_millis() * 6 / 5 <= 600);
 const _: () = assert!(XDS_REQUESTS_QUEUED_MAX >= 2, "the two first requests of a stream");

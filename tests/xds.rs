@@ -27,10 +27,8 @@ use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{Builder, Locale, Snapshot};
 use uztunnel::sys::driver::Wake;
 use uztunnel_rig::istiod::messages::{discovery, security, workload};
-use uztunnel_rig::istiod::{
-    ADDRESS, AUTHORIZATION, Istiod, Resource, SERVER_NAME, TOKEN, TestAuthority, Treatment,
-};
-use uztunnel_rig::wait_until;
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource, SERVER_NAME, TOKEN, Treatment};
+use uztunnel_rig::{Authority, wait_until};
 
 const ADDRESSES: &[u8] = include_bytes!("data/xds-address.binpb");
 const POLICIES: &[u8] = include_bytes!("data/xds-authorization.binpb");
@@ -212,7 +210,7 @@ fn removed_resources_are_gone_and_names_that_nobody_knows_do_no_harm() {
 
 #[test]
 fn a_new_stream_brings_only_what_changed_meanwhile() {
-    let mut istiod = Istiod::start().expect("istiod");
+    let istiod = Istiod::start().expect("istiod");
     istiod.update(
         ADDRESS,
         vec![pod("a", 1, "1"), pod("b", 2, "1"), pod("c", 3, "1")],
@@ -261,7 +259,7 @@ fn every_way_to_end_a_stream_is_followed_by_another() {
 
 #[test]
 fn with_the_server_down_at_start_the_reason_is_clear_and_its_return_is_noticed_within_a_second() {
-    let mut istiod = Istiod::start().expect("istiod");
+    let istiod = Istiod::start().expect("istiod");
     istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
     istiod.go_away();
     let proxy = Proxy::start(&istiod);
@@ -301,7 +299,7 @@ fn a_token_that_is_not_accepted_is_named_and_a_new_one_is_read_from_the_file() {
 fn a_server_under_other_roots_is_not_trusted_until_the_roots_change() {
     let istiod = Istiod::start().expect("istiod");
     let setup = Setup::new(&istiod);
-    setup.write_roots(&TestAuthority::new().expect("an authority").roots_pem());
+    setup.write_roots(&Authority::new("a stranger").expect("an authority").pem());
     let proxy = setup.start();
     proxy.wait_for_log("tls handshake with 127.0.0.1 failed: invalid peer certificate: ");
     assert!(istiod.asked().is_empty(), "nothing is said to a stranger");
@@ -309,7 +307,7 @@ fn a_server_under_other_roots_is_not_trusted_until_the_roots_change() {
     proxy.wait_for_log("no certificate in it can be used as a root (0 found)");
     std::fs::remove_file(&proxy.setup.roots).expect("removed");
     proxy.wait_for_log("cannot read the root certificates from ");
-    proxy.setup.write_roots(&istiod.authority.roots_pem());
+    proxy.setup.write_roots(&istiod.authority().pem());
     proxy.wait_until_ready();
 }
 
@@ -489,7 +487,7 @@ impl Setup {
             _directory: directory,
         };
         setup.write_token(TOKEN);
-        setup.write_roots(&istiod.authority.roots_pem());
+        setup.write_roots(&istiod.authority().pem());
         setup
     }
 

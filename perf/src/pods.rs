@@ -71,9 +71,12 @@ pub fn run(options: &ProxyOptions, pods: usize) -> Result<Outcome> {
         }
     }
     let announced_after = begun.elapsed();
-    while ca.answered() < pods {
+    while ca.service.answered() < pods {
         if begun.elapsed() > PATIENCE {
-            let cause = format!("{} certificates of {pods} after {PATIENCE:?}", ca.answered());
+            let cause = format!(
+                "{} certificates of {pods} after {PATIENCE:?}",
+                ca.service.answered()
+            );
             return Err(RigError::new("waiting for certificates", cause));
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -107,18 +107,21 @@ impl Ca {
         Ok(request.certify(&answered?.cert_chain)?)
     }
 
-    /// A connection that was good before may have ended unnoticed, so a broken one is tried once more.
+    /// A connection that was good before may have ended unnoticed, and a server that restarts is back soon, or
+    /// another one takes its place: connections that wait for a first certificate must not fail for that.
     async fn ask(&self, question: Request) -> Result<Answer, CaError> {
-        let asked_at = (self.clock)();
-        let mut open = self.connect(asked_at).await?;
-        let is_fresh = open.since >= asked_at;
-        match self.ask_over(&mut open, question.clone()).await {
-            Err(CaError::Refused { code, .. }) if !is_fresh && is_broken(code) => {
-                let mut open = self.connect((self.clock)()).await?;
-                self.ask_over(&mut open, question).await
+        for pause in limits::CA_PAUSES {
+            match self.attempt(question.clone()).await {
+                Err(error) if error.is_of_the_connection() => tokio::time::sleep(pause).await,
+                answer => return answer,
             }
-            answer => answer,
         }
+        self.attempt(question).await
+    }
+
+    async fn attempt(&self, question: Request) -> Result<Answer, CaError> {
+        let mut open = self.connect((self.clock)()).await?;
+        self.ask_over(&mut open, question).await
     }
 
     async fn ask_over(&self, open: &mut Open, question: Request) -> Result<Answer, CaError> {
@@ -181,6 +184,15 @@ impl Authority for Ca {
 }
 
 impl CaError {
+    /// Another connection may be better.
+    fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused { code, .. } => is_broken(*code),
+            Self::Silent | Self::Certificate(_) => false,
+        }
+    }
+
     fn unreachable(error: GrpcError) -> Self {
         Self::Unreachable(error.into())
     }

@@ -1,9 +1,10 @@
 //! Readiness: what the process still waits for, told to the kubelet on port 15021.
 //!
 //! Control thread; tasks are also registered and finished by `process::boot`. Contract: `GET /healthz/ready` is
-//! 200 `ready` when nothing is pending, else 500 with the sorted names; another method is 405, another path 404.
+//! 200 `ready` when nothing is pending, else 500 with the sorted names, and below them a line for each of which the
+//! reason is known; another method is 405, another path 404.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -36,13 +37,24 @@ impl Task {
     }
 }
 
-/// The tasks that are pending. Clones share them.
+/// The tasks that are pending, and why, as far as that is known. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<Task>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<Task, Option<String>>>>);
 
 impl Readiness {
     pub fn pending(&self, task: Task) {
-        self.tasks(|tasks| tasks.insert(task));
+        self.tasks(|tasks| {
+            tasks.entry(task).or_default();
+        });
+    }
+
+    /// Says what a pending task waits for now.
+    pub fn explain(&self, task: Task, reason: String) {
+        self.tasks(|tasks| {
+            if let Some(known) = tasks.get_mut(&task) {
+                *known = Some(reason);
+            }
+        });
     }
 
     pub fn done(&self, task: Task) {
@@ -53,15 +65,20 @@ impl Readiness {
         self.tasks(|tasks| tasks.is_empty())
     }
 
-    /// Names of the pending tasks, sorted.
-    fn names(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.tasks(|tasks| tasks.iter().map(|task| task.name()).collect());
-        names.sort_unstable();
-        names
+    /// Names of the pending tasks, sorted, and their reasons.
+    fn report(&self) -> Vec<(&'static str, Option<String>)> {
+        let mut report: Vec<_> = self.tasks(|tasks| {
+            let tasks = tasks.iter();
+            tasks
+                .map(|(task, reason)| (task.name(), reason.clone()))
+                .collect()
+        });
+        report.sort_unstable();
+        report
     }
 
-    /// A set survives a panic of whoever held the lock: no operation leaves it half changed.
-    fn tasks<R>(&self, look: impl FnOnce(&mut BTreeSet<Task>) -> R) -> R {
+    /// A map survives a panic of whoever held the lock: no operation leaves it half changed.
+    fn tasks<R>(&self, look: impl FnOnce(&mut BTreeMap<Task, Option<String>>) -> R) -> R {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -90,16 +107,18 @@ impl Answer for Readiness {
         if request.method() != Method::GET {
             return empty(StatusCode::METHOD_NOT_ALLOWED);
         }
-        let pending = self.names();
+        let pending = self.report();
         if pending.is_empty() {
-            text(StatusCode::OK, "ready\n".to_owned())
-        } else {
-            let pending = pending.join(", ");
-            text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("not ready, pending: {pending}\n"),
-            )
+            return text(StatusCode::OK, "ready\n".to_owned());
         }
+        let names: Vec<_> = pending.iter().map(|(name, _)| *name).collect();
+        let mut body = format!("not ready, pending: {}\n", names.join(", "));
+        for (name, reason) in &pending {
+            if let Some(reason) = reason {
+                body.push_str(&format!("{name}: {reason}\n"));
+            }
+        }
+        text(StatusCode::INTERNAL_SERVER_ERROR, body)
     }
 }
 
@@ -149,7 +168,14 @@ mod tests {
                 body,
                 "not ready, pending: proxy, state manager, workload proxy manager\n"
             );
+            readiness.explain(Task::StateManager, "no answer".to_owned());
+            let (_, body) = ask(address, "GET /healthz/ready").await;
+            assert_eq!(
+                body,
+                "not ready, pending: proxy, state manager, workload proxy manager\nstate manager: no answer\n"
+            );
             readiness.done(Task::StateManager);
+            readiness.explain(Task::StateManager, "too late".to_owned());
             readiness.done(Task::WorkloadProxyManager);
             assert_eq!(
                 ask(address, "GET /healthz/ready").await.1,

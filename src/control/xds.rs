@@ -115,6 +115,9 @@ impl Client {
             let _ = requests.try_send(request);
         }
         let outgoing = self.server.request(outgoing).map_err(not_opened)?;
+        // A server may keep its headers back until it has something to say.
+        let waiting = "connected to the control plane, which has not sent the state of the mesh yet";
+        self.readiness.explain(Task::StateManager, waiting.to_owned());
         let responses = channel
             .stream(PATH, outgoing, limits::XDS_RESPONSE_BYTES_MAX)
             .await
@@ -226,6 +229,8 @@ impl Client {
     /// A failure that repeats itself is a line now and then.
     fn report(&mut self, ended: &Ended, delay: clock::Duration) {
         let text = ended.to_string();
+        let reason = format!("no stream to the control plane: {text}");
+        self.readiness.explain(Task::StateManager, reason);
         let now = clock::now();
         let repeated = self.warned.as_ref().is_some_and(|(last, at)| {
             *last == text && now.duration_since(*at) < limits::XDS_WARNING_INTERVAL

@@ -1,8 +1,8 @@
 //! Where a connection goes: pod addresses, services, oneself, nobody; and as whom it arrives.
 
-use uztunnel_rig::{Blueprint, Family, PodSpec, Redirect, ServiceSpec, World, http};
+use uztunnel_rig::{Family, PodSpec, Redirect, ServiceSpec, World, http};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, plan, serve_http, start, two_nodes};
 
 /// Asks `server` from `client` by pod address on both families; the server must see the client's own address.
 fn assert_reached_as_oneself(world: &World, client: &str, server: &str) {
@@ -37,11 +37,7 @@ fn http_of_1_kib_reaches_a_pod_of_the_same_node() {
 
 #[test]
 fn http_crosses_nodes_under_the_iptables_rules_as_well() {
-    assert_reached_as_oneself(
-        &start(Blueprint::two_nodes().redirect(Redirect::Iptables)),
-        "client",
-        "server",
-    );
+    assert_reached_as_oneself(&start(plan().redirect(Redirect::Iptables)), "client", "server");
 }
 
 #[test]
@@ -109,13 +105,11 @@ fn a_service_address_leads_to_its_endpoint_and_target_port() {
 
 #[test]
 fn a_service_spreads_over_its_healthy_endpoints_and_spares_the_unhealthy_one() {
-    let mut blueprint = Blueprint::two_nodes()
-        .pod(PodSpec::new("sick", 1))
-        .service(ServiceSpec::new(
-            "trio",
-            &[(80, HTTP_PORT)],
-            &["server", "cart", "sick"],
-        ));
+    let mut blueprint = plan().pod(PodSpec::new("sick", 1)).service(ServiceSpec::new(
+        "trio",
+        &[(80, HTTP_PORT)],
+        &["server", "cart", "sick"],
+    ));
     blueprint.unhealthy.push("sick".to_owned());
     let world = start(blueprint);
     let servers = ["server", "cart", "sick"].map(|name| serve_http(world.pod(name)));

@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
-use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod};
-use uztunnel_rig::{Blueprint, Family, World, http, wait_until};
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, wait_until};
 
-use crate::setup::{BODY_BYTES, options, serve_http};
+use crate::setup::{BODY_BYTES, options, plan, serve_http, start};
 
 /// Status and body of one request to a port of the node's loopback.
 pub fn ask(world: &World, node: usize, at: &str, method: &str, path: &str) -> (u16, String) {
@@ -35,10 +35,8 @@ pub fn dump(world: &World, node: usize) -> Value {
 
 #[test]
 fn a_running_proxy_shows_its_mesh_its_pods_and_its_certificates() {
-    let mut world = World::build(Blueprint::two_nodes()).expect("a world");
-    let istiod = Istiod::serve(&world).expect("a control plane");
-    let options = options().map(|options| istiod.options(options));
-    world.start_proxies(&options).expect("ready proxies");
+    let plan = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
+    let world = start(plan);
     let _server = serve_http(world.pod("server"));
     let target = world.service("shop", Family::V4, 80);
     let response = world.pod("client").run(http::get(target, "/"));
@@ -82,7 +80,7 @@ fn a_running_proxy_shows_its_mesh_its_pods_and_its_certificates() {
     assert!(scraped.ends_with("# EOF\n"), "{scraped}");
 
     // A stream that ends is counted, and the next one too.
-    istiod.end_streams(0, "");
+    world.istiod().end_streams(0, "");
     wait_until("the end of the stream in the metrics", || {
         let (_, scraped) = ask(&world, 0, "127.0.0.1:15020", "GET", "/metrics");
         let ended = "istio_xds_connection_terminations_total{reason=\"Complete\"} 1";
@@ -92,7 +90,7 @@ fn a_running_proxy_shows_its_mesh_its_pods_and_its_certificates() {
 
 #[test]
 fn the_log_is_turned_up_and_down_and_the_process_is_ended_over_the_admin_port() {
-    let mut world = World::build(Blueprint::two_nodes()).expect("a world");
+    let mut world = World::build(plan()).expect("a world");
     world.start_proxies(&options()).expect("ready proxies");
     let at = "[::1]:15000";
     let (status, body) = ask(&world, 0, at, "POST", "/logging?level=debug");
@@ -119,7 +117,7 @@ fn the_log_is_turned_up_and_down_and_the_process_is_ended_over_the_admin_port() 
 
 #[test]
 fn a_port_that_somebody_else_has_stops_the_start() {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let world = World::build(plan()).expect("a world");
     let node = &world.nodes[0];
     for (address, server, setting) in [
         ("127.0.0.1:15000", "admin", "proxyAdminPort"),

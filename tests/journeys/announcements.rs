@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uztunnel_rig::agent::{Answer, Sender};
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Blueprint, Family, Pod, World, http, zds};
+use uztunnel_rig::{Family, Pod, World, http, zds};
 
-use crate::setup::{HTTP_PORT, options, serve_http, start, two_nodes};
+use crate::setup::{HTTP_PORT, options, plan, serve_http, start, two_nodes};
 
 const ECHO_PORT: u16 = 4600;
 
@@ -89,7 +89,7 @@ fn the_proxy_greets_acknowledges_the_snapshot_and_says_nothing_else() {
 
 #[test]
 fn a_pod_added_while_traffic_runs_is_served_and_a_deleted_one_no_more() {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let world = World::build(plan()).expect("a world");
     let late = world.pod("server");
     world.nodes[1].agent.forget(&late.uid);
     let mut world = world;
@@ -167,7 +167,7 @@ fn garbage_on_the_socket_is_refused_and_the_proxy_comes_back_for_a_snapshot() {
 
 #[test]
 fn a_lost_agent_takes_no_traffic_down_and_the_next_snapshot_is_taken() {
-    let world = start(Blueprint::two_nodes());
+    let world = start(plan());
     let _server = serve_http(world.pod("server"));
     let target = world.pod("server").address(Family::V4, HTTP_PORT);
     let (ask, mut asked) = tokio::sync::mpsc::channel::<()>(1);

@@ -1,106 +1,156 @@
 //! Certificates of a CA that both nodes share: renewed, rotated to another root and missed while traffic flows.
+//!
+//! | variable | what |
+//! |---|---|
+//! | `JOURNEYS_TTL_SECONDS` | life of the certificates that are renewed under load (default 4) |
+//! | `JOURNEYS_DURATION_SECONDS` | how long that goes on (default 12) |
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use uztunnel_rig::authority::{Authority, ServerCertificate};
-use uztunnel_rig::ca::{Answer, Ca, Script, bundle};
-use uztunnel_rig::{Blueprint, Family, ProxyOptions, World, http, wait_until};
+use uztunnel_rig::authority::Authority;
+use uztunnel_rig::ca::{Answer, Script, bundle};
+use uztunnel_rig::istiod::ROOTS_FILE;
+use uztunnel_rig::{Blueprint, ControlPlane, Family, ProxyOptions, World, http, wait_until};
 
-use crate::setup::{HTTP_PORT, options, serve_http};
+use crate::setup::{HTTP_PORT, number, options, serve_http};
+use crate::traffic::Traffic;
 
-/// Both proxies ask for a new certificate about every 1.8 s.
-const LIFETIME: Duration = Duration::from_secs(4);
-const TOKEN: &str = "journey";
+/// gRPC's word for a server that is there but does not work.
+const UNAVAILABLE: u32 = 14;
 
 #[test]
-fn renewals_and_a_rotation_of_roots_under_load_fail_no_connection() {
-    let nodes = Nodes::start(LIFETIME);
-    let world = &nodes.world;
+fn short_lived_certificates_are_renewed_under_load_and_no_connection_fails() {
+    let ttl = number("JOURNEYS_TTL_SECONDS", 4);
+    let duration = number("JOURNEYS_DURATION_SECONDS", 12);
+    let world = world(Duration::from_secs(ttl));
     let _server = serve_http(world.pod("server"));
     let target = world.pod("server").address(Family::V4, HTTP_PORT);
-    let stop = Arc::new(AtomicBool::new(false));
-    let load = world.pod("client").spawn({
-        let stop = Arc::clone(&stop);
-        async move {
-            let mut answered = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let response = http::get(target, "/").await?;
-                assert_eq!(response.status, 200);
-                answered += 1;
-            }
-            std::io::Result::Ok(answered)
+    let traffic = Traffic::start(&world, &["client", "cart"], target);
+    let end = Instant::now() + Duration::from_secs(duration);
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(500).min(end - Instant::now()));
+        traffic.assert_faultless();
+    }
+    let figures = traffic.end();
+    let signed = ["client", "cart", "server"].map(|pod| requests(&world, pod));
+    println!(
+        "{duration} s with certificates of {ttl} s: {} connections, {} requests, {} failures; certificates of \
+         client, cart and server: {signed:?}",
+        figures.connections(),
+        figures.requests(),
+        figures.failures().len(),
+    );
+    // Each is renewed when half of its life is over, or a little earlier, and the last may be about to be.
+    let halves = usize::try_from(duration * 2 / ttl).expect("a small number");
+    let renewals = halves.saturating_sub(1);
+    for signed in signed {
+        assert!(signed > renewals, "{signed} certificates in {duration} s");
+    }
+    assert_never_without_certificate(&world);
+}
+
+#[test]
+fn a_rotation_of_roots_under_load_fails_no_connection() {
+    const LIFETIME: Duration = Duration::from_secs(6);
+    let world = world(LIFETIME);
+    let istiod = world.istiod();
+    let _server = serve_http(world.pod("server"));
+    let target = world.pod("server").address(Family::V4, HTTP_PORT);
+    let traffic = Traffic::start(&world, &["client", "cart"], target);
+    let (old, new) = (
+        istiod.authority(),
+        Arc::new(Authority::new("new root").expect("made")),
+    );
+    let both = bundle(&[&old, &new]);
+    // As istiod does it, for the mesh and for itself: first everybody trusts both, then the new one signs, then the
+    // old one goes.
+    istiod.trust(&[&old, &new]).expect("written");
+    for (signer, roots) in [(&old, both.clone()), (&new, both), (&new, new.pem())] {
+        let is_last = roots == new.pem();
+        istiod.ca.play(signing(signer, roots, LIFETIME));
+        istiod.change_authority(signer);
+        if is_last {
+            istiod.trust(&[&new]).expect("written");
         }
-    });
-    nodes.wait_for_requests_more(2);
-    let (old, new) = (&nodes.root, Arc::new(authority("new root")));
-    let both = bundle(&[old, &new]);
-    // As istiod does it: first everybody trusts both, then the new one signs, then the old one goes.
-    for (signer, roots) in [(old, both.clone()), (&new, both), (&new, new.pem())] {
-        nodes.play(signing(signer, roots, LIFETIME));
-        // Two of each node: the first may have been under way before.
-        nodes.wait_for_requests_more(2);
+        // Whoever it was connected to, it is with the new certificate that it comes back.
+        istiod.go_away();
+        istiod.come_back().expect("bound again");
+        wait_for_renewals(&world);
+        traffic.assert_faultless();
     }
-    stop.store(true, Ordering::Relaxed);
-    let answered = world
-        .pod("client")
-        .run(async move { load.await.expect("no panic") });
-    let answered = answered.expect("no connection failed");
-    assert!(answered > 100, "{answered} requests");
-    for node in &world.nodes {
-        let proxy = node.proxy.as_ref().expect("it runs");
-        assert!(!proxy.logs.contain("no certificate"), "{}", proxy.logs.tail());
-    }
+    let figures = traffic.end();
+    println!("{} connections, none failed", figures.connections());
+    assert!(figures.connections() > 100, "{figures:?}");
+    assert_never_without_certificate(&world);
 }
 
 #[test]
 fn while_the_ca_is_down_traffic_goes_on_and_a_new_pod_is_served_when_it_is_back() {
-    let mut nodes = Nodes::start(Duration::from_secs(3600));
-    let _server = serve_http(nodes.world.pod("server"));
-    let target = nodes.world.pod("server").address(Family::V4, HTTP_PORT);
-    // Both pods have their certificates, each asked for on its own node before anybody connects.
-    nodes.wait_for_requests(1);
-    let answered = |world: &World| {
-        world
-            .pod("client")
-            .run(http::get(target, "/"))
-            .map(|it| it.status)
-    };
-    assert_eq!(answered(&nodes.world).expect("served"), 200);
-    for ca in &mut nodes.cas {
-        ca.stop();
-    }
+    let world = world(Duration::from_secs(3600));
+    let _server = serve_http(world.pod("server"));
+    assert_eq!(fetch(&world).expect("served"), 200);
+    let istiod = world.istiod();
+    istiod.go_away();
+    assert_eq!(fetch(&world).expect("served"), 200);
     // The pod leaves, and its certificate with it; when it is back there is nobody to give it another one.
-    let client = nodes.world.pod("client");
-    let agent = &nodes.world.nodes[0].agent;
+    let client = world.pod("client");
+    let agent = &world.nodes[0].agent;
     agent.delete(&client.uid).expect("acknowledged");
     agent
         .add(&client.uid, client.workload_info(), client.namespace.fd())
         .expect("acknowledged");
-    let proxy = nodes.world.nodes[0].proxy.as_ref().expect("it runs");
-    let reason = "identity error: cannot ask the CA: cannot connect to 127.0.0.1:";
+    let reason = format!(
+        "identity error: cannot ask the CA: cannot connect to {}",
+        istiod.address
+    );
     // The first connections may still meet the pod as it was before.
     wait_until("a connection that is refused for want of a certificate", || {
-        answered(&nodes.world).expect_err("no certificate, and never in plain text");
-        proxy.logs.contain(reason).then_some(())
+        fetch(&world).expect_err("no certificate, and never in plain text");
+        world.nodes[0].proxy().logs.contain(&reason).then_some(())
     });
-    nodes.restart();
+    istiod.come_back().expect("bound again");
     let back = Instant::now();
-    wait_until("a request that is answered", || answered(&nodes.world).ok());
+    wait_until("a request that is answered", || fetch(&world).ok());
     println!("served {:?} after the CA was back", back.elapsed());
 }
 
 #[test]
+fn a_certificate_that_cannot_be_renewed_serves_until_it_expires_and_then_the_reason_is_clear() {
+    const LIFETIME: Duration = Duration::from_secs(8);
+    const WORDS: &str = "the signer is being moved";
+    let world = world(LIFETIME);
+    let _server = serve_http(world.pod("server"));
+    assert_eq!(fetch(&world).expect("served"), 200);
+    let istiod = world.istiod();
+    istiod.ca.play(Script::failing(UNAVAILABLE, WORDS));
+    let down = Instant::now();
+    wait_until("a connection that fails", || fetch(&world).err());
+    let served = down.elapsed();
+    // Renewals are asked for before half of the life is over.
+    assert!(served > LIFETIME / 2 - Duration::from_millis(500), "{served:?}");
+    assert!(served < LIFETIME + Duration::from_secs(1), "{served:?}");
+    let reason = format!("identity error: signing gRPC error (Unavailable): {WORDS}");
+    wait_until("the reason", || {
+        fetch(&world).expect_err("no certificate, and never in plain text");
+        world.nodes[0].proxy().logs.contain(&reason).then_some(())
+    });
+    let signer = istiod.authority();
+    istiod.ca.play(signing(&signer, signer.pem(), LIFETIME));
+    wait_until("a request that is answered", || fetch(&world).ok());
+}
+
+#[test]
 fn the_roots_of_the_system_are_trusted_when_they_are_asked_for() {
-    let nodes = Nodes::start_with(Duration::from_secs(3600), |node, scratch, options| {
-        // Where the node's own CA is among them, and where it is not.
+    let world = world_with(Duration::from_secs(3600), |node, scratch, options| {
+        // Where the CA is among them, and where it is not.
         let store = match node {
-            0 => scratch.join("ca-root.pem"),
+            0 => scratch.join(ROOTS_FILE),
             _ => {
                 let path = scratch.join("others.pem");
-                std::fs::write(&path, authority("others").pem()).expect("written");
+                let others = Authority::new("others").expect("made");
+                std::fs::write(&path, others.pem()).expect("written");
                 path
             }
         };
@@ -108,118 +158,80 @@ fn the_roots_of_the_system_are_trusted_when_they_are_asked_for() {
             .variable("CA_ROOT_CA", "SYSTEM")
             .variable("SSL_CERT_FILE", &store.display().to_string())
     });
-    nodes.cas[0].wait_for_requests(1);
-    let distrustful = nodes.world.nodes[1].proxy();
+    wait_until("a request of the node that trusts", || {
+        (requests(&world, "client") > 0).then_some(())
+    });
+    let handshake = format!(
+        "cannot ask the CA: tls handshake with {} failed",
+        world.istiod().address.ip()
+    );
+    let distrustful = world.nodes[1].proxy();
     let refused = distrustful.logs.wait_for("a CA that is not trusted", |line| {
-        line.contains("cannot ask the CA: tls handshake with 127.0.0.1 failed")
-            && line.contains("UnknownIssuer")
+        line.contains(&handshake) && line.contains("UnknownIssuer")
     });
     refused.expect("in the log");
-    assert!(nodes.cas[1].seen().is_empty(), "nothing was sent to it");
+    assert_eq!(requests(&world, "server"), 0, "nothing was sent to it");
 }
 
-/// Two nodes, each with a CA at its loopback address; one root signs for both.
-pub struct Nodes {
-    pub world: World,
-    cas: Vec<Ca>,
-    pub root: Arc<Authority>,
-    tls: Authority,
+/// Two nodes whose control plane gives certificates of this life.
+fn world(lifetime: Duration) -> World {
+    world_with(lifetime, |_, _, options| options)
 }
 
-impl Nodes {
-    fn start(lifetime: Duration) -> Self {
-        Self::start_with(lifetime, |_, _, options| options)
-    }
+/// `change` is given a node's number, the world's scratch folder and the options of its proxy.
+pub fn world_with(lifetime: Duration, change: impl Fn(usize, &Path, ProxyOptions) -> ProxyOptions) -> World {
+    let plan = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
+    let mut world = World::build(plan).expect("a world");
+    let signer = world.istiod().authority();
+    let script = signing(&signer, signer.pem(), lifetime);
+    world.istiod().ca.play(script);
+    let options = options().into_iter().enumerate();
+    let options: Vec<ProxyOptions> = options
+        .map(|(node, options)| change(node, world.scratch(), options))
+        .collect();
+    world.start_proxies(&options).expect("ready proxies");
+    world
+}
 
-    /// `change` is given a node's number, the world's scratch folder and the options of its proxy.
-    pub fn start_with(
-        lifetime: Duration,
-        change: impl Fn(usize, &Path, ProxyOptions) -> ProxyOptions,
-    ) -> Self {
-        let mut world = World::build(Blueprint::two_nodes()).expect("a world");
-        let (root, tls) = (Arc::new(authority("root")), authority("tls root"));
-        let script = signing(&root, root.pem(), lifetime);
-        let start = |namespace: &uztunnel_rig::Namespace| {
-            namespace.run(|| Ca::start(server_certificate(&tls), script.clone()).expect("started"))
-        };
-        let cas: Vec<Ca> = world.nodes.iter().map(|node| start(&node.namespace)).collect();
-        let file = |name: &str, content: &str| {
-            let path = world.scratch().join(name);
-            std::fs::write(&path, content).expect("written");
-            path
-        };
-        let root_file = file("ca-root.pem", &tls.pem());
-        let token_file = file("token", TOKEN);
-        let options: Vec<ProxyOptions> = options()
-            .into_iter()
-            .zip(&cas)
-            .map(|(options, ca)| with_ca(options, ca, &root_file, &token_file))
-            .enumerate()
-            .map(|(node, options)| change(node, world.scratch(), options))
-            .collect();
-        world.start_proxies(&options).expect("ready proxies");
-        Self {
-            world,
-            cas,
-            root,
-            tls,
-        }
-    }
+/// The status that `client` gets from `server`.
+fn fetch(world: &World) -> std::io::Result<u16> {
+    let target = world.pod("server").address(Family::V4, HTTP_PORT);
+    let response = world.pod("client").run(http::get(target, "/"));
+    response.map(|response| response.status)
+}
 
-    fn play(&self, script: Script) {
-        for ca in &self.cas {
-            ca.play(script.clone());
-        }
-    }
+/// How many certificates were asked for on behalf of a pod.
+fn requests(world: &World, pod: &str) -> usize {
+    let identity = world.pod(pod).identity();
+    let seen = world.istiod().ca.seen();
+    seen.iter().filter(|request| request.name == identity).count()
+}
 
-    fn restart(&mut self) {
-        for (node, ca) in self.world.nodes.iter().zip(&mut self.cas) {
-            let certificate = server_certificate(&self.tls);
-            let restarted = node.namespace.run(|| ca.restart(certificate));
-            restarted.expect("restarted");
-        }
-    }
-
-    /// So many of each node.
-    fn wait_for_requests(&self, count: usize) {
-        for ca in &self.cas {
-            ca.wait_for_requests(count);
-        }
-    }
-
-    /// So many more of each node.
-    fn wait_for_requests_more(&self, count: usize) {
-        let counts: Vec<usize> = self.cas.iter().map(|ca| ca.seen().len()).collect();
-        for (ca, before) in self.cas.iter().zip(counts) {
-            ca.wait_for_requests(before + count);
-        }
+/// Two more for each pod: the first may have been under way before.
+fn wait_for_renewals(world: &World) {
+    const PODS: [&str; 3] = ["client", "cart", "server"];
+    let before = PODS.map(|pod| requests(world, pod));
+    for (pod, before) in PODS.into_iter().zip(before) {
+        wait_until(&format!("two renewals for {pod}"), || {
+            (requests(world, pod) >= before + 2).then_some(())
+        });
     }
 }
 
-fn with_ca(options: ProxyOptions, ca: &Ca, root: &Path, token: &Path) -> ProxyOptions {
-    options
-        .variable("FAKE_CA", "false")
-        .variable("CA_ADDRESS", &format!("https://{}", ca.address()))
-        .variable("CA_ROOT_CA", &root.display().to_string())
-        .variable("AUTH_TOKEN", &token.display().to_string())
+fn assert_never_without_certificate(world: &World) {
+    for node in &world.nodes {
+        let failed = node.proxy().logs.access();
+        let failed = failed.iter().find(|record| !record.field("error").is_empty());
+        assert_eq!(failed, None, "node {}", node.index);
+    }
 }
 
 fn signing(signer: &Arc<Authority>, roots: String, lifetime: Duration) -> Script {
-    let mut script = Script::of(Answer::Sign {
+    Script::of(Answer::Sign {
         signer: Arc::clone(signer),
         intermediates: Vec::new(),
         roots,
         lifetime,
         name: None,
-    });
-    script.token = Some(TOKEN.to_owned());
-    script
-}
-
-fn authority(name: &str) -> Authority {
-    Authority::new(name).expect("made")
-}
-
-fn server_certificate(tls: &Authority) -> ServerCertificate {
-    tls.server(&["127.0.0.1"]).expect("signed")
+    })
 }

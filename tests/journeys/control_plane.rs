@@ -1,23 +1,34 @@
 //! The mesh as a control plane tells it: from the first state on, through changes, refusals and absences.
+//!
+//! `JOURNEYS_RESTARTS` says how often the control plane is restarted under load (default 5).
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use prost::Message;
-use uztunnel_rig::istiod::messages::{security, workload};
-use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment};
-use uztunnel_rig::{Blueprint, Family, World, http, proxy, wait_until};
+use uztunnel::limits;
+use uztunnel_rig::istiod::messages::workload;
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment, deny_namespace};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, proxy, wait_until};
 
-use crate::setup::{BODY_BYTES, options, serve_http};
+use crate::setup::{BODY_BYTES, HTTP_PORT, number, options, serve_http};
+use crate::traffic::Traffic;
 
-fn world() -> (World, Istiod) {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
-    let istiod = Istiod::serve(&world).expect("a control plane");
-    (world, istiod)
+/// Both nodes open a stream of their own, and ask for workloads and policies.
+const STREAMS: usize = 2;
+const TYPES: usize = 2;
+
+/// What fifty restarts may add to a proxy's memory: nothing that grows with their number.
+const GROWTH_BYTES_MAX: u64 = 8 << 20;
+
+fn world() -> World {
+    World::build(Blueprint::two_nodes().control_plane(ControlPlane::Istiod)).expect("a world")
 }
 
-fn ready(world: &mut World, istiod: &Istiod) {
-    let options = options().map(|options| istiod.options(options));
-    world.start_proxies(&options).expect("ready proxies");
+fn ready() -> World {
+    let mut world = world();
+    world.start_proxies(&options()).expect("ready proxies");
+    world
 }
 
 /// One request of `client` to the service in front of `server`.
@@ -29,26 +40,10 @@ fn fetch(world: &World, family: Family) -> io::Result<usize> {
     response.map(|response| response.body.len())
 }
 
-fn deny_all() -> Resource {
-    let policy = security::Authorization {
-        name: "nobody".to_owned(),
-        namespace: "shop".to_owned(),
-        scope: security::Scope::Namespace.into(),
-        action: security::Action::Deny.into(),
-        rules: vec![security::Rule::default()],
-        dry_run: false,
-    };
-    Resource {
-        name: "shop/nobody".to_owned(),
-        version: "1".to_owned(),
-        value: policy.encode_to_vec(),
-    }
-}
-
 #[test]
 fn traffic_follows_what_the_control_plane_says() {
-    let (mut world, istiod) = world();
-    ready(&mut world, &istiod);
+    let world = ready();
+    let istiod = world.istiod();
     let _server = serve_http(world.pod("server"));
     for family in Family::BOTH {
         assert_eq!(fetch(&world, family).expect("a response"), BODY_BYTES);
@@ -62,7 +57,7 @@ fn traffic_follows_what_the_control_plane_says() {
     let identity = world.pod("client").identity();
     assert_eq!(inbound.expect("a record").field("src.identity"), identity);
 
-    for nonce in istiod.update(AUTHORIZATION, vec![deny_all()]) {
+    for nonce in istiod.update(AUTHORIZATION, vec![deny_namespace("shop")]) {
         assert_eq!(istiod.wait_for_answer(&nonce).error, None);
     }
     wait_until("the policy to refuse", || fetch(&world, Family::V4).err());
@@ -70,7 +65,7 @@ fn traffic_follows_what_the_control_plane_says() {
     wait_until("the policy to be gone", || fetch(&world, Family::V4).ok());
 
     // The service's only endpoint becomes unhealthy, and comes back.
-    let healthy = world_resource(&istiod, "server");
+    let healthy = world_resource(istiod, "server");
     let sick = with_status(&healthy, workload::WorkloadStatus::Unhealthy);
     istiod.update(ADDRESS, vec![sick]);
     wait_until("no endpoint", || fetch(&world, Family::V4).err());
@@ -83,10 +78,9 @@ fn traffic_follows_what_the_control_plane_says() {
 
 #[test]
 fn the_control_plane_is_trusted_by_the_roots_of_the_system_when_they_are_asked_for() {
-    let (mut world, istiod) = world();
+    let mut world = world();
     let options = options().map(|options| {
-        istiod
-            .options(options)
+        options
             .variable("XDS_ROOT_CA", "SYSTEM")
             .variable("SSL_CERT_FILE", ROOTS_FILE)
     });
@@ -115,9 +109,11 @@ fn with_status(resource: &Resource, status: workload::WorkloadStatus) -> Resourc
 
 #[test]
 fn without_its_control_plane_a_node_goes_on_with_what_it_knows() {
-    let (mut world, mut istiod) = world();
-    ready(&mut world, &istiod);
+    let world = ready();
+    let istiod = world.istiod();
     let _server = serve_http(world.pod("server"));
+    // With certificates for both pods, which no longer come once it is away.
+    assert_eq!(fetch(&world, Family::V4).expect("a response"), BODY_BYTES);
     istiod.go_away();
     for node in &world.nodes {
         node.proxy()
@@ -147,10 +143,11 @@ fn without_its_control_plane_a_node_goes_on_with_what_it_knows() {
 
 #[test]
 fn neither_readiness_nor_pods_come_before_the_state_of_the_mesh() {
-    let (world, istiod) = world();
+    let world = world();
+    let istiod = world.istiod();
     istiod.treat(Treatment::Silence);
     let [own, _] = options();
-    let mut proxy = world.launch_proxy(0, &istiod.options(own)).expect("started");
+    let mut proxy = world.launch_proxy(0, &own).expect("started");
     wait_until("both questions", || (istiod.asked().len() == 2).then_some(()));
     let node = &world.nodes[0];
     let (status, body) = node
@@ -159,7 +156,11 @@ fn neither_readiness_nor_pods_come_before_the_state_of_the_mesh() {
         .expect("answered");
     assert_eq!(
         (status, body.as_str()),
-        (500, "not ready, pending: state manager, workload proxy manager\n")
+        (
+            500,
+            "not ready, pending: state manager, workload proxy manager\nstate manager: connected to the control \
+             plane, which has not sent the state of the mesh yet\n"
+        )
     );
     assert_eq!(
         node.agent.connections(),
@@ -170,4 +171,122 @@ fn neither_readiness_nor_pods_come_before_the_state_of_the_mesh() {
     istiod.cut_connections();
     proxy.wait_until_ready(&node.namespace).expect("ready");
     assert_eq!(node.agent.connections(), 1);
+}
+
+#[test]
+fn resources_and_types_may_come_in_any_order() {
+    let mut world = world();
+    world.istiod().treat(Treatment::Reversed);
+    world.start_proxies(&options()).expect("ready proxies");
+    let sent = world.istiod().sent();
+    let types: Vec<&str> = sent.iter().map(|sent| sent.type_url.as_str()).collect();
+    assert_eq!(types.first(), Some(&AUTHORIZATION), "{types:?}");
+    let _server = serve_http(world.pod("server"));
+    for family in Family::BOTH {
+        assert_eq!(fetch(&world, family).expect("a response"), BODY_BYTES);
+    }
+}
+
+#[test]
+fn started_without_its_control_plane_a_node_says_why_it_waits_and_is_ready_a_second_after_its_return() {
+    let world = world();
+    let istiod = world.istiod();
+    istiod.go_away();
+    let options = options();
+    let launch = |node: usize| world.launch_proxy(node, &options[node]).expect("started");
+    let mut proxies = [0, 1].map(launch);
+    let reason = format!(
+        "no stream to the control plane: cannot connect to {}: Connection refused (os error 111)",
+        istiod.address
+    );
+    let expected =
+        format!("not ready, pending: state manager, workload proxy manager\nstate manager: {reason}\n");
+    for (node, proxy) in world.nodes.iter().zip(&proxies) {
+        wait_until("the reason on 15021", || {
+            let answer = node.namespace.run(|| proxy::probe("/healthz/ready"));
+            (answer.ok()? == (500, expected.clone())).then_some(())
+        });
+        let logged = proxy.logs.wait_for("the reason in the log", |line| {
+            line.contains(&format!(
+                "{reason}; not ready before it has sent the state of the mesh"
+            ))
+        });
+        logged.expect("a warning");
+    }
+    // Long enough for the delays to have grown as far as they do.
+    std::thread::sleep(limits::XDS_DELAY_STARTING_MAX * 6);
+    istiod.come_back().expect("bound");
+    let back = Instant::now();
+    for (node, proxy) in world.nodes.iter().zip(&mut proxies) {
+        proxy.wait_until_ready(&node.namespace).expect("ready");
+        let waited = back.elapsed();
+        println!(
+            "node {} is ready {waited:?} after the control plane came",
+            node.index
+        );
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+    }
+}
+
+#[test]
+fn restarts_of_the_control_plane_under_load_lose_no_connection_and_send_nothing_twice() {
+    let restarts: usize = number("JOURNEYS_RESTARTS", 5);
+    let world = ready();
+    let istiod = world.istiod();
+    let _server = serve_http(world.pod("server"));
+    let target = world.pod("server").address(Family::V4, HTTP_PORT);
+    let traffic = Traffic::start(&world, &["client", "cart"], target);
+    wait_for_exchanges(istiod, 0);
+    let first = istiod.sent();
+    let resident = || {
+        let proxies = world.nodes.iter();
+        proxies.map(|node| node.proxy().resident_bytes().expect("it runs"))
+    };
+    // Once it has lived a second a stream counts as one that worked, and the next one follows at once.
+    let settle = || std::thread::sleep(limits::XDS_STREAM_SETTLED + Duration::from_millis(100));
+    settle();
+    let mut before: Vec<u64> = Vec::new();
+    for round in 0..restarts {
+        if round == restarts / 5 {
+            before = resident().collect();
+        }
+        let streams = istiod.streams_made();
+        istiod.go_away();
+        istiod.come_back().expect("bound again");
+        wait_for_exchanges(istiod, streams);
+        settle();
+        traffic.assert_faultless();
+    }
+    let after: Vec<u64> = resident().collect();
+    let figures = traffic.end();
+    let sent = &istiod.sent()[first.len()..];
+    let twice: usize = sent
+        .iter()
+        .map(|sent| sent.names.len() + sent.removed.len())
+        .sum();
+    println!(
+        "{restarts} restarts: {} connections and {} requests, none failed; {} responses after the first ones, {twice} \
+         resources in them; resident memory {before:?} and {after:?} bytes",
+        figures.connections(),
+        figures.requests(),
+        sent.len(),
+    );
+    assert!(sent.len() >= restarts * STREAMS * TYPES, "{}", sent.len());
+    assert_eq!(twice, 0, "resources that were held already were sent again");
+    for (before, after) in before.iter().zip(&after) {
+        assert!(
+            *after < before + GROWTH_BYTES_MAX,
+            "{before} grew to {after} bytes"
+        );
+    }
+}
+
+/// Until both nodes have answered all that they were sent on streams from this one on.
+fn wait_for_exchanges(istiod: &Istiod, first: usize) {
+    wait_until(&format!("both nodes on streams from {first} on"), || {
+        let answered = istiod.answered();
+        let sent = istiod.sent().into_iter().filter(|sent| sent.stream >= first);
+        let done = sent.filter(|sent| answered.iter().any(|it| it.nonce == sent.nonce));
+        (done.count() >= STREAMS * TYPES).then_some(())
+    });
 }

@@ -11,13 +11,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uztunnel::limits;
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Family, World, http};
+use uztunnel_rig::{Family, World, http, wait_until};
 
 use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 use crate::openssl::{Credentials, Peer};
-use crate::setup::{HTTP_PORT, serve_http, two_nodes};
+use crate::setup::{HTTP_PORT, authority as signer, serve_http, two_nodes};
 use crate::tiny_records;
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
@@ -412,6 +412,7 @@ fn records_of_one_byte_cost_honest_clients_nothing() {
     });
     let server = world.pod("server");
     let mut peer = tiny_records::Peer::connect(
+        &signer(&world),
         &world.pod("stranger").namespace,
         server.address(Family::V4, 15008),
         FRIEND,
@@ -501,6 +502,7 @@ fn a_storm_of_handshakes_costs_honest_clients_nothing() {
         let server = world.pod("server");
         (server.address(Family::V4, 15008), server.identity())
     };
+    let signer = signer(&world);
     let handshakes = AtomicUsize::new(0);
     let holds = Holds {
         sessions: STORMING,
@@ -513,7 +515,9 @@ fn a_storm_of_handshakes_costs_honest_clients_nothing() {
             for _ in 0..STORMING {
                 scope.spawn(|| {
                     while Instant::now() < until {
-                        drop(tiny_records::Peer::connect(from, target, FRIEND, &identity));
+                        drop(tiny_records::Peer::connect(
+                            &signer, from, target, FRIEND, &identity,
+                        ));
                         handshakes.fetch_add(1, Ordering::Relaxed);
                     }
                 });
@@ -548,7 +552,11 @@ fn a_connect_to_an_address_that_is_not_this_pod_is_answered_400() {
         let status = peer.wait_for("an answer", |received| frames::answer(received, stream));
         assert_eq!(status, expected, "stream {stream}");
     }
-    assert_eq!(server.peers().len(), 1);
+    // The kernel takes a connection before the application does.
+    let peers = wait_until("the one that is for this pod", || {
+        Some(server.peers()).filter(|peers| !peers.is_empty())
+    });
+    assert_eq!(peers.len(), 1);
     let record = world.nodes[1]
         .proxy()
         .logs

@@ -14,6 +14,8 @@ use uztunnel::identity::Identity;
 use uztunnel::tls::fake_ca::{FakeCa, Issued};
 use uztunnel_rig::{Namespace, World};
 
+use crate::setup::authority;
+
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Files with a certificate, its key and the mesh's root.
@@ -25,10 +27,10 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Of this identity, signed by the authority that every `FAKE_CA=true` proxy trusts, valid now.
+    /// Of this identity, signed by the authority that the world's proxies trust, valid now.
     pub fn valid(world: &World, identity: &str) -> Self {
         let now = SystemTime::now();
-        Self::issue(world, &FakeCa::new(), identity, now - HOUR, now + HOUR)
+        Self::issue(world, &authority(world), identity, now - HOUR, now + HOUR)
     }
 
     pub fn issue(

@@ -1,9 +1,9 @@
 //! Pods outside the mesh: into it, out of it, and addresses that nobody knows.
 
 use uztunnel_rig::addresses::nobody;
-use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, World, http};
+use uztunnel_rig::{Family, Membership, PodSpec, World, http};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, plan, serve_http, start, two_nodes};
 
 fn assert_plain_call(world: &World, client: &str, server: &str) {
     let _server = serve_http(world.pod(server));
@@ -55,7 +55,7 @@ fn a_pod_inside_the_mesh_reaches_an_address_that_nobody_knows() {
 #[test]
 fn a_known_workload_without_a_proxy_is_called_in_plaintext() {
     let plain = PodSpec::new("plain", 1).membership(Membership::KnownPlain);
-    let world = start(Blueprint::two_nodes().pod(plain));
+    let world = start(plan().pod(plain));
     assert_plain_call(&world, "client", "plain");
     assert_plain_call(&world, "plain", "server");
 }

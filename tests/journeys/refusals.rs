@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 use uztunnel::tls::fake_ca::FakeCa;
-use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, World, http};
+use uztunnel_rig::{Family, Membership, PodSpec, World, http};
 
 use crate::openssl::{Credentials, HOUR, Peer};
-use crate::setup::{BODY_BYTES, HTTP_PORT, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, authority, plan, serve_http, start, two_nodes};
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
 const FOREIGNER: &str = "spiffe://elsewhere.org/ns/shop/sa/friend";
@@ -36,7 +36,8 @@ fn a_client_that_is_refused_on_15008_leaves_the_reason_in_the_log() {
     let world = two_nodes();
     let now = SystemTime::now();
     let valid = Credentials::valid(&world, FRIEND).arguments();
-    let expired = Credentials::issue(&world, &FakeCa::new(), FRIEND, now - 2 * HOUR, now - HOUR).arguments();
+    let expired =
+        Credentials::issue(&world, &authority(&world), FRIEND, now - 2 * HOUR, now - HOUR).arguments();
     let foreign =
         Credentials::issue(&world, &foreign_authority(), FRIEND, now - HOUR, now + HOUR).arguments();
     let foreigner = Credentials::valid(&world, FOREIGNER).arguments();
@@ -98,7 +99,7 @@ fn garbage_on_15008_harms_nobody_else() {
 
 /// A world in which the mesh file promises a tunnel to `impostor`, and openssl answers there.
 fn world_with_impostor() -> World {
-    start(Blueprint::two_nodes().pod(PodSpec::new("impostor", 1).membership(Membership::Unredirected)))
+    start(plan().pod(PodSpec::new("impostor", 1).membership(Membership::Unredirected)))
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn a_server_that_is_refused_leaves_the_reason_in_the_log() {
             "did not present the expected SAN",
         ),
         (
-            Credentials::issue(&world, &FakeCa::new(), &own, now - 2 * HOUR, now - HOUR),
+            Credentials::issue(&world, &authority(&world), &own, now - 2 * HOUR, now - HOUR),
             h2,
             "expired at",
         ),

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
-use uztunnel_rig::{Blueprint, ProxyOptions, World, sys};
+use uztunnel_rig::{ProxyOptions, World, sys};
 
-use crate::setup::binary;
+use crate::setup::{binary, plan};
 
 const RECORDING: &str = include_str!("../data/zds.json");
 
@@ -34,7 +34,7 @@ fn receive(mut socket: &Socket) -> Vec<u8> {
 
 #[test]
 fn the_recorded_conversation_with_the_node_agent_is_repeated_packet_for_packet() {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let world = World::build(plan()).expect("a world");
     let path = world.scratch().join("recorded.sock");
     let listener = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
     listener

@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Family, Node, Pod, wait_until};
+use uztunnel_rig::{Family, Node, Pod, World, wait_until};
 
-use crate::certificates::Nodes;
+use crate::certificates::world_with;
 
 const PORT: u16 = 4000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -71,15 +71,15 @@ fn say_once(pod: &Pod, target: SocketAddr) -> io::Result<()> {
     })
 }
 
-fn list_of(nodes: &Nodes, node: usize) -> PathBuf {
-    nodes.world.scratch().join(format!("crl-{node}.pem"))
+fn list_of(world: &World, node: usize) -> PathBuf {
+    world.scratch().join(format!("crl-{node}.pem"))
 }
 
 /// As a writer does who wants nobody to see half a file.
-fn put(nodes: &Nodes, node: usize, content: &str) {
-    let next = nodes.world.scratch().join("crl.next");
+fn put(world: &World, node: usize, content: &str) {
+    let next = world.scratch().join("crl.next");
     std::fs::write(&next, content).expect("written");
-    std::fs::rename(next, list_of(nodes, node)).expect("renamed");
+    std::fs::rename(next, list_of(world, node)).expect("renamed");
 }
 
 #[track_caller]
@@ -92,11 +92,10 @@ fn wait_for_log(node: &Node, wanted: &[&str]) -> String {
 
 #[test]
 fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
-    let nodes = Nodes::start_with(HOUR, |node, scratch, options| {
+    let world = world_with(HOUR, |node, scratch, options| {
         let path = scratch.join(format!("crl-{node}.pem"));
         options.variable("CRL_PATH", &path.display().to_string())
     });
-    let world = &nodes.world;
     let [near, far] = [&world.nodes[0], &world.nodes[1]];
     for node in &world.nodes {
         wait_for_log(
@@ -112,7 +111,7 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
     let (cart, client) = (world.pod("cart"), world.pod("client"));
     let (revoked, honest) = (Talk::start(cart, target), Talk::start(client, target));
 
-    put(&nodes, 1, "these are no certificates");
+    put(&world, 1, "these are no certificates");
     wait_for_log(
         far,
         &[
@@ -125,9 +124,10 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
     honest.goes_on();
 
     // The server's node learns that the first client's certificate counts no more.
-    let list = nodes.root.revocation_list(&[&cart.identity()]).expect("a list");
+    let signer = world.istiod().authority();
+    let list = signer.revocation_list(&[&cart.identity()]).expect("a list");
     let written = Instant::now();
-    put(&nodes, 1, &list);
+    put(&world, 1, &list);
     assert_eq!(revoked.wait_for_end(), io::ErrorKind::ConnectionReset);
     println!("cut off {:?} after the list was written", written.elapsed());
     honest.goes_on();
@@ -141,7 +141,7 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
             "session closed",
             "connection closed: ",
             &reason,
-            "issuer CN=root)",
+            "issuer CN=istiod of the rig)",
         ],
     );
     assert!(line.to_lowercase().contains("warn"), "{line}");
@@ -166,7 +166,7 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
     assert!(refused.field("error").starts_with(start), "{refused:?}");
     wait_for_log(near, &["CertificateRevoked (44): our certificate is revoked"]);
 
-    put(&nodes, 1, &list[..list.len() / 2]);
+    put(&world, 1, &list[..list.len() / 2]);
     wait_for_log(
         far,
         &[
@@ -178,14 +178,8 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
     honest.goes_on();
 
     // And the client's node, that the server's does.
-    put(
-        &nodes,
-        0,
-        &nodes
-            .root
-            .revocation_list(&[&world.pod("server").identity()])
-            .expect("a list"),
-    );
+    let list = signer.revocation_list(&[&world.pod("server").identity()]);
+    put(&world, 0, &list.expect("a list"));
     assert_eq!(honest.wait_for_end(), io::ErrorKind::ConnectionReset);
     let reason = format!(
         "peer certificate revoked by CRL (identity {}",
@@ -203,7 +197,7 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
     assert!(refused.expect("a record").field("error").contains(&reason));
 
     for node in [0, 1] {
-        put(&nodes, node, "");
+        put(&world, node, "");
     }
     wait_until("everybody to be served again", || {
         [cart, client]

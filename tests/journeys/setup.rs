@@ -1,9 +1,11 @@
-//! What every journey starts with: the binary under test, its drivers, the usual servers.
+//! What every journey starts with: the binary under test, its drivers, who tells it about the mesh, the usual servers.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use uztunnel::tls::fake_ca::FakeCa;
 use uztunnel_rig::applications::Server;
-use uztunnel_rig::{Backend, Blueprint, Pod, ProxyOptions, World, http};
+use uztunnel_rig::{Backend, Blueprint, ControlPlane, Pod, ProxyOptions, World, http};
 
 pub const HTTP_PORT: u16 = 8080;
 pub const BODY_BYTES: usize = 1024;
@@ -14,14 +16,62 @@ pub fn binary() -> PathBuf {
 
 /// Options of node 0 and node 1.
 pub fn options() -> [ProxyOptions; 2] {
-    backends().map(|backend| ProxyOptions {
-        backend,
-        ..ProxyOptions::new(&binary())
+    backends().map(|backend| {
+        let options = ProxyOptions {
+            backend,
+            deny_io_uring: io_choice() == "denied",
+            ..ProxyOptions::new(&binary())
+        };
+        variables()
+            .iter()
+            .fold(options, |options, (name, value)| options.variable(name, value))
     })
 }
 
-fn io_choice() -> String {
+/// What the run wants every proxy to be told.
+pub fn variables() -> Vec<(String, String)> {
+    let text = std::env::var("JOURNEYS_VARIABLES").unwrap_or_default();
+    let pair = |word: &str| {
+        let pair = word.split_once('=');
+        let (name, value) = pair.unwrap_or_else(|| panic!("JOURNEYS_VARIABLES: {word}: expected NAME=VALUE"));
+        (name.to_owned(), value.to_owned())
+    };
+    text.split_whitespace().map(pair).collect()
+}
+
+pub fn io_choice() -> String {
     std::env::var("JOURNEYS_IO").unwrap_or_default()
+}
+
+/// The number in a variable of the run, or what holds without it.
+pub fn number<T: FromStr>(variable: &str, default: T) -> T {
+    std::env::var(variable).map_or(default, |text| {
+        let number = text.parse().ok();
+        number.unwrap_or_else(|| panic!("{variable}={text}: expected a number"))
+    })
+}
+
+/// Who tells the proxies of this run about the mesh.
+pub fn control_plane() -> ControlPlane {
+    match std::env::var("JOURNEYS_CONTROL_PLANE")
+        .unwrap_or_default()
+        .as_str()
+    {
+        "" | "istiod" => ControlPlane::Istiod,
+        "file" => ControlPlane::File,
+        other => panic!("JOURNEYS_CONTROL_PLANE={other}: expected istiod, file or nothing"),
+    }
+}
+
+/// Whoever signs for the proxies of this world.
+pub fn authority(world: &World) -> FakeCa {
+    match world.blueprint.control_plane {
+        ControlPlane::File => FakeCa::new(),
+        ControlPlane::Istiod => {
+            let root = world.istiod().authority();
+            FakeCa::with_root(&root.pem(), root.key_pem()).expect("an authority")
+        }
+    }
 }
 
 fn backends() -> [Option<Backend>; 2] {
@@ -37,9 +87,14 @@ fn backends() -> [Option<Backend>; 2] {
     }
 }
 
-/// The usual two nodes with ready proxies.
+/// The usual two nodes and four pods, under the control plane of this run.
+pub fn plan() -> Blueprint {
+    Blueprint::two_nodes().control_plane(control_plane())
+}
+
+/// The same with ready proxies.
 pub fn two_nodes() -> World {
-    start(Blueprint::two_nodes())
+    start(plan())
 }
 
 pub fn start(blueprint: Blueprint) -> World {

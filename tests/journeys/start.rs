@@ -1,12 +1,14 @@
 //! How the program starts, falls back and refuses to start.
 
-use uztunnel_rig::{Backend, Blueprint, Family, ProxyOptions, World, http};
+use uztunnel_rig::{Backend, ControlPlane, Family, ProxyOptions, World, http};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, binary, options, serve_http};
+use crate::setup::{
+    BODY_BYTES, HTTP_PORT, binary, control_plane, io_choice, options, plan, serve_http, two_nodes, variables,
+};
 
 /// Starts node 0's proxy with these options and gives its exit code and what it printed.
 fn run_to_its_end(options: &ProxyOptions) -> (Option<i32>, String) {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let world = World::build(plan()).expect("a world");
     let mut proxy = world.launch_proxy(0, options).expect("started");
     let status = proxy.wait_for_exit().expect("it ends by itself");
     (status.code(), proxy.logs.lines().join("\n"))
@@ -54,7 +56,7 @@ fn without_io_uring_it_starts_on_epoll_and_says_why_in_one_line() {
         deny_io_uring: true,
         ..options
     });
-    let world = World::start(Blueprint::two_nodes(), &denied).expect("ready proxies");
+    let world = World::start(plan(), &denied).expect("ready proxies");
     let logs = &world.nodes[0].proxy().logs;
     let reasons: Vec<String> = logs
         .lines()
@@ -87,7 +89,7 @@ fn as_many_workers_run_as_the_setting_says() {
         workers: 3,
         ..options
     });
-    let world = World::start(Blueprint::two_nodes(), &three).expect("ready proxies");
+    let world = World::start(plan(), &three).expect("ready proxies");
     let threads = format!("/proc/{}/task", world.nodes[0].proxy().pid());
     let mut names: Vec<String> = std::fs::read_dir(threads)
         .expect("it runs")
@@ -101,7 +103,7 @@ fn as_many_workers_run_as_the_setting_says() {
 
 #[test]
 fn readiness_is_withdrawn_until_the_snapshot_of_pods_was_taken() {
-    let world = World::build(Blueprint::two_nodes()).expect("a world");
+    let world = World::build(plan()).expect("a world");
     // An agent's socket that nobody listens on.
     let orphan = world.scratch().join("orphan.sock");
     let options = ProxyOptions::new(&binary()).variable("INPOD_UDS", &orphan.display().to_string());
@@ -121,9 +123,29 @@ fn readiness_is_withdrawn_until_the_snapshot_of_pods_was_taken() {
 
 #[test]
 fn sigterm_ends_it_with_code_0() {
-    let mut world = World::start(Blueprint::two_nodes(), &options()).expect("ready proxies");
+    let mut world = World::start(plan(), &options()).expect("ready proxies");
     let mut proxy = world.nodes[0].proxy.take().expect("started");
     proxy.terminate().expect("sent");
     let status = proxy.wait_for_exit().expect("it ends");
     assert_eq!(status.code(), Some(0), "{}", proxy.logs.tail());
+}
+
+#[test]
+fn what_the_run_asks_for_reaches_every_proxy() {
+    let world = two_nodes();
+    for node in &world.nodes {
+        let process = format!("/proc/{}", node.proxy().pid());
+        let read = |file: &str| std::fs::read_to_string(format!("{process}/{file}")).expect("it runs");
+        let environment = read("environ");
+        let told: Vec<&str> = environment.split('\0').collect();
+        for (name, value) in variables() {
+            assert!(told.contains(&format!("{name}={value}").as_str()), "{told:?}");
+        }
+        let is_filtered = read("status").lines().any(|line| line == "Seccomp:\t2");
+        assert_eq!(is_filtered, io_choice() == "denied");
+        let istiod = told.iter().find_map(|it| it.strip_prefix("XDS_ADDRESS="));
+        let served = control_plane() == ControlPlane::Istiod;
+        assert_eq!(istiod != Some(""), served, "{told:?}");
+        assert_eq!(told.contains(&"FAKE_CA=true"), !served, "{told:?}");
+    }
 }

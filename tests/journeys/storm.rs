@@ -210,7 +210,7 @@ fn storm_in(world: &World) -> Arc<Counts> {
 
 #[test]
 fn no_byte_ever_appears_on_another_connection_while_streams_are_reset_at_random() {
-    let world = start(uztunnel_rig::Blueprint::two_nodes().pod(PodSpec::new("other", 1)));
+    let world = start(crate::setup::plan().pod(PodSpec::new("other", 1)));
     let counts = storm_in(&world);
     let (orderly, reset) = (
         counts.orderly.load(Ordering::Relaxed),

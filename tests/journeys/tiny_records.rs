@@ -17,9 +17,15 @@ pub struct Peer {
 
 impl Peer {
     /// With a valid certificate.
-    pub fn connect(from: &Namespace, target: SocketAddr, own: &str, server: &str) -> Self {
+    pub fn connect(
+        authority: &FakeCa,
+        from: &Namespace,
+        target: SocketAddr,
+        own: &str,
+        server: &str,
+    ) -> Self {
         let [own, server] = [own, server].map(|identity| identity.parse::<Identity>().expect("an identity"));
-        let certificate = FakeCa::new().issue(&own, SystemTime::now()).expect("issued");
+        let certificate = authority.issue(&own, SystemTime::now()).expect("issued");
         let mut handshake =
             Handshake::client(&certificate, Arc::new([server]), RecordMode::Own).expect("a client");
         let mut socket = from.run(|| TcpStream::connect(target)).expect("connected");

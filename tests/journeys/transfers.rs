@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use uztunnel_rig::pattern::Pattern;
-use uztunnel_rig::{Blueprint, Family, World};
+use uztunnel_rig::{Family, World};
 
 use crate::setup::{options, two_nodes};
 
@@ -66,6 +66,6 @@ fn a_quarter_gibibyte_each_way_arrives_over_ipv6_and_through_both_kinds_of_passt
 #[test]
 fn two_gibibytes_on_one_connection_survive_a_key_update_every_16_records() {
     let options = options().map(|options| options.variable("UZTUNNEL_TLS_RECORDS_MAX", "16"));
-    let world = World::start(Blueprint::two_nodes(), &options).expect("ready proxies");
+    let world = World::start(crate::setup::plan(), &options).expect("ready proxies");
     assert_transfer(&world, "client", "server", Family::V4, [2 * GIB, GIB / 8]);
 }

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uztunnel::identity::Identity;
-use uztunnel::tls::fake_ca::{FakeCa, Issued};
+use uztunnel::tls::fake_ca::Issued;
 use uztunnel_rig::applications::echo;
 use uztunnel_rig::hbone::{Asked, Credentials, HboneServer};
 use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, ServiceSpec, World, http};
 
 use crate::openssl::HOUR;
-use crate::setup::{BODY_BYTES, HTTP_PORT, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, authority, plan, serve_http, start, two_nodes};
 
 const TUNNEL_PORT: u16 = 15088;
 const SERVICE: &str = "shop.shop.svc.cluster.local";
@@ -21,7 +21,7 @@ const SERVICE: &str = "shop.shop.svc.cluster.local";
 /// The usual world, and `waypoint` on node 1, where the test itself answers.
 fn with_waypoint(change: impl FnOnce(Blueprint) -> Blueprint) -> World {
     let waypoint = PodSpec::new("waypoint", 1).membership(Membership::Unredirected);
-    start(change(Blueprint::two_nodes().pod(waypoint)))
+    start(change(plan().pod(waypoint)))
 }
 
 fn before_service(mut blueprint: Blueprint) -> Blueprint {
@@ -33,7 +33,7 @@ fn serve_waypoint(world: &World, status: u16) -> HboneServer {
     let pod = world.pod("waypoint");
     let identity: Identity = pod.identity().parse().expect("an identity");
     let now = SystemTime::now();
-    let authority = FakeCa::new();
+    let authority = authority(world);
     let Issued { chain, key } = authority.sign(&identity, now - HOUR, now + HOUR).expect("signed");
     let root = authority.root().clone();
     HboneServer::start(pod, Credentials { chain, key, root }, status)
@@ -176,7 +176,7 @@ async fn read_header(stream: &mut TcpStream) -> std::io::Result<(SocketAddr, Soc
 #[test]
 fn an_application_that_takes_tunnels_reads_a_header_in_front_of_the_bytes() {
     let gateway = PodSpec::new("gateway", 1).tunnel_port(TUNNEL_PORT);
-    let mut blueprint = Blueprint::two_nodes().pod(gateway);
+    let mut blueprint = plan().pod(gateway);
     blueprint.services[0].waypoint = Some("gateway".to_owned());
     let world = start(blueprint);
     let (sender, headers) = std::sync::mpsc::channel();
@@ -222,7 +222,7 @@ fn an_application_that_takes_tunnels_reads_a_header_in_front_of_the_bytes() {
 #[test]
 fn an_endpoint_that_refuses_is_given_up_for_another() {
     // Two of three endpoints have nobody who listens, one of them not even a proxy.
-    let blueprint = Blueprint::two_nodes()
+    let blueprint = plan()
         .pod(PodSpec::new("ending", 1))
         .pod(PodSpec::new("gone", 1).membership(Membership::Unredirected))
         .service(ServiceSpec::new(

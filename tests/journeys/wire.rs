@@ -1,14 +1,14 @@
 //! What somebody on the wire between the nodes can see.
 
-use uztunnel_rig::{Blueprint, Family, World, http};
+use uztunnel_rig::{ControlPlane, Family, World, http};
 
-use crate::setup::{options, serve_http};
+use crate::setup::{control_plane, options, plan, serve_http};
 
 const MARKER: &str = "a-text-that-nobody-else-may-read";
 
 #[test]
 fn the_wire_between_two_nodes_carries_only_tls() {
-    let mut world = World::build(Blueprint::two_nodes()).expect("a world");
+    let mut world = World::build(plan()).expect("a world");
     let capture = world.nodes[0].capture(1, MARKER.as_bytes()).expect("a capture");
     world.start_proxies(&options()).expect("ready proxies");
     let _server = serve_http(world.pod("server"));
@@ -25,11 +25,17 @@ fn the_wire_between_two_nodes_carries_only_tls() {
     let summary = report.check_only_tls().expect("only TLS");
     assert!(summary.flows >= 4, "two tunnels, both directions: {summary:?}");
     assert!(summary.bytes > 2 * 100 * 1024, "{summary:?}");
+    // Node 1 asks for the mesh and for certificates, both ways.
+    let control_plane_flows = match control_plane() {
+        ControlPlane::Istiod => 4,
+        ControlPlane::File => 0,
+    };
+    assert_eq!(summary.control_plane_flows, control_plane_flows, "{summary:?}");
 }
 
 #[test]
 fn plaintext_to_a_stranger_is_visible_so_the_capture_can_tell_the_difference() {
-    let mut world = World::build(Blueprint::two_nodes()).expect("a world");
+    let mut world = World::build(plan()).expect("a world");
     let capture = world.nodes[0].capture(1, MARKER.as_bytes()).expect("a capture");
     world.start_proxies(&options()).expect("ready proxies");
     let _server = serve_http(world.pod("stranger"));

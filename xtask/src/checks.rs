@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::journeys;
+use crate::journeys::{self, Journeys};
 use crate::packages;
 use crate::process::{Outcome, Tally, build_proxy, cargo, root, run, run_tests};
 use crate::sim;
@@ -109,8 +109,8 @@ pub fn run_all(arguments: &[String]) -> Outcome {
     summary.close()
 }
 
-/// Every pair of drivers; then, on one pair each, the ring as the oldest kernel offers it and the reference
-/// record layer.
+/// Every pair of drivers, most with istiod's stand-in as control plane and one with the mesh file; then, on one pair
+/// each, the ring as the oldest kernel offers it and the reference record layer; last the demo.
 fn run_journeys(summary: &mut Summary) {
     let mut binary = None;
     summary.step("build", |_| {
@@ -119,15 +119,22 @@ fn run_journeys(summary: &mut Summary) {
     });
     let Some(binary) = binary else { return };
     for pair in journeys::PAIRS {
-        summary.step(&format!("journeys {pair}"), |tally| {
-            journeys::run_pair(&binary, pair, &[], None, tally)
+        let control_plane = if pair == "epoll-uring" { "file" } else { "istiod" };
+        summary.step(&format!("journeys {pair}, {control_plane}"), |tally| {
+            Journeys::new(pair, control_plane).run(&binary, tally)
         });
     }
     for variable in ["UZTUNNEL_RING_FEATURES=5.15", "UZTUNNEL_TLS=buffered"] {
         summary.step(&format!("journeys uring {variable}"), |tally| {
-            journeys::run_pair(&binary, "uring", &[variable], None, tally)
+            let mut journeys = Journeys::new("uring", "istiod");
+            journeys.variables.push(variable);
+            journeys.run(&binary, tally)
         });
     }
+    summary.step("demo", |tally| {
+        let mut command = cargo(&["test", "--package", "xtask", "--test", "demo"]);
+        run_tests(command.env("UZTUNNEL_BIN", &binary), tally)
+    });
 }
 
 /// Names of the integration tests: `tests/<name>.rs` and `tests/<name>/main.rs`.

@@ -2,17 +2,20 @@
 //!
 //! Two nodes and four pods: `web` and `shop` are in the mesh, `visitor` and `stranger` are not. Nothing that it says
 //! is asserted from knowledge: identities come from the proxies' access logs, what crossed the wire from a capture,
-//! figures from measurements made on the spot.
+//! what the control plane did from its record, figures from measurements made on the spot.
 
+mod control_plane;
 mod figures;
 mod play;
 mod story;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use uztunnel_rig::{
-    Backend, Blueprint, Membership, PodSpec, ProxyOptions, Redirect, ServiceSpec, World, guardian, sys,
+    Backend, Blueprint, ControlPlane, Membership, PodSpec, ProxyOptions, Redirect, ServiceSpec, World,
+    guardian, sys,
 };
 
 use crate::packages;
@@ -25,8 +28,12 @@ const LIMIT: Duration = Duration::from_secs(10 * 60);
 /// With `--keep` somebody plays with it.
 const LIMIT_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Ctrl-C was seen: from now on the thread that waits for it has the say.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
 struct Arguments {
     redirect: Redirect,
+    control_plane: ControlPlane,
     keep: bool,
     backends: [Backend; 2],
     /// Shows another program with the same contract.
@@ -45,23 +52,38 @@ pub fn run(arguments: &[String]) -> Outcome {
     let options = arguments
         .backends
         .map(|backend| ProxyOptions::new(&binary).backend(backend));
-    show(&arguments, &options).map_err(|error| error.to_string())?;
+    let shown = World::build(blueprint(&arguments)).and_then(|mut world| {
+        let shown = show(&mut world, &arguments, &options);
+        stop_if_interrupted();
+        shown
+    });
+    stop_if_interrupted();
+    shown.map_err(|error| error.to_string())?;
     println!("\nEverything is removed again: processes, namespaces, files.");
     Ok(())
 }
 
-fn show(arguments: &Arguments, options: &[ProxyOptions; 2]) -> uztunnel_rig::Result<()> {
-    let mut world = World::build(blueprint(arguments.redirect))?;
-    story::introduce(&world, arguments.redirect);
-    story::tell(&mut world, options)?;
-    figures::show(&world)?;
+fn show(world: &mut World, arguments: &Arguments, options: &[ProxyOptions; 2]) -> uztunnel_rig::Result<()> {
+    story::introduce(world, arguments.redirect);
+    story::tell(world, options)?;
+    if arguments.control_plane == ControlPlane::Istiod {
+        control_plane::show(world)?;
+    }
+    figures::show(world)?;
     if arguments.keep {
-        play::invite(&world);
+        play::invite(world);
     }
     Ok(())
 }
 
-fn blueprint(redirect: Redirect) -> Blueprint {
+/// What fails while everything is taken away is no news, and what is left is not to be taken away twice.
+fn stop_if_interrupted() {
+    while LEAVING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
+fn blueprint(arguments: &Arguments) -> Blueprint {
     Blueprint {
         nodes: 2,
         label: "demo".to_owned(),
@@ -72,7 +94,8 @@ fn blueprint(redirect: Redirect) -> Blueprint {
     .pod(PodSpec::new("shop", 1))
     .pod(PodSpec::new("stranger", 1).membership(Membership::Outside))
     .service(ServiceSpec::new("shop", &[(80, HTTP_PORT)], &["shop"]))
-    .redirect(redirect)
+    .redirect(arguments.redirect)
+    .control_plane(arguments.control_plane)
 }
 
 /// Ctrl-C at any moment: the guardian cleans up, then this process ends.
@@ -80,6 +103,7 @@ fn leave_on_interrupt() -> std::io::Result<()> {
     sys::block_interrupts()?;
     std::thread::spawn(|| {
         while !sys::wait_for_interrupt(Duration::from_secs(3600)) {}
+        LEAVING.store(true, Ordering::SeqCst);
         println!("\ninterrupted: cleaning up");
         guardian::clean_up_now();
         println!("Everything is removed again: processes, namespaces, files.");
@@ -91,6 +115,7 @@ fn leave_on_interrupt() -> std::io::Result<()> {
 fn parse(arguments: &[String]) -> Result<Arguments, String> {
     let mut parsed = Arguments {
         redirect: Redirect::Nftables,
+        control_plane: ControlPlane::File,
         keep: false,
         backends: [Backend::Uring; 2],
         binary: None,
@@ -100,12 +125,13 @@ fn parse(arguments: &[String]) -> Result<Arguments, String> {
     while let Some(argument) = given.next() {
         match argument.as_str() {
             "--iptables" => parsed.redirect = Redirect::Iptables,
+            "--control-plane" => parsed.control_plane = ControlPlane::Istiod,
             "--keep" => parsed.keep = true,
             "--binary" => parsed.binary = Some(given.next().ok_or("--binary needs a path")?.into()),
             "--io" => io = given.next().ok_or("--io needs a value: uring, epoll or mixed")?,
             other => {
                 return Err(format!(
-                    "demo {other}: expected --iptables, --keep, --binary PATH or --io uring|epoll|mixed"
+                    "demo {other}: expected --control-plane, --iptables, --keep, --binary PATH or --io uring|epoll|mixed"
                 ));
             }
         }

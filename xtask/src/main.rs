@@ -2,10 +2,10 @@
 //!
 //! | command | what |
 //! |---|---|
-//! | `demo [--iptables] [--keep] [--io uring,epoll,mixed]` | two nodes, four pods, real traffic, shown to a person |
+//! | `demo [--control-plane] [--iptables] [--keep] [--io ...]` | two nodes, four pods, real traffic, shown to a person |
 //! | `test` | the whole test run, as CI does it |
 //! | `tidy` | the style rules only |
-//! | `journeys [FILTER] [--io ...]` | the tests in network namespaces |
+//! | `journeys [FILTER] [--io ...] [--control-plane ...]` | the tests in network namespaces |
 //! | `sim [--seed N] [--seeds N..M] [--minutes T] ...` | the data path in simulated worlds |
 //! | `perf SCENARIO [--against BINARY] ...` | measurements side by side |
 //! | `fuzz TARGET [SECONDS]` | libFuzzer on one target |
@@ -24,14 +24,17 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  demo [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
-        two nodes, four pods and real traffic; --keep leaves it running until Ctrl-C
+  demo [--control-plane] [--iptables] [--keep] [--io uring|epoll|mixed] [--binary PATH]
+        two nodes, four pods and real traffic; --control-plane adds a stand-in for istiod, --keep leaves it running
+        until Ctrl-C
   test
-        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, simulation, journeys
+        the whole test run: format, clippy, unit, contract, interop, tidy, fuzz corpora, simulation, journeys, demo
   tidy
         the style rules only
-  journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--binary PATH]
-        tests in network namespaces
+  journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--control-plane istiod|file]
+           [--ttl SECONDS] [--duration SECONDS] [--binary PATH]
+        tests in network namespaces; --duration and --ttl are for those that go on for a while: resets, and
+        certificates that are renewed under load
   sim [--seed N | --seeds N..M | --minutes T | --hunt] [--trace] ...
         the data path in simulated worlds with faults; without options what CI runs
   perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]

@@ -25,6 +25,9 @@ const TASK_LIMIT: Duration = Duration::from_secs(180);
 
 const BACKLOG: i32 = 4096;
 
+/// A port that is taken for longer is somebody's.
+const PORT_LIMIT: Duration = Duration::from_secs(2);
+
 /// The thread of one pod.
 pub struct Applications {
     handle: Handle,
@@ -79,7 +82,7 @@ impl Applications {
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
-        let listener = self.run(async move { listen(port) });
+        let listener = self.run(listen_when_free(port));
         let listener = listener.unwrap_or_else(|error| panic!("listening on port {port}: {error}"));
         let log = Arc::new(Mutex::new(ServerLog::default()));
         let recorded = Arc::clone(&log);
@@ -167,6 +170,22 @@ impl Drop for Server {
         self.task.abort();
         // The task ends on its own thread: until then the port is taken.
         let _ = self.closed.recv_timeout(PATIENCE);
+    }
+}
+
+/// Of a server that is gone the port may be taken for another moment: a child that this process starts, for whatever
+/// test, holds a copy of every descriptor between fork and exec.
+async fn listen_when_free(port: u16) -> io::Result<TcpListener> {
+    let deadline = tokio::time::Instant::now() + PORT_LIMIT;
+    loop {
+        match listen(port) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            other => return other,
+        }
     }
 }
 

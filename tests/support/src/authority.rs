@@ -15,6 +15,7 @@ use crate::{Result, RigError};
 
 pub struct Authority {
     certificate: rcgen::Certificate,
+    key_pem: String,
     issuer: Issuer<'static, KeyPair>,
     /// What was signed: the name that was asked for, and the serial number.
     signed: Mutex<Vec<(String, u64)>>,
@@ -56,6 +57,7 @@ impl Authority {
         let certificate = params.self_signed(&key).map_err(failed)?;
         Ok(Self {
             certificate,
+            key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
             signed: Mutex::default(),
         })
@@ -67,6 +69,7 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         Ok(Self {
             certificate,
+            key_pem: key.serialize_pem(),
             issuer: Issuer::new(params, key),
             signed: Mutex::default(),
         })
@@ -74,6 +77,11 @@ impl Authority {
 
     pub fn pem(&self) -> String {
         self.certificate.pem()
+    }
+
+    /// For those who sign in its name by other means.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// PEM for the PEM of a request (PKCS #10).

@@ -104,6 +104,16 @@ impl ServiceSpec {
     }
 }
 
+/// Who tells the proxies of a world about the mesh, and who signs for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ControlPlane {
+    /// The mesh file, and each proxy's own CA under the well-known root (`FAKE_CA`).
+    #[default]
+    File,
+    /// One `Istiod` on node 0 that all nodes share.
+    Istiod,
+}
+
 /// The whole plan. `Blueprint::default()` is empty; `two_nodes` is the usual start.
 #[derive(Debug, Clone, Default)]
 pub struct Blueprint {
@@ -112,8 +122,7 @@ pub struct Blueprint {
     pub services: Vec<ServiceSpec>,
     /// Names of pods (their workload is marked unhealthy in the mesh file).
     pub unhealthy: Vec<String>,
-    /// Text put under `policies:` of the mesh file, indented as a list.
-    pub policies_yaml: String,
+    pub control_plane: ControlPlane,
     /// Short word in the names of the namespaces, for people who look at `ip netns`.
     pub label: String,
 }
@@ -139,6 +148,11 @@ impl Blueprint {
         for pod in &mut self.pods {
             pod.redirect = redirect;
         }
+        self
+    }
+
+    pub fn control_plane(mut self, control_plane: ControlPlane) -> Self {
+        self.control_plane = control_plane;
         self
     }
 

@@ -14,10 +14,12 @@ use std::thread;
 use crate::namespace::Namespace;
 use crate::reassembly::{Direction, Reassembler, parse_frame};
 use crate::tls_records::RecordChecker;
-use crate::{Result, RigError, sys};
+use crate::{Result, RigError, istiod, sys};
 
 /// The port of the tunnels: all that it carries has to be TLS.
 const HBONE_PORT: u16 = 15008;
+/// Every byte of these connections has to be TLS.
+const TLS_PORTS: [u16; 2] = [HBONE_PORT, istiod::PORT];
 
 /// Larger than any frame that a veth passes on (64 KiB with segmentation offload).
 const FRAME_BYTES_MAX: usize = 128 * 1024;
@@ -60,7 +62,7 @@ pub struct Flow {
     pub bytes: u64,
     /// The marker was readable.
     pub marker_seen: bool,
-    /// `None` for a flow that is not a tunnel's.
+    /// `None` for a flow that belongs to neither a tunnel nor the control plane.
     pub tls: Option<RecordChecker>,
 }
 
@@ -75,20 +77,22 @@ pub struct CaptureReport {
 }
 
 /// What a clean capture contained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TlsSummary {
+    /// Of tunnels, as are `records` and `bytes`.
     pub flows: usize,
     pub records: u64,
     pub bytes: u64,
+    pub control_plane_flows: usize,
 }
 
 impl CaptureReport {
-    /// Flows that have nothing to do with a tunnel.
+    /// Flows that have nothing to do with a tunnel or the control plane.
     pub fn plain_flows(&self) -> impl Iterator<Item = &Flow> {
         self.flows.iter().filter(|flow| flow.tls.is_none())
     }
 
-    /// The marker was readable in a flow that is not a tunnel's.
+    /// The marker was readable in a flow of neither a tunnel nor the control plane.
     pub fn marker_in_plain_flow(&self) -> bool {
         self.plain_flows().any(|flow| flow.marker_seen)
     }
@@ -121,11 +125,7 @@ impl CaptureReport {
                 describe(direction)
             ));
         }
-        let mut summary = TlsSummary {
-            flows: 0,
-            records: 0,
-            bytes: 0,
-        };
+        let mut summary = TlsSummary::default();
         for flow in &self.flows {
             let Some(tls) = &flow.tls else { continue };
             if let Some(violation) = tls.violation() {
@@ -133,6 +133,10 @@ impl CaptureReport {
             }
             if flow.marker_seen {
                 return Err(format!("plaintext is readable in {}", describe(&flow.direction)));
+            }
+            if !flow.direction.has_port(HBONE_PORT) {
+                summary.control_plane_flows += 1;
+                continue;
             }
             summary.flows += 1;
             summary.records += tls.records_total();
@@ -195,9 +199,8 @@ impl Observer {
         } = self;
         reassembler.push(&segment, |direction, bytes| {
             let (flow, search) = flows.entry(direction).or_insert_with(|| {
-                let tunnel =
-                    direction.source.port() == HBONE_PORT || direction.destination.port() == HBONE_PORT;
-                let tls = tunnel.then(RecordChecker::default);
+                let tls = TLS_PORTS.iter().any(|port| direction.has_port(*port));
+                let tls = tls.then(RecordChecker::default);
                 (
                     Flow {
                         direction,

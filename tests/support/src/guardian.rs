@@ -7,7 +7,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use crate::{Result, RigError};
@@ -19,6 +19,8 @@ pub const PREFIX: &str = "uzt-";
 const LIMIT_DEFAULT: Duration = Duration::from_secs(45 * 60);
 
 static GUARDIAN: Mutex<Option<Child>> = Mutex::new(None);
+/// False once everything is being taken away.
+static OPEN: RwLock<bool> = RwLock::new(true);
 static LIMIT: Mutex<Duration> = Mutex::new(LIMIT_DEFAULT);
 
 /// $1 owner, $2 name prefix, $3 scratch folder, $4 limit in seconds.
@@ -70,8 +72,21 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Lets the guardian clean up now and waits until it is done. For a program that ends without dropping its worlds.
+/// To be held while something is made that the guardian would have to take away: what is made after it has looked
+/// would stay. Fails when this program is on its way out.
+pub fn hold_open() -> Result<RwLockReadGuard<'static, bool>> {
+    let open = OPEN.read().unwrap_or_else(PoisonError::into_inner);
+    if *open {
+        Ok(open)
+    } else {
+        Err(RigError::new("building", "everything is being taken away"))
+    }
+}
+
+/// Lets the guardian clean up now and waits until it is done; nothing more can be made. For a program that ends
+/// without dropping its worlds.
 pub fn clean_up_now() {
+    *OPEN.write().unwrap_or_else(PoisonError::into_inner) = false;
     let child = GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(mut child) = child {
         drop(child.stdin.take());

@@ -1,14 +1,17 @@
-//! A control plane of our own: delta discovery over real gRPC, TLS and tokens, by script.
+//! A control plane of our own: delta discovery and the certificate service on one address, over real gRPC, TLS and
+//! tokens, by script.
 //!
 //! It holds resources and answers as istiod does: a first request of a type is answered with what its list of
 //! versions lacks and with what it has too much, changes are pushed to every stream. On command it keeps silent,
-//! refuses, ends streams, cuts connections, or goes away and comes back on the same port. Everything that was asked,
-//! sent and answered is on record. It is written on bare HTTP/2, so that it shares no code with the client that it
+//! refuses, turns the order round, ends streams, cuts connections, or goes away and comes back on the same port, with
+//! the same root or another. Everything that was asked, sent and answered is on record. As in istiod, one root signs
+//! for the server and for the mesh. It is written on bare HTTP/2, so that it shares no code with the client that it
 //! tests.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,17 +19,18 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::authority::Authority;
+use crate::ca::{self, Script, Service};
 use crate::proxy::ProxyOptions;
 use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
 
-mod authority;
 mod crowd;
 mod mesh;
 mod serve;
 
-pub use authority::TestAuthority;
 pub use crowd::Crowd;
+pub use mesh::deny_namespace;
 
 /// Generated from proto/*.proto, for those who make resources.
 #[allow(clippy::all)]
@@ -53,8 +57,12 @@ pub const SERVER_NAME: &str = "istiod.istio-system.svc";
 /// The only token that is let in.
 pub const TOKEN: &str = "a-token-of-the-rig";
 
-const PORT: u16 = 15012;
+pub const PORT: u16 = 15012;
 pub const ROOTS_FILE: &str = "istiod-root.pem";
+const TOKEN_FILE: &str = "istiod-token";
+
+/// Of workload certificates, unless a test says otherwise: what proxies ask for by default.
+const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What gRPC servers take in one message by default.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -113,6 +121,8 @@ pub enum Treatment {
         code: u32,
         message: String,
     },
+    /// The last type that is asked for is answered first, and resources come in the reverse of their order.
+    Reversed,
     /// Every stream ends without complaint right after its first response.
     EndAtOnce,
 }
@@ -120,10 +130,15 @@ pub enum Treatment {
 /// The server. It runs in a thread of its own, with its port in the network namespace of whoever starts it.
 pub struct Istiod {
     pub address: SocketAddr,
-    pub authority: TestAuthority,
+    /// What it answers to requests for certificates.
+    pub ca: Service,
     shared: Arc<Shared>,
+    /// Of the server's own certificate from the next `come_back` on.
+    authority: Mutex<Arc<Authority>>,
+    /// Where proxies find roots and token; the world's scratch folder.
+    files: Option<PathBuf>,
     runtime: tokio::runtime::Handle,
-    accepting: Option<tokio::task::JoinHandle<()>>,
+    accepting: Mutex<Option<tokio::task::JoinHandle<()>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -159,7 +174,7 @@ impl Istiod {
     }
 
     pub fn start_at(address: SocketAddr) -> Result<Self> {
-        let authority = TestAuthority::new()?;
+        let authority = Arc::new(Authority::new("istiod of the rig")?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -171,37 +186,69 @@ impl Istiod {
         });
         let mut istiod = Self {
             address,
-            authority,
+            ca: Service::new(Script::signing(&authority, CERTIFICATE_LIFETIME)),
             shared: Arc::default(),
+            authority: Mutex::new(authority),
+            files: None,
             runtime: handle,
-            accepting: None,
+            accepting: Mutex::default(),
             stop: Some(stop),
             thread: Some(thread),
         };
-        istiod.come_back()?;
+        istiod.address = istiod.open()?;
         Ok(istiod)
     }
 
     /// For the proxies of a world: on node 0, with the world's pods and services.
     pub fn serve(world: &World) -> Result<Self> {
         let address = SocketAddr::new(addresses::node(0).v4.into(), PORT);
-        let istiod = world.nodes[0].namespace.run(|| Self::start_at(address))?;
+        let mut istiod = world.nodes[0].namespace.run(|| Self::start_at(address))?;
         istiod.update(ADDRESS, mesh::resources(world));
-        let roots = world.scratch().join(ROOTS_FILE);
-        std::fs::write(&roots, istiod.authority.roots_pem())
-            .map_err(|error| RigError::new(format!("writing {}", roots.display()), error))?;
+        istiod.files = Some(world.scratch().to_owned());
+        istiod.trust(&[&istiod.authority()])?;
+        istiod.accept_token(TOKEN)?;
         Ok(istiod)
     }
 
-    /// What makes a proxy of that world use it instead of the mesh file.
-    pub fn options(&self, options: ProxyOptions) -> ProxyOptions {
-        // The proxy runs in the world's scratch folder.
+    /// What makes a proxy of that world use it instead of the mesh file and a CA of its own. What `options` says
+    /// otherwise wins.
+    pub fn options(&self, mut options: ProxyOptions) -> ProxyOptions {
+        let address = self.address.to_string();
+        let [roots, token] = [ROOTS_FILE, TOKEN_FILE].map(|name| self.file(name).display().to_string());
+        let own = [
+            ("XDS_ADDRESS", address.as_str()),
+            ("ALT_XDS_HOSTNAME", SERVER_NAME),
+            ("XDS_ROOT_CA", &roots),
+            ("CA_ADDRESS", &address),
+            ("ALT_CA_HOSTNAME", SERVER_NAME),
+            ("CA_ROOT_CA", &roots),
+            ("AUTH_TOKEN", &token),
+            ("FAKE_CA", "false"),
+            ("LOCAL_XDS_PATH", ""),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        options.environment.splice(..0, own);
         options
-            .variable("XDS_ADDRESS", &self.address.to_string())
-            .variable("ALT_XDS_HOSTNAME", SERVER_NAME)
-            .variable("XDS_ROOT_CA", ROOTS_FILE)
-            .variable("AUTH_TOKEN", TOKEN)
-            .variable("LOCAL_XDS_PATH", "")
+    }
+
+    /// Who signs for the server itself, and for the mesh unless `ca` is told otherwise.
+    pub fn authority(&self) -> Arc<Authority> {
+        Arc::clone(&lock(&self.authority))
+    }
+
+    /// The server's own certificate is signed by another root from the next `come_back` on.
+    pub fn change_authority(&self, authority: &Arc<Authority>) {
+        *lock(&self.authority) = Arc::clone(authority);
+    }
+
+    /// Writes the roots that the proxies of the world trust as the server's.
+    pub fn trust(&self, authorities: &[&Authority]) -> Result<()> {
+        write(&self.file(ROOTS_FILE), &ca::bundle(authorities))
+    }
+
+    /// Writes the token that the proxies of the world show; only `TOKEN` is let in.
+    pub fn accept_token(&self, token: &str) -> Result<()> {
+        write(&self.file(TOKEN_FILE), token)
     }
 
     /// From now on its thread runs after all others of its CPU: it shall not delay what is measured.
@@ -211,8 +258,8 @@ impl Istiod {
     }
 
     /// Closes the port and cuts every connection. What it holds, and its record, stay.
-    pub fn go_away(&mut self) {
-        if let Some(accepting) = self.accepting.take() {
+    pub fn go_away(&self) {
+        if let Some(accepting) = lock(&self.accepting).take() {
             accepting.abort();
             // Cancelled, as wanted.
             let _ = self.perform(accepting);
@@ -221,18 +268,29 @@ impl Istiod {
     }
 
     /// Opens the port again.
-    pub fn come_back(&mut self) -> Result<()> {
+    pub fn come_back(&self) -> Result<()> {
+        self.open().map(drop)
+    }
+
+    fn open(&self) -> Result<SocketAddr> {
         let failed = |error| RigError::new(format!("binding istiod to {}", self.address), error);
         let address = self.address;
         // By the server's thread, which is in the right namespace.
         let listener = self
             .perform(async move { tokio::net::TcpListener::bind(address).await })
             .map_err(failed)?;
-        self.address = listener.local_addr().map_err(failed)?;
-        let tls = self.authority.server_config(SERVER_NAME)?;
-        let serving = serve::accept(listener, tls, self.shared.clone());
-        self.accepting = Some(self.runtime.spawn(serving));
-        Ok(())
+        let address = listener.local_addr().map_err(failed)?;
+        let tls = ca::acceptor(self.authority().server(&[SERVER_NAME])?)?;
+        let serving = serve::accept(listener, tls, self.shared.clone(), self.ca.clone());
+        *lock(&self.accepting) = Some(self.runtime.spawn(serving));
+        Ok(address)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        let folder = self.files.as_deref();
+        folder
+            .expect("invariant: only an istiod of a world has proxies to write files for")
+            .join(name)
     }
 
     /// As a TCP connection ends when its process is killed.
@@ -242,6 +300,7 @@ impl Istiod {
             std::mem::take(&mut inner.connections)
         });
         connections.iter().for_each(AbortHandle::abort);
+        self.ca.disconnected();
     }
 
     /// Ends every stream with a status, as a server does that shuts down.
@@ -306,6 +365,10 @@ impl Istiod {
 
     pub fn answered(&self) -> Vec<Answered> {
         self.shared.with(|inner| inner.answered.clone())
+    }
+
+    pub fn streams_made(&self) -> usize {
+        self.shared.with(|inner| inner.streams_made)
     }
 
     /// Whether all of these were answered: with the first error, if there was one. Cheaper than `answered`.
@@ -374,9 +437,17 @@ impl Drop for Istiod {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|error| RigError::new(format!("writing {}", path.display()), error))
+}
+
 impl Shared {
     fn with<R>(&self, work: impl FnOnce(&mut Inner) -> R) -> R {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.0))
     }
 }
 

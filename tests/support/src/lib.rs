@@ -11,7 +11,7 @@
 //! | `World` | `Blueprint::build` | drop: proxies, applications, namespaces, files |
 //! | `Namespace` | `World` | drop deletes the name |
 //! | `Agent` | `World`, one per node | drop closes the socket |
-//! | `Istiod` | `Istiod::start` | drop closes the port and every connection |
+//! | `Istiod` | `Istiod::start`, `World::build` where the blueprint wants it | drop closes the port and every connection |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
 //! | `HboneServer` | `HboneServer::start` | drop ends its task and its connections |
@@ -47,7 +47,7 @@ pub mod zds;
 pub use addresses::Family;
 pub use agent::Agent;
 pub use authority::Authority;
-pub use blueprint::{Blueprint, Membership, PodSpec, ServiceSpec};
+pub use blueprint::{Blueprint, ControlPlane, Membership, PodSpec, ServiceSpec};
 pub use ca::Ca;
 pub use capture::{Capture, CaptureReport};
 pub use hbone::HboneServer;

@@ -34,10 +34,6 @@ pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::A
             .and_then(|()| write_waypoint(&mut yaml, blueprint, pod.waypoint.as_deref(), &addresses_of))
             .expect("invariant: writing to a string cannot fail");
     }
-    if !blueprint.policies_yaml.is_empty() {
-        yaml.push_str("policies:\n");
-        yaml.push_str(&blueprint.policies_yaml);
-    }
     yaml.push_str("services:\n");
     for (index, service) in blueprint.services.iter().enumerate() {
         write_service(&mut yaml, index, service)

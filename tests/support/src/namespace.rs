@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::{Result, RigError, sys};
+use crate::{Result, RigError, guardian, sys};
 
 #[derive(Debug)]
 pub struct Namespace {
@@ -20,6 +20,7 @@ pub struct Namespace {
 impl Namespace {
     /// Creates the namespace; the name shows in `ip netns`.
     pub fn create(name: &str) -> Result<Self> {
+        let _open = guardian::hold_open()?;
         run_ip(&["netns", "add", name])?;
         let path = format!("/run/netns/{name}");
         let file = File::open(&path).map_err(|error| RigError::new(format!("opening {path}"), error))?;
@@ -97,6 +98,8 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        // Otherwise the guardian takes it away, or has.
+        let Ok(_open) = guardian::hold_open() else { return };
         if let Err(error) = run_ip(&["netns", "del", &self.name]) {
             eprintln!("rig: {error}");
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::logs::Logs;
 use crate::mesh_file::node_name;
 use crate::namespace::Namespace;
-use crate::{PATIENCE, Result, RigError, sys};
+use crate::{PATIENCE, Result, RigError, guardian, sys};
 
 const READINESS_PORT: u16 = 15021;
 
@@ -139,6 +139,7 @@ impl Proxy {
         if options.deny_io_uring {
             sys::deny_io_uring_in_child(&mut command);
         }
+        let _open = guardian::hold_open()?;
         let mut child = around
             .namespace
             .run(|| command.spawn())

@@ -16,6 +16,13 @@ pub struct Direction {
     pub destination: SocketAddr,
 }
 
+impl Direction {
+    /// At either end.
+    pub fn has_port(&self, port: u16) -> bool {
+        self.source.port() == port || self.destination.port() == port
+    }
+}
+
 /// A TCP segment as found in a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Segment<'a> {

@@ -11,8 +11,9 @@ use tokio::net::TcpStream;
 use crate::addresses::{self, Addresses, Family};
 use crate::agent::Agent;
 use crate::applications::{Applications, Server};
-use crate::blueprint::{Blueprint, Membership, PodSpec};
+use crate::blueprint::{Blueprint, ControlPlane, Membership, PodSpec};
 use crate::capture::Capture;
+use crate::istiod::Istiod;
 use crate::mesh_file;
 use crate::namespace::Namespace;
 use crate::proxy::{Proxy, ProxyOptions, Surroundings};
@@ -100,6 +101,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub pods: Vec<Pod>,
     pub blueprint: Blueprint,
+    /// The control plane, where the blueprint wants one.
+    istiod: Option<Istiod>,
     scratch: PathBuf,
 }
 
@@ -123,12 +126,16 @@ impl World {
         let number = WORLDS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{}{number}-{label}", guardian::own_prefix());
         let scratch = std::env::temp_dir().join(prefix.trim_end_matches('-'));
-        std::fs::create_dir_all(&scratch)
-            .map_err(|error| RigError::new(format!("creating {}", scratch.display()), error))?;
+        {
+            let _open = guardian::hold_open()?;
+            std::fs::create_dir_all(&scratch)
+                .map_err(|error| RigError::new(format!("creating {}", scratch.display()), error))?;
+        }
         let mut world = Self {
             nodes: Vec::new(),
             pods: Vec::new(),
             blueprint,
+            istiod: None,
             scratch,
         };
         world.build_nodes(&prefix)?;
@@ -136,6 +143,9 @@ impl World {
         let yaml = mesh_file::write(&world.blueprint, |index| world.pods[index].addresses);
         std::fs::write(world.mesh_file(), yaml)
             .map_err(|error| RigError::new("writing the mesh file", error))?;
+        if world.blueprint.control_plane == ControlPlane::Istiod {
+            world.istiod = Some(Istiod::serve(&world)?);
+        }
         Ok(world)
     }
 
@@ -214,6 +224,8 @@ impl World {
 
     /// Starts a proxy on a node without waiting and without keeping it: for tests of the start itself.
     pub fn launch_proxy(&self, node: usize, options: &ProxyOptions) -> Result<Proxy> {
+        let served = self.istiod.as_ref().map(|it| it.options(options.clone()));
+        let options = served.as_ref().unwrap_or(options);
         let mesh_file = self.mesh_file();
         let node = &self.nodes[node];
         Proxy::start(
@@ -226,6 +238,13 @@ impl World {
                 scratch: &self.scratch,
             },
         )
+    }
+
+    /// The control plane of a world that has one.
+    pub fn istiod(&self) -> &Istiod {
+        self.istiod
+            .as_ref()
+            .expect("invariant: the blueprint asks for a control plane")
     }
 
     pub fn pod(&self, name: &str) -> &Pod {
@@ -280,7 +299,10 @@ impl Drop for World {
             node.proxy = None;
         }
         self.pods.clear();
+        // Its thread is in the namespace of a node.
+        self.istiod = None;
         self.nodes.clear();
+        let Ok(_open) = guardian::hold_open() else { return };
         if let Err(error) = std::fs::remove_dir_all(&self.scratch) {
             eprintln!("rig: removing {}: {error}", self.scratch.display());
         }

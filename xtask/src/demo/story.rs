@@ -73,11 +73,15 @@ pub fn tell(world: &mut World, options: &[ProxyOptions; 2]) -> Result<()> {
     let summary = capture.stop()?.check_only_tls();
     let summary = summary.map_err(|fault| RigError::new("checking that the wire carried only TLS", fault))?;
     println!(
-        "\nThe wire, every byte of it: {} TLS records in {} directions of TCP connections ({:.1} MB), nothing else, \
+        "\nThe wire, every byte of it: {} TLS records in {} directions of TCP connections ({:.1} MB), {}nothing else, \
          and `{SECRET}` was not readable in it.",
         summary.records,
         summary.flows,
-        summary.bytes as f64 / 1e6
+        summary.bytes as f64 / 1e6,
+        match summary.control_plane_flows {
+            0 => String::new(),
+            flows => format!("TLS in {flows} directions to and from the control plane, "),
+        }
     );
 
     println!("\nAcross the border of the mesh, in plaintext (nothing else is possible there):");

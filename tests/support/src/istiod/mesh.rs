@@ -3,6 +3,7 @@
 use prost::Message;
 
 use super::Resource;
+use super::messages::security;
 use super::messages::workload as wire;
 use crate::addresses::{self, Addresses};
 use crate::blueprint::{Membership, ServiceSpec};
@@ -15,6 +16,23 @@ pub(super) fn resources(world: &World) -> Vec<Resource> {
     let services = world.blueprint.services.iter().enumerate();
     pods.chain(services.map(|(index, spec)| service(world, index, spec)))
         .collect()
+}
+
+/// A policy under which no pod of the namespace is reached by anybody: `<namespace>/nobody`.
+pub fn deny_namespace(namespace: &str) -> Resource {
+    let policy = security::Authorization {
+        name: "nobody".to_owned(),
+        namespace: namespace.to_owned(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        rules: vec![security::Rule::default()],
+        dry_run: false,
+    };
+    Resource {
+        name: format!("{namespace}/nobody"),
+        version: "1".to_owned(),
+        value: policy.encode_to_vec(),
+    }
 }
 
 fn workload(world: &World, pod: &Pod) -> Option<Resource> {
@@ -51,6 +69,7 @@ fn workload(world: &World, pod: &Pod) -> Option<Resource> {
         canonical_name: spec.service_account.clone(),
         canonical_revision: "latest".to_owned(),
         workload_name: spec.service_account.clone(),
+        cluster_id: "Kubernetes".to_owned(),
         tunnel_protocol: protocol.into(),
         status: status.into(),
         services: services.collect(),

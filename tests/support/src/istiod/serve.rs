@@ -1,4 +1,5 @@
-//! The wire of the rig's control plane: TLS, HTTP/2, gRPC framing, and the delta protocol of one stream.
+//! The wire of the rig's control plane: TLS, HTTP/2, who may ask what, gRPC framing, and the delta protocol of one
+//! stream.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,13 +9,13 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use prost::Message;
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use super::messages::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::{Answered, Asked, Command, MESSAGE_BYTES_MAX, Sent, Shared, TOKEN, Treatment, response};
+use crate::ca::{self, Service};
 
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
@@ -28,12 +29,12 @@ const UNAUTHENTICATED: u32 = 16;
 /// A length, and one byte that says whether it is compressed.
 const PREFIX_BYTES: usize = 5;
 
-pub(super) async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, shared: Arc<Shared>) {
+pub(super) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>, ca: Service) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             continue;
         };
-        let connection = tokio::spawn(serve_connection(socket, tls.clone(), shared.clone()));
+        let connection = tokio::spawn(serve_connection(socket, tls.clone(), shared.clone(), ca.clone()));
         shared.with(|inner| {
             inner.connections_made += 1;
             inner.connections.push(connection.abort_handle());
@@ -41,9 +42,9 @@ pub(super) async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, shared
     }
 }
 
-async fn serve_connection(socket: TcpStream, tls: Arc<ServerConfig>, shared: Arc<Shared>) {
+async fn serve_connection(socket: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, ca: Service) {
     // A client that leaves, or does not trust the server, is its own affair.
-    let Ok(socket) = TlsAcceptor::from(tls).accept(socket).await else {
+    let Ok(socket) = tls.accept(socket).await else {
         return;
     };
     let Ok(mut connection) = h2::server::handshake(socket).await else {
@@ -52,7 +53,26 @@ async fn serve_connection(socket: TcpStream, tls: Arc<ServerConfig>, shared: Arc
     // Streams end with their connection.
     let mut streams = tokio::task::JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
-        streams.spawn(serve_stream(request, respond, shared.clone()));
+        let (shared, ca) = (shared.clone(), ca.clone());
+        streams.spawn(async move { serve_request(request, respond, shared, ca).await });
+    }
+}
+
+async fn serve_request(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    shared: Arc<Shared>,
+    ca: Service,
+) {
+    let bearer = request.headers().get("authorization").map(HeaderValue::as_bytes);
+    if bearer != Some(format!("Bearer {TOKEN}").as_bytes()) {
+        return Outgoing::Unanswered(respond).end(UNAUTHENTICATED, "authentication failure");
+    }
+    match request.uri().path() {
+        PATH => serve_stream(request, respond, shared).await,
+        // A client that leaves does not want its answer.
+        ca::METHOD => drop(ca.answer(request, respond).await),
+        _ => Outgoing::Unanswered(respond).end(UNIMPLEMENTED, "unknown method"),
     }
 }
 
@@ -60,13 +80,6 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
     let (head, body) = request.into_parts();
     let outgoing = Outgoing::Unanswered(respond);
     let treatment = shared.with(|inner| inner.treatment());
-    let bearer = head.headers.get("authorization").map(HeaderValue::as_bytes);
-    if head.uri.path() != PATH {
-        return outgoing.end(UNIMPLEMENTED, "unknown method");
-    }
-    if bearer != Some(format!("Bearer {TOKEN}").as_bytes()) {
-        return outgoing.end(UNAUTHENTICATED, "authentication failure");
-    }
     if let Treatment::Refuse { code, message } = &treatment {
         return outgoing.end(*code, message);
     }
@@ -82,6 +95,7 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
         shared,
         treatment,
         types: BTreeSet::new(),
+        held_back: None,
     };
     stream.converse(body, outgoing, commands).await;
 }
@@ -93,6 +107,8 @@ struct Stream {
     treatment: Treatment,
     /// Of which there was a first request.
     types: BTreeSet<String>,
+    /// The first question of all, while another one must be answered before it.
+    held_back: Option<DeltaDiscoveryRequest>,
 }
 
 impl Stream {
@@ -156,10 +172,19 @@ impl Stream {
         match &self.treatment {
             Treatment::Silence => return false,
             Treatment::Delay(time) => tokio::time::sleep(*time).await,
-            Treatment::Serve | Treatment::Refuse { .. } | Treatment::EndAtOnce => {}
+            Treatment::Reversed if self.types.len() == 1 => {
+                self.held_back = Some(request);
+                return false;
+            }
+            Treatment::Serve | Treatment::Reversed | Treatment::Refuse { .. } | Treatment::EndAtOnce => {}
         }
-        let response = self.first_response(&request);
-        self.send(outgoing, &response);
+        for request in [Some(request), self.held_back.take()].into_iter().flatten() {
+            let mut response = self.first_response(&request);
+            if self.treatment == Treatment::Reversed {
+                response.resources.reverse();
+            }
+            self.send(outgoing, &response);
+        }
         self.treatment == Treatment::EndAtOnce
     }
 

@@ -156,12 +156,6 @@ impl Service {
         self.state().under_way_max
     }
 
-    /// Requests that are not under way any more.
-    pub fn answered(&self) -> usize {
-        let state = self.state();
-        state.seen.len() - state.under_way
-    }
-
     /// Waits until `count` requests have arrived.
     #[track_caller]
     pub fn wait_for_requests(&self, count: usize) {

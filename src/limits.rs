@@ -501,6 +501,8 @@ pub const XDS_REQUEST_BYTES_WARN: usize = GRPC_MESSAGE_BYTES_DEFAULT / 4 * 3;
 pub const XDS_RESPONSE_BYTES_MAX: usize = 200 << 20;
 /// Memory for messages that a stream may keep.
 pub const XDS_STREAM_BYTES_KEPT: usize = 256 << 10;
+/// From a large response until what it took is given back: workers have let go of the snapshots before it.
+pub const XDS_GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 /// Text of a refusal. A server logs it.
 pub const XDS_NACK_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Requests that wait to be sent. There is one for each response.

@@ -1,5 +1,6 @@
 //! The operating system: drivers, sockets, namespaces, CPUs. The only layer with `unsafe`.
 
+pub mod allocator;
 pub mod buffer;
 pub mod confinement;
 pub mod cpu;

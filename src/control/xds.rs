@@ -16,6 +16,7 @@ use crate::control::grpc::{GrpcError, Server};
 use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
+use crate::sys::allocator;
 
 pub mod decode;
 pub mod envelope;
@@ -40,6 +41,8 @@ pub struct Client {
     metrics: Metrics,
     synced: Option<oneshot::Sender<()>>,
     warned: Option<(String, clock::Instant)>,
+    /// When the memory that a large response took is given back.
+    give_back_at: Option<clock::Instant>,
 }
 
 impl Client {
@@ -61,6 +64,7 @@ impl Client {
             metrics,
             synced: Some(synced),
             warned: None,
+            give_back_at: None,
         };
         (client, waiter)
     }
@@ -135,22 +139,32 @@ impl Client {
             let publish_at = self.state.publish_at();
             let sweep_at = self.protocol.sweep_at();
             let retire_at = self.state.retire_at();
+            let give_back_at = self.give_back_at;
             tokio::select! {
                 biased;
                 () = until(publish_at), if publish_at.is_some() => self.state.publish().await,
                 () = until(sweep_at), if sweep_at.is_some() => self.sweep(),
                 () = until(retire_at), if retire_at.is_some() => self.state.retire(),
+                () = until(give_back_at), if give_back_at.is_some() => {
+                    self.give_back_at = None;
+                    allocator::give_back();
+                }
                 received = responses.message() => match received {
                     Ok(Some(response)) => {
                         // The stream reuses the memory of a message that nobody refers to any more, and would keep
                         // that of the largest for ever. One that is referred to until the next is there, it gives up.
                         let keeps = response.len() > limits::XDS_STREAM_BYTES_KEPT;
                         let kept = if keeps { response.clone() } else { Bytes::new() };
-                        drop(std::mem::replace(&mut large, kept));
+                        let before = std::mem::replace(&mut large, kept);
+                        let frees = keeps || !before.is_empty();
+                        drop(before);
                         let answer = match self.received(response).await {
                             Ok(answer) => answer,
                             Err(error) => return Ended::Malformed(error),
                         };
+                        if frees {
+                            self.give_back_at = Some(clock::now() + limits::XDS_GIVE_BACK_DELAY);
+                        }
                         if requests.send(answer).await.is_err() {
                             // The stream is over; the reason is the next thing to be received.
                             tracing::debug!("a response was not answered: the stream is over");

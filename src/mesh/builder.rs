@@ -25,8 +25,9 @@ use crate::identity::Identity;
 #[derive(Debug, Default)]
 pub struct Builder {
     index: Index,
-    /// Endpoint changes since the last build: removals are applied before insertions.
-    pending: HashMap<NamespacedHostname, Pending>,
+    /// Workloads that joined or left a service since the last build, in this order. Endpoints are made of them when
+    /// they are applied: until then a hundred thousand of them would take memory, and leave holes in what comes after.
+    pending: HashMap<NamespacedHostname, Vec<(Arc<str>, Change)>>,
     /// Services whose tables no longer fit the state.
     stale: BTreeSet<NamespacedHostname>,
     /// Which services name an endpoint themselves, whether its workload is there or not. The services that their
@@ -37,6 +38,13 @@ pub struct Builder {
     rebuilds: usize,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Joined,
+    Left,
+}
+
+/// What became of a service's endpoints: removals are applied before insertions.
 #[derive(Debug, Default)]
 struct Pending {
     removed: BTreeSet<Arc<str>>,
@@ -118,14 +126,9 @@ impl Builder {
                 workload.clone(),
             );
         }
-        for (key, ports) in workload.services.iter() {
-            let endpoint = Endpoint {
-                workload_uid: workload.uid.clone(),
-                ports: ports.clone(),
-                status: workload.status,
-            };
+        for (key, _) in workload.services.iter() {
             let pending = self.pending.entry(key.clone()).or_default();
-            pending.inserted.insert(workload.uid.clone(), endpoint);
+            pending.push((workload.uid.clone(), Change::Joined));
         }
         index.workloads.insert(workload.uid.clone(), workload.clone());
         self.mark_referring(&workload.uid);
@@ -252,9 +255,14 @@ impl Builder {
         let keys: Vec<_> = self.pending.keys().take(services_max).cloned().collect();
         let rest = services_max - keys.len();
         for key in keys {
-            if let Some(pending) = self.pending.remove(&key) {
+            if let Some(changes) = self.pending.remove(&key) {
+                let pending = self.index.last_words(&key, changes);
                 self.apply(key, pending);
             }
+        }
+        if self.pending.is_empty() {
+            // After a large response there is room for all services.
+            self.pending.shrink_to_fit();
         }
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
@@ -342,8 +350,7 @@ impl Builder {
         }
         for (key, _) in old.services.iter() {
             let pending = self.pending.entry(key.clone()).or_default();
-            pending.inserted.remove(uid);
-            pending.removed.insert(old.uid.clone());
+            pending.push((old.uid.clone(), Change::Left));
         }
         self.mark_referring(uid);
         true
@@ -388,6 +395,37 @@ impl Index {
     fn next_policies_revision(&mut self) -> u64 {
         self.policies_revision += 1;
         self.policies_revision
+    }
+
+    /// The last change of each workload counts; one that joined is there.
+    fn last_words(&self, key: &NamespacedHostname, changes: Vec<(Arc<str>, Change)>) -> Pending {
+        let mut pending = Pending::default();
+        for (uid, change) in changes {
+            match change {
+                Change::Left => {
+                    pending.inserted.remove(&uid);
+                    pending.removed.insert(uid);
+                }
+                Change::Joined => {
+                    let Some(endpoint) = self.endpoint(key, &uid) else {
+                        continue;
+                    };
+                    pending.inserted.insert(uid, endpoint);
+                }
+            }
+        }
+        pending
+    }
+
+    /// A workload as an endpoint of a service that it names.
+    fn endpoint(&self, key: &NamespacedHostname, uid: &str) -> Option<Endpoint> {
+        let workload = self.workloads.get(uid)?;
+        let (_, ports) = workload.services.iter().rev().find(|(it, _)| it == key)?;
+        Some(Endpoint {
+            workload_uid: workload.uid.clone(),
+            ports: ports.clone(),
+            status: workload.status,
+        })
     }
 
     fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {

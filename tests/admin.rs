@@ -12,16 +12,21 @@ mod serving;
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
-use uztunnel::bridge::{CertificateError, PodInfo, PodUid};
+use uztunnel::bridge::orders;
+use uztunnel::bridge::traffic::{LiveConnection, LiveCursor, LivePage, Original};
+use uztunnel::bridge::{CertificateError, Direction, Order, Orders, PodInfo, PodUid};
 use uztunnel::clock;
 use uztunnel::control::certificates::Standing;
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::identity::Identity;
 use uztunnel::limits;
+use uztunnel::sys::driver::Wake;
 use uztunnel::tls::FakeCa;
 use uztunnel_rig::wait_until;
 
@@ -270,20 +275,58 @@ fn pods_are_dumped_as_captured() {
     }
     let (uid, late) = (PodUid::new("cluster1//v1/Pod/a/late"), info("late", "a", "b"));
     serving.roster.set_pending([(&uid, &late)].into_iter());
+    let worker = tell_connections(&serving, "cluster1//v1/Pod/shop/web-5c-a");
     let dump = serving.dump();
+    worker.join().expect("it was asked for both pages");
     let mut theirs = captured(0)["workloadState"].clone();
     theirs["cluster1//v1/Pod/a/late"] =
         json!({"info": {"name": "late", "namespace": "a", "serviceAccount": "b"}, "state": "Pending"});
-    assert_differences(
-        &theirs,
-        &dump["workloadState"],
-        // Live connections are not reported yet.
-        &[(
-            "/cluster1~1~1v1~1Pod~1shop~1web-5c-a/connections/outbound/0",
-            "nothing",
-        )],
-        "workloadState",
-    );
+    assert_differences(&theirs, &dump["workloadState"], &[], "workloadState");
+}
+
+/// A worker that tells of the connection that the captured pod had, on the second of two pages.
+fn tell_connections(serving: &Serving, pod: &str) -> JoinHandle<()> {
+    struct Polled;
+    impl Wake for Polled {
+        fn wake(&self) {}
+    }
+    let (handle, inbox) = orders::channel(Arc::new(Polled));
+    serving.live.serve(Orders::new(vec![handle]));
+    let nobody = "198.18.154.1:5000".parse().expect("an address");
+    let mut page = LivePage {
+        connections: vec![LiveConnection {
+            pod: PodUid::new(pod),
+            direction: Direction::Outbound,
+            source: "198.18.16.2:6736".parse().expect("an address"),
+            original: Original::Address(nobody),
+            actual: nobody,
+            is_tunnelled: false,
+        }],
+        next: None,
+    };
+    std::thread::spawn(move || {
+        let second = LiveCursor { table: 1, slot: 7 };
+        let mut first = Some(LivePage {
+            next: Some(second),
+            ..LivePage::default()
+        });
+        loop {
+            let Some(order) = inbox.next() else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            let Order::ListConnections { from, answer } = order else {
+                panic!("asked for something else: {order:?}");
+            };
+            if let Some(first) = first.take() {
+                assert_eq!(from, LiveCursor::default());
+                answer.send(first).expect("waited for");
+            } else {
+                assert_eq!(from, second);
+                return answer.send(std::mem::take(&mut page)).expect("waited for");
+            }
+        }
+    })
 }
 
 #[test]

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::turns::{TurnCounters, TurnHistogram};
-
 use super::log::Direction;
+use super::turns::{TurnCounters, TurnHistogram};
 
 /// Load of every worker. A hint: readers may see values that are a turn old.
 #[derive(Debug, Clone)]

@@ -217,7 +217,8 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
             tracing::warn!("drain duration expired with pending connections, forcefully shutting down");
         }
     }
-    tracing::info!("ended; workers: {}", shared.load.all_turns());
+    tracing::info!("workers: {}", shared.load.all_turns());
+    tracing::info!("ended");
     Ok(())
 }
 

@@ -82,7 +82,7 @@ impl Applications {
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
-        let listener = self.run(listen_when_free(port));
+        let listener = self.run(when_free(move || listen(port)));
         let listener = listener.unwrap_or_else(|error| panic!("listening on port {port}: {error}"));
         let log = Arc::new(Mutex::new(ServerLog::default()));
         let recorded = Arc::clone(&log);
@@ -175,10 +175,10 @@ impl Drop for Server {
 
 /// Of a server that is gone the port may be taken for another moment: a child that this process starts, for whatever
 /// test, holds a copy of every descriptor between fork and exec.
-async fn listen_when_free(port: u16) -> io::Result<TcpListener> {
+pub async fn when_free(listen: impl Fn() -> io::Result<TcpListener>) -> io::Result<TcpListener> {
     let deadline = tokio::time::Instant::now() + PORT_LIMIT;
     loop {
-        match listen(port) {
+        match listen() {
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < deadline =>
             {

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::applications::when_free;
 use crate::authority::Authority;
 use crate::ca::{self, Script, Service};
 use crate::proxy::ProxyOptions;
@@ -276,9 +277,12 @@ impl Istiod {
         let failed = |error| RigError::new(format!("binding istiod to {}", self.address), error);
         let address = self.address;
         // By the server's thread, which is in the right namespace.
-        let listener = self
-            .perform(async move { tokio::net::TcpListener::bind(address).await })
-            .map_err(failed)?;
+        let listen = move || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            tokio::net::TcpListener::from_std(listener)
+        };
+        let listener = self.perform(when_free(listen)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let tls = ca::acceptor(self.authority().server(&[SERVER_NAME])?)?;
         let serving = serve::accept(listener, tls, self.shared.clone(), self.ca.clone());

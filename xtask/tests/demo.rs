@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use uztunnel_rig::{sys, wait_until};
 
+/// From the end of a demo to that of its guardian.
+const GUARDIAN_LIMIT: Duration = Duration::from_secs(10);
+
 const SIGINT: i32 = 2;
 /// Of a program that Ctrl-C ended, as shells count.
 const INTERRUPTED: i32 = 130;
@@ -92,6 +95,11 @@ impl Demo {
         let prefix = self.prefix();
         assert_eq!(names_in("/run/netns", &prefix), [""; 0], "namespaces are left");
         assert_eq!(names_in("/tmp", &prefix), [""; 0], "files are left");
+        // The guardian ends when it has seen that the demo has.
+        let soon = Instant::now() + GUARDIAN_LIMIT;
+        while !processes_of(&prefix).is_empty() && Instant::now() < soon {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(processes_of(&prefix), [""; 0], "processes are left");
         assert_eq!(own_rules(), self.rules_before, "rules are left");
         (status, self.said())

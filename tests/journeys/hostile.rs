@@ -30,9 +30,11 @@ const HONEST_SECONDS: u32 = 3;
 /// Bytes after which an attack that nobody stopped gives up: far more than any bound allows it to make us hold.
 const ATTACK_BYTES_MAX: usize = 256 << 20;
 
-/// What the allocator may keep beyond what is held. On a quiet machine 8 MiB are enough; one that is busy with other work
-/// had 21.
-const ALLOCATOR_BYTES: usize = 40 << 20;
+/// What the allocator may keep beyond what is held.
+const ALLOCATOR_BYTES: usize = 8 << 20;
+/// Plaintext that slices may pin on the worker of the attack before small ones are copied out: how much of it they do
+/// depends on how much comes in one turn, and so on how busy the machine is.
+const PINNED_BYTES: usize = limits::CHUNKS_PINNED_SOFT * limits::CHUNK_BYTES;
 /// A line of the access log in memory, strings included.
 const LOG_LINE_BYTES: usize = 1024;
 
@@ -86,6 +88,7 @@ impl Holds {
             + self.unread * limits::STREAM_BYTES_MAX
             + self.handshakes * limits::HANDSHAKE_BYTES_MAX
             + self.setups * SETUP_BYTES
+            + PINNED_BYTES
             + limits::LOG_LINES_QUEUED_MAX * LOG_LINE_BYTES
             + ALLOCATOR_BYTES;
         bytes as u64

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use super::log::Direction;
 use super::orders::PodUid;
@@ -251,10 +251,9 @@ pub struct Sums {
     pub closed: [u64; ResponseFlag::ALL.len()],
 }
 
-/// One look at everything.
+/// What is counted apart from the series.
 #[derive(Debug, Default)]
-pub struct Totals {
-    pub series: BTreeMap<Labels, Sums>,
+pub struct OtherSums {
     pub refused: BTreeMap<(Direction, Refusal), u64>,
     pub folded: u64,
 }
@@ -275,26 +274,30 @@ impl Traffic {
     /// For one more worker.
     pub fn shard(&self) -> Shard {
         let others = Arc::<Others>::default();
-        let mut gathered = self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        gathered.others.push(Arc::clone(&others));
+        self.gathered().others.push(Arc::clone(&others));
         Shard {
             fresh: self.0.fresh.clone(),
             others,
         }
     }
 
-    pub fn totals(&self) -> Totals {
-        let (series, others) = {
-            let mut gathered = self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One look at all series.
+    pub fn series(&self) -> BTreeMap<Labels, Sums> {
+        let series = {
+            let mut gathered = self.gathered();
             let Gathered { arriving, series, .. } = &mut *gathered;
             series.extend(arriving.try_iter());
-            (gathered.series.clone(), gathered.others.clone())
+            series.clone()
         };
-        let mut totals = Totals::default();
+        let mut totals = BTreeMap::<Labels, Sums>::new();
         for one in series {
-            let sums = match totals.series.get_mut(&one.labels) {
+            let sums = match totals.get_mut(&one.labels) {
                 Some(sums) => sums,
-                None => totals.series.entry(one.labels.clone()).or_default(),
+                None => totals.entry(one.labels.clone()).or_default(),
             };
             // Ends first: no look shows more connections closed than opened.
             for (sum, count) in sums.closed.iter_mut().zip(&one.closed) {
@@ -304,6 +307,12 @@ impl Traffic {
             sums.received_bytes += one.received_bytes.get();
             sums.sent_bytes += one.sent_bytes.get();
         }
+        totals
+    }
+
+    pub fn others(&self) -> OtherSums {
+        let others = self.gathered().others.clone();
+        let mut totals = OtherSums::default();
         for one in others {
             for direction in [Direction::Inbound, Direction::Outbound] {
                 for why in Refusal::ALL {
@@ -389,14 +398,14 @@ mod tests {
         shards[1].begin(labels("cart")).count_sent(7);
         drop(shards);
         for _ in 0..2 {
-            let totals = traffic.totals();
-            let web = totals.series[&labels("web")];
+            let series = traffic.series();
+            let web = series[&labels("web")];
             assert_eq!((web.opened, web.received_bytes, web.sent_bytes), (2, 9, 0));
             assert_eq!(web.closed[ResponseFlag::Deny as usize], 2);
             assert_eq!(web.closed.iter().sum::<u64>(), 2);
-            assert_eq!(totals.series[&labels("cart")].sent_bytes, 7);
+            assert_eq!(series[&labels("cart")].sent_bytes, 7);
             assert_eq!(
-                totals.refused,
+                traffic.others().refused,
                 BTreeMap::from([((Direction::Inbound, Refusal::Request), 2)])
             );
         }
@@ -417,17 +426,12 @@ mod tests {
         });
         let mut before = Sums::default();
         while !counting.is_finished() {
-            let now = traffic
-                .totals()
-                .series
-                .get(&labels("web"))
-                .copied()
-                .unwrap_or_default();
+            let now = traffic.series().get(&labels("web")).copied().unwrap_or_default();
             assert!(now.opened >= before.opened && now.sent_bytes >= before.sent_bytes);
             before = now;
         }
         counting.join().expect("it counts");
-        let sums = traffic.totals().series[&labels("web")];
+        let sums = traffic.series()[&labels("web")];
         assert_eq!((sums.opened, sums.sent_bytes), (CONNECTIONS, 3 * CONNECTIONS));
         assert_eq!(sums.closed[ResponseFlag::None as usize], CONNECTIONS);
     }

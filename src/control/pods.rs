@@ -36,7 +36,8 @@ pub enum PodChange {
 
 pub type PodChanges = mpsc::UnboundedReceiver<PodChange>;
 
-/// Both ends are on the control thread; bounded by the node agent, which waits for an answer to each request.
+/// Both ends are on the control thread; bounded by the node agent, which waits for an answer to each request, and by
+/// how often snapshots are published.
 pub fn changes() -> (mpsc::UnboundedSender<PodChange>, PodChanges) {
     mpsc::unbounded_channel()
 }

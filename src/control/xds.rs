@@ -143,7 +143,7 @@ impl Client {
             tokio::select! {
                 biased;
                 () = until(publish_at), if publish_at.is_some() => self.state.publish().await,
-                () = until(sweep_at), if sweep_at.is_some() => self.sweep(),
+                () = until(sweep_at), if sweep_at.is_some() => self.sweep().await,
                 () = until(retire_at), if retire_at.is_some() => self.state.retire(),
                 () = until(give_back_at), if give_back_at.is_some() => {
                     self.give_back_at = None;
@@ -227,7 +227,7 @@ impl Client {
         let _ = synced.send(());
     }
 
-    fn sweep(&mut self) {
+    async fn sweep(&mut self) {
         let gone = self.protocol.sweep(clock::now());
         if !gone.is_empty() {
             tracing::info!(
@@ -235,7 +235,10 @@ impl Client {
                 "removed what the control plane did not send again"
             );
         }
-        for (kind, name) in gone {
+        for (at, (kind, name)) in gone.into_iter().enumerate() {
+            if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
+                yield_now().await;
+            }
             self.state.remove(kind, &name);
         }
     }

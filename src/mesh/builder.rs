@@ -173,13 +173,22 @@ impl Builder {
             .unwrap_or_default();
         let staged = self.index.staged.remove(&key).unwrap_or_default();
         let given = std::mem::take(&mut service.endpoints);
-        for endpoint in before.values().chain(staged.values()).chain(given.values()) {
+        // Nearly all of them stay, so that the old map is a start that costs nothing.
+        let mut endpoints = before;
+        let kept_out: Vec<_> = endpoints
+            .values()
+            .filter(|endpoint| !service.includes(endpoint))
+            .map(|endpoint| endpoint.workload_uid.clone())
+            .collect();
+        for uid in &kept_out {
+            endpoints.remove(uid);
+        }
+        for endpoint in staged.values().chain(given.values()) {
             if service.includes(endpoint) {
-                service
-                    .endpoints
-                    .insert(endpoint.workload_uid.clone(), endpoint.clone());
+                endpoints.insert(endpoint.workload_uid.clone(), endpoint.clone());
             }
         }
+        service.endpoints = endpoints;
         for uid in given.keys() {
             self.referring.entry(uid.clone()).or_default().insert(key.clone());
         }
@@ -191,6 +200,7 @@ impl Builder {
     /// Removes a service with all its endpoints; false if it was not there.
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
         self.index.staged.remove(key);
+        self.pending.remove(key);
         self.stale.remove(key);
         let Some(old) = self.index.take_service(key) else {
             return false;

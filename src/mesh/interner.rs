@@ -15,7 +15,6 @@ pub type Memberships = Arc<[(NamespacedHostname, PortMap)]>;
 
 #[derive(Debug, Default)]
 pub struct Interner {
-    // What holds parts of others comes first: it is swept first.
     memberships: Pool<[(NamespacedHostname, PortMap)]>,
     lists: Pool<[Arc<str>]>,
     identities: HashMap<[Arc<str>; 3], Arc<[Identity]>>,

@@ -281,9 +281,8 @@ mod tests {
     type Counted = (String, [u64; 3], Vec<(ResponseFlag, u64)>);
 
     fn counted(traffic: &Traffic) -> Vec<Counted> {
-        let totals = traffic.totals();
-        totals
-            .series
+        traffic
+            .series()
             .iter()
             .map(|(labels, sums)| {
                 let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
@@ -373,9 +372,8 @@ mod tests {
             let account = Account::new(Direction::Inbound, clock::now(), nowhere, nowhere);
             telemetry.refuse(account, &outcome);
         }
-        let totals = traffic.totals();
-        assert!(totals.series.is_empty());
-        let counted: Vec<_> = totals.refused.into_iter().collect();
+        assert!(traffic.series().is_empty());
+        let counted: Vec<_> = traffic.others().refused.into_iter().collect();
         let of = |why, count| ((Direction::Inbound, why), count);
         assert_eq!(counted, [of(Refusal::Recursive, 2), of(Refusal::Request, 1)]);
     }

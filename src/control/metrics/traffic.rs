@@ -46,8 +46,8 @@ pub struct Own(pub Workers);
 
 impl Collector for Istio {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let totals = self.0.traffic.totals();
-        let all = || totals.series.iter();
+        let series = self.0.traffic.series();
+        let all = || series.iter();
         let unflagged = |labels| TrafficLabels(labels, ResponseFlag::None);
         let ended = |is_shown: fn(ResponseFlag) -> bool| {
             all().flat_map(move |(labels, sums)| {
@@ -113,7 +113,7 @@ impl Collector for Istio {
 
 impl Collector for Own {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let totals = self.0.traffic.totals();
+        let totals = self.0.traffic.others();
         counters(
             &mut encoder,
             "connections_refused",

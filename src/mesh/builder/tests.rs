@@ -214,6 +214,16 @@ fn a_removed_service_loses_its_endpoints() {
 }
 
 #[test]
+fn a_removed_service_loses_also_the_endpoints_that_no_snapshot_has_seen() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    builder.remove("shop/web.shop");
+    builder.insert_service(web());
+    assert!(endpoints(&builder.build(), "web").is_empty());
+}
+
+#[test]
 fn removals_of_unknown_names_warn_where_they_look_like_something() {
     let mut builder = builder();
     builder.remove("c1//Pod/shop/gone");

@@ -274,26 +274,21 @@ mod tests {
                 &account(None, Some(&format!("k8s.pod.name=p{index}"))),
             );
         }
-        let totals = traffic.totals();
-        assert_eq!(totals.series.len(), limits::SERIES_TOLD_MAX + 1);
-        assert_eq!(totals.folded, 100);
+        assert_eq!(traffic.series().len(), limits::SERIES_TOLD_MAX + 1);
+        assert_eq!(traffic.others().folded, 100);
         // Strangers have used up their part; what the mesh knows has its own.
         for index in 0..limits::SERIES_WORKER_MAX {
             opened(&mut kinds, &account(Some(&workload(&format!("w{index}"))), None));
         }
         assert_eq!(kinds.all.len(), limits::SERIES_WORKER_MAX);
         assert!(kinds.found.len() <= limits::SERIES_FOUND_MAX);
-        let totals = traffic.totals();
+        let (series, folded) = (traffic.series(), traffic.others().folded);
         let all = limits::SERIES_TOLD_MAX + 100 + limits::SERIES_WORKER_MAX;
-        let counted: u64 = totals.series.values().map(|sums| sums.opened).sum();
+        let counted: u64 = series.values().map(|sums| sums.opened).sum();
         assert_eq!(counted, all as u64, "nobody is lost");
-        assert_eq!(totals.folded, (all + 1 - limits::SERIES_WORKER_MAX) as u64);
-        let (folded, sums) = totals
-            .series
-            .iter()
-            .max_by_key(|(_, sums)| sums.opened)
-            .expect("some");
-        assert_eq!(sums.opened, totals.folded);
-        assert_eq!(folded.source, EndLabels::default());
+        assert_eq!(folded, (all + 1 - limits::SERIES_WORKER_MAX) as u64);
+        let (labels, sums) = series.iter().max_by_key(|(_, sums)| sums.opened).expect("some");
+        assert_eq!(sums.opened, folded);
+        assert_eq!(labels.source, EndLabels::default());
     }
 }

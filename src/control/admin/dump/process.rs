@@ -239,7 +239,10 @@ pub fn settings(config: &Config) -> Value {
         ("clusterDomain", json!(node.cluster_domain)),
         ("clusterId", json!(node.cluster_id)),
         ("connectionWindowSize", json!(worker.connection_window_bytes)),
-        ("crlPath", json!(null)),
+        (
+            "crlPath",
+            json!(config.tls.revocations.as_ref().map(|path| path.to_string_lossy())),
+        ),
         ("dnsProxy", json!(false)),
         ("dnsProxyAddr", json!(localhost(ports.dns))),
         ("dnsResolverCfg", json!(null)),

@@ -18,7 +18,7 @@ use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
 use super::telemetry::Account;
 use super::tunnel::{Delivered, TunnelParts};
-use super::workload::own_workload;
+use super::workload::{own_workload, pod_workload};
 use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
@@ -188,8 +188,7 @@ async fn deliver<D: Driver + 'static>(
     };
     let on_loopback = shell.with(|core| core.settings.tunnels_on_loopback);
     let connect_to = delivery.connect_address(on_loopback);
-    let server = authorize_and_connect(shell, &origin.pod, own, &facts, connect_to).await?;
-    if let Some(preamble) = &delivery.preamble {
+    let header = delivery.preamble.as_ref().map(|preamble| {
         let identity = origin.identity.to_string();
         let header = ProxyHeader {
             source: origin.peer,
@@ -197,11 +196,9 @@ async fn deliver<D: Driver + 'static>(
             identity: Some(&identity),
             host: preamble.host.as_deref(),
         };
-        let header = header.encode();
-        let end = header.len();
-        server.send(header, end).await.map_err(Outcome::ConnectFailed)?;
-    }
-    Ok(server)
+        header.encode()
+    });
+    authorize_and_connect(shell, &origin.pod, own, &facts, connect_to, header).await
 }
 
 /// What a policy may ask of a connection.
@@ -214,24 +211,34 @@ pub struct Facts<'a> {
 }
 
 /// Connects to the application if policies allow it, before and after: what a policy forbids from now on must
-/// not be let in because its application took seconds to accept.
+/// not be let in because its application took seconds to accept, or to take the `header` in front of the client's
+/// bytes. Nothing may be awaited between the second question and the relay, which is asked again by itself.
 pub async fn authorize_and_connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     own: &Arc<Workload>,
     facts: &Facts<'_>,
     connect_to: SocketAddr,
+    header: Option<Vec<u8>>,
 ) -> Result<Socket<D>, Outcome> {
     let (permit, seen) = shell
         .with(|core| {
-            // Before the decision: what is published between the two then counts as a change.
-            let seen = core.snapshot.load();
-            Ok((core.authorize(own, facts)?, seen))
+            // Everything from one snapshot: what is published after it counts as a change.
+            let snapshot = core.snapshot.load();
+            let own = pod_workload(&snapshot, pod).unwrap_or(own);
+            Ok((
+                core.authorize(&snapshot, own, facts)?,
+                snapshot.policies_revision(),
+            ))
         })
         .map_err(Outcome::Denied)?;
     let server = connect_application(shell, pod, facts.peer, connect_to, &permit).await?;
+    if let Some(header) = header {
+        let end = header.len();
+        server.send(header, end).await.map_err(Outcome::ConnectFailed)?;
+    }
     shell
-        .with(|core| core.authorize_again(pod, own, facts, &seen))
+        .with(|core| core.authorize_again(pod, own, facts, seen))
         .map_err(Outcome::Denied)?;
     Ok(server)
 }
@@ -281,7 +288,6 @@ impl<D: Driver + 'static> Core<D> {
             UserState::Preparing { held } if held.reset.is_none() => held.wanted = Some(wanted),
             UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
         }
-        session.served += 1;
         let origin = Origin {
             pod: session.pod.clone(),
             peer: session.peer_address,
@@ -319,36 +325,35 @@ impl<D: Driver + 'static> Core<D> {
         Ok(delivery)
     }
 
-    /// Asks the policies again when they may have changed since `seen`.
+    /// Asks the policies again when they may have changed since the revision `seen`.
     fn authorize_again(
         &mut self,
         pod: &PodState,
         own: &Arc<Workload>,
         facts: &Facts<'_>,
-        seen: &Arc<Snapshot>,
+        seen: u64,
     ) -> Result<(), Denial> {
-        if Arc::ptr_eq(seen, &self.snapshot.load()) || is_planted(Bug::PermitNotRechecked) {
+        let snapshot = self.snapshot.load();
+        if snapshot.policies_revision() == seen || is_planted(Bug::PermitNotRechecked) {
             return Ok(());
         }
-        let own = self.find_own_workload(pod).unwrap_or_else(|| own.clone());
-        self.authorize(&own, facts).map(drop)
+        let own = pod_workload(&snapshot, pod).unwrap_or(own);
+        self.authorize(&snapshot, own, facts).map(drop)
     }
 
-    fn authorize(&mut self, own: &Workload, facts: &Facts<'_>) -> Result<Permit, Denial> {
+    fn authorize(&self, snapshot: &Snapshot, own: &Workload, facts: &Facts<'_>) -> Result<Permit, Denial> {
         let facts = ConnectionFacts {
             source: facts.peer,
             destination: facts.application,
             identity: facts.identity,
         };
-        self.snapshot
-            .load()
-            .authorize_observed(own, &facts, &mut |event| {
-                let (policy, rule) = (event.policy(), event.rule());
-                if self.settings.policy_info_logging {
-                    tracing::info!(target: "rbac", policy, rule, "{}", event.message());
-                } else {
-                    tracing::debug!(target: "rbac", policy, rule, "{}", event.message());
-                }
-            })
+        snapshot.authorize_observed(own, &facts, &mut |event| {
+            let (policy, rule) = (event.policy(), event.rule());
+            if self.settings.policy_info_logging {
+                tracing::info!(target: "rbac", policy, rule, "{}", event.message());
+            } else {
+                tracing::debug!(target: "rbac", policy, rule, "{}", event.message());
+            }
+        })
     }
 }

@@ -17,7 +17,7 @@ use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
 use super::telemetry::Account;
 use super::tunnel::TunnelParts;
-use super::workload::own_workload;
+use super::workload::{own_workload, pod_workload};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
@@ -294,10 +294,11 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Only while the pod's workload is not known yet.
     fn route_unidentified(&self, pod: &PodState, target: SocketAddr) -> Option<Plan> {
-        if self.find_own_workload(pod).is_some() {
-            return None;
+        let snapshot = self.snapshot.load();
+        match pod_workload(&snapshot, pod) {
+            Some(_) => None,
+            None => snapshot.route_unidentified(target),
         }
-        self.snapshot.load().route_unidentified(target)
     }
 }
 

@@ -48,7 +48,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         application: target,
         identity: None,
     };
-    let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts, target));
+    let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts, target, None));
     let connected = connected.await.and_then(|connected| connected);
     drop(attempting);
     match connected {

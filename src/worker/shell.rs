@@ -16,6 +16,7 @@ use super::core::{Core, TimerEvent, Wait};
 use super::owner::Owned;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Spawner;
+use crate::runtime::timer::TimerId;
 use crate::sys::buffer::Payload;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Close, Driver, ReceiveMode, Received, SendStatus, SocketId, SocketSpec};
@@ -72,21 +73,42 @@ impl<D: Driver + 'static> Shell<D> {
 
     /// Ends with `Elapsed`, and drops `work`, when it takes longer than `limit`.
     pub async fn within<R>(&self, limit: Duration, work: impl Future<Output = R>) -> Result<R, Elapsed> {
-        let waiting = Waiting::new(self);
-        let timer = self.with(|core| {
-            let deadline = core.now + limit;
-            core.timers.start(deadline, TimerEvent::Wake(waiting.key))
-        });
         let mut work = pin!(work);
-        let result = poll_fn(|context| {
+        // Most work that has a deadline is done at once.
+        let mut expiry = None;
+        poll_fn(|context| {
             if let Poll::Ready(result) = work.as_mut().poll(context) {
                 return Poll::Ready(Ok(result));
             }
-            waiting.poll(context, |wait| wait.expired.then_some(Err(Elapsed)))
+            let expiry = expiry.get_or_insert_with(|| Expiry::start(self, limit));
+            expiry
+                .waiting
+                .poll(context, |wait| wait.expired.then_some(Err(Elapsed)))
         })
-        .await;
-        self.with(|core| core.timers.cancel(timer));
-        result
+        .await
+    }
+}
+
+/// A deadline that runs, until it is dropped.
+struct Expiry<D: Driver + 'static> {
+    waiting: Waiting<D>,
+    timer: TimerId,
+}
+
+impl<D: Driver + 'static> Expiry<D> {
+    fn start(shell: &Shell<D>, limit: Duration) -> Self {
+        let waiting = Waiting::new(shell);
+        let timer = shell.with(|core| {
+            let deadline = core.now + limit;
+            core.timers.start(deadline, TimerEvent::Wake(waiting.key))
+        });
+        Self { waiting, timer }
+    }
+}
+
+impl<D: Driver + 'static> Drop for Expiry<D> {
+    fn drop(&mut self) {
+        self.waiting.shell.with(|core| core.timers.cancel(self.timer));
     }
 }
 

@@ -10,94 +10,92 @@ use super::turns::{TurnCounters, TurnHistogram};
 
 /// Load of every worker. A hint: readers may see values that are a turn old.
 #[derive(Debug, Clone)]
-pub struct LoadTable(Arc<[WorkerLoad]>);
+pub struct LoadTable(Arc<[Arc<WorkerLoad>]>);
 
 /// One connection's place in the table.
 #[derive(Debug)]
 pub struct LoadShare {
-    table: LoadTable,
-    worker: usize,
-    /// Of an accepted socket: its direction.
-    socket: Option<Direction>,
+    load: Arc<WorkerLoad>,
+    kind: Kind,
+}
+
+/// What a connection of a worker is.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// An accepted socket: what is outbound for us was opened by its source.
+    Socket(Direction),
+    /// A stream of a session.
+    Stream,
 }
 
 impl Drop for LoadShare {
     fn drop(&mut self) {
-        self.table.remove_connection(self.worker);
-        if let Some(direction) = self.socket {
-            self.table
-                .sockets(self.worker, direction)
-                .fetch_sub(1, Ordering::Relaxed);
-        }
+        self.load.count(self.kind).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// On a cache line of its own, so that workers do not disturb each other.
+/// On cache lines of its own, so that workers do not disturb each other.
 #[derive(Debug)]
 #[repr(align(128))]
 struct WorkerLoad {
     /// Connections whose final owner is this worker, counted when the decision is made.
-    connections: AtomicU32,
-    /// Accepted sockets of them, by direction: what is outbound for us was opened by its source.
     sockets: [AtomicU32; 2],
+    streams: AtomicU32,
     /// Share of the last period in which the worker was busy, per mille.
     busy_per_mille: AtomicU32,
     turns: TurnCounters,
 }
 
+impl WorkerLoad {
+    fn count(&self, kind: Kind) -> &AtomicU32 {
+        match kind {
+            Kind::Socket(direction) => &self.sockets[direction as usize],
+            Kind::Stream => &self.streams,
+        }
+    }
+}
+
 impl LoadTable {
     pub fn new(workers: usize) -> Self {
         let load = || WorkerLoad {
-            connections: AtomicU32::new(0),
             sockets: Default::default(),
+            streams: AtomicU32::new(0),
             busy_per_mille: AtomicU32::new(0),
             turns: TurnCounters::new(),
         };
-        Self((0..workers).map(|_| load()).collect())
+        Self((0..workers).map(|_| Arc::new(load())).collect())
     }
 
     pub fn workers(&self) -> usize {
         self.0.len()
     }
 
-    /// Counts a connection for a worker until the share is dropped.
+    /// Counts a stream for a worker until the share is dropped.
     pub fn share(&self, worker: usize) -> LoadShare {
-        self.add_connection(worker);
-        LoadShare {
-            table: self.clone(),
-            worker,
-            socket: None,
-        }
+        self.share_of(worker, Kind::Stream)
     }
 
-    /// Likewise, for a connection that is an accepted socket.
+    /// Likewise an accepted socket.
     pub fn share_socket(&self, worker: usize, direction: Direction) -> LoadShare {
-        self.sockets(worker, direction).fetch_add(1, Ordering::Relaxed);
-        let mut share = self.share(worker);
-        share.socket = Some(direction);
-        share
+        self.share_of(worker, Kind::Socket(direction))
+    }
+
+    fn share_of(&self, worker: usize, kind: Kind) -> LoadShare {
+        let load = Arc::clone(&self.0[worker]);
+        load.count(kind).fetch_add(1, Ordering::Relaxed);
+        LoadShare { load, kind }
     }
 
     /// Accepted sockets of all workers.
     pub fn sockets_open(&self, direction: Direction) -> u64 {
-        let open = |worker| self.sockets(worker, direction).load(Ordering::Relaxed);
-        (0..self.workers()).map(|worker| u64::from(open(worker))).sum()
-    }
-
-    fn sockets(&self, worker: usize, direction: Direction) -> &AtomicU32 {
-        &self.0[worker].sockets[direction as usize]
-    }
-
-    fn add_connection(&self, worker: usize) {
-        self.0[worker].connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn remove_connection(&self, worker: usize) {
-        self.0[worker].connections.fetch_sub(1, Ordering::Relaxed);
+        let open = |load: &Arc<WorkerLoad>| load.count(Kind::Socket(direction)).load(Ordering::Relaxed);
+        self.0.iter().map(|load| u64::from(open(load))).sum()
     }
 
     pub fn connections(&self, worker: usize) -> u32 {
-        self.0[worker].connections.load(Ordering::Relaxed)
+        let load = &self.0[worker];
+        let sockets = load.sockets.iter().map(|count| count.load(Ordering::Relaxed));
+        sockets.sum::<u32>() + load.streams.load(Ordering::Relaxed)
     }
 
     pub fn set_busy(&self, worker: usize, per_mille: u32) {

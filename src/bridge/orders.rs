@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use super::load::LoadShare;
+use super::log::Direction;
 use super::traffic::{LiveCursor, LivePage};
 use crate::identity::Identity;
 use crate::planted::{Bug, is_planted};
@@ -87,6 +88,15 @@ pub enum Capture {
     Outbound,
     InboundPlaintext,
     InboundHbone,
+}
+
+impl Capture {
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::Outbound => Direction::Outbound,
+            Self::InboundPlaintext | Self::InboundHbone => Direction::Inbound,
+        }
+    }
 }
 
 /// Why no certificate could be had for an identity. The text follows `identity error: `.

@@ -148,6 +148,16 @@ impl Count {
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// Whoever sees it by `get_first` also sees what was counted before.
+    fn add_last(&self, more: u64) {
+        let sum = self.0.load(Ordering::Relaxed).wrapping_add(more);
+        self.0.store(sum, Ordering::Release);
+    }
+
+    fn get_first(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// The counters of one kind of connection on one worker.
@@ -170,7 +180,7 @@ impl Series {
     }
 
     pub fn count_closed(&self, flag: ResponseFlag) {
-        self.closed[flag as usize].add(1);
+        self.closed[flag as usize].add_last(1);
     }
 
     /// Client to server.
@@ -301,7 +311,7 @@ impl Traffic {
             };
             // Ends first: no look shows more connections closed than opened.
             for (sum, count) in sums.closed.iter_mut().zip(&one.closed) {
-                *sum += count.get();
+                *sum += count.get_first();
             }
             sums.opened += one.opened.get();
             sums.received_bytes += one.received_bytes.get();
@@ -428,6 +438,7 @@ mod tests {
         while !counting.is_finished() {
             let now = traffic.series().get(&labels("web")).copied().unwrap_or_default();
             assert!(now.opened >= before.opened && now.sent_bytes >= before.sent_bytes);
+            assert!(now.closed.iter().sum::<u64>() <= now.opened);
             before = now;
         }
         counting.join().expect("it counts");

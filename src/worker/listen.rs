@@ -8,7 +8,6 @@ use super::core::{Core, TimerEvent};
 use super::placement;
 use super::pods::PodState;
 use crate::bridge::load::LoadShare;
-use crate::bridge::log::Direction;
 use crate::bridge::orders::{Capture, Order};
 use crate::runtime::slab::Key;
 use crate::sys::descriptor::Descriptor;
@@ -60,11 +59,7 @@ impl<D: Driver + 'static> Core<D> {
         let worker = placement::place(capture, self.index, &self.load, |workers| {
             random.usize(0..workers)
         });
-        let direction = match capture {
-            Capture::Outbound => Direction::Outbound,
-            Capture::InboundPlaintext | Capture::InboundHbone => Direction::Inbound,
-        };
-        let share = self.load.share_socket(worker, direction);
+        let share = self.load.share_socket(worker, capture.direction());
         if worker == self.index {
             self.captured.push(Captured {
                 pod,

@@ -16,7 +16,7 @@ use tracing::Level;
 use self::kinds::Kinds;
 use super::outcome::{Outcome, Phase};
 use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, LogSink, Party};
-use crate::bridge::traffic::{Original, Series, Shard};
+use crate::bridge::traffic::{Original, Refusal, Series, Shard};
 use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{Service, Workload};
@@ -224,11 +224,14 @@ impl Telemetry {
         self.batch.push(account.into_record(event, outcome.error()));
     }
 
+    /// A connection was refused of which nothing is known yet.
+    pub fn count_refused(&self, direction: Direction, why: Refusal) {
+        self.kinds.shard().count_refused(direction, why);
+    }
+
     /// A connection was refused before it became one.
     pub fn refuse(&mut self, account: Account, outcome: &Outcome) {
-        self.kinds
-            .shard()
-            .count_refused(account.direction, outcome.refusal());
+        self.count_refused(account.direction, outcome.refusal());
         self.batch
             .push(account.into_record(AccessEvent::Failed, outcome.error()));
     }
@@ -245,7 +248,7 @@ mod tests {
     use super::*;
     use crate::bridge::Traffic;
     use crate::bridge::log::log_queue;
-    use crate::bridge::traffic::{Refusal, ResponseFlag};
+    use crate::bridge::traffic::ResponseFlag;
 
     fn record(source: Option<Workload>, told: Option<&str>) -> AccessRecord {
         let nowhere = ([198, 18, 0, 1], 1).into();

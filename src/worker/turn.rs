@@ -11,6 +11,7 @@ use super::outcome::Outcome;
 use super::shell::Shell;
 use super::{inbound, outbound, passthrough};
 use crate::bridge::orders::{Capture, Inbox, Order};
+use crate::bridge::traffic::Refusal;
 use crate::clock;
 use crate::limits;
 use crate::runtime::tasks::Executor;
@@ -106,7 +107,11 @@ fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
     for captured in captured {
         if !has_room {
             // The newest is shed: closing it tells the application at once.
-            shell.with(|core| core.shed += 1);
+            shell.with(|core| {
+                core.shed += 1;
+                core.telemetry
+                    .count_refused(captured.capture.direction(), Refusal::Capacity);
+            });
             continue;
         }
         match captured.capture {

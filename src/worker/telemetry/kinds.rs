@@ -39,6 +39,7 @@ struct Parts {
 
 struct Found {
     series: Arc<Series>,
+    is_folded: bool,
     _source: Option<Weak<Workload>>,
     _service: Option<Weak<Service>>,
     _destination: Option<Weak<Workload>>,
@@ -85,7 +86,7 @@ impl Kinds {
     /// Where a connection is counted.
     pub fn series(&mut self, account: &Account) -> Arc<Series> {
         if account.source.is_none() && account.source_told.is_some() {
-            return self.labelled(labels(account), true);
+            return self.labelled(labels(account), true).0;
         }
         let parts = Parts {
             direction: account.direction,
@@ -95,14 +96,18 @@ impl Kinds {
             principal: account.source_identity.clone(),
         };
         if let Some(found) = self.found.get(&parts) {
+            if found.is_folded {
+                self.shard.count_folded();
+            }
             return Arc::clone(&found.series);
         }
-        let series = self.labelled(labels(account), false);
+        let (series, is_folded) = self.labelled(labels(account), false);
         if self.found.len() >= limits::SERIES_FOUND_MAX {
             self.found.clear();
         }
         let found = Found {
             series: Arc::clone(&series),
+            is_folded,
             _source: account.source.as_ref().map(Arc::downgrade),
             _service: account.service.as_ref().map(Arc::downgrade),
             _destination: account.destination.as_ref().map(Arc::downgrade),
@@ -111,23 +116,24 @@ impl Kinds {
         series
     }
 
-    fn labelled(&mut self, labels: Labels, is_told: bool) -> Arc<Series> {
+    /// And whether it is counted with others.
+    fn labelled(&mut self, labels: Labels, is_told: bool) -> (Arc<Series>, bool) {
         if let Some(known) = self.all.get(&labels) {
-            return Arc::clone(&known.0);
+            return (Arc::clone(&known.0), false);
         }
         let is_full =
             self.all.len() >= limits::SERIES_WORKER_MAX || is_told && self.told >= limits::SERIES_TOLD_MAX;
         if is_full {
-            return self.fold(labels);
+            self.shard.count_folded();
+            return (self.fold(labels), true);
         }
         self.told += usize::from(is_told);
-        self.begin(labels)
+        (self.begin(labels), false)
     }
 
     /// One of the few series for everything that there is no room for: totals stay right. Traffic that is not
     /// authenticated stays apart from what is, whoever it is from.
     fn fold(&mut self, labels: Labels) -> Arc<Series> {
-        self.shard.count_folded();
         if !std::mem::replace(&mut self.has_folded, true) {
             tracing::warn!(
                 target: "telemetry",
@@ -290,5 +296,14 @@ mod tests {
         let (labels, sums) = series.iter().max_by_key(|(_, sums)| sums.opened).expect("some");
         assert_eq!(sums.opened, folded);
         assert_eq!(labels.source, EndLabels::default());
+        let late = account(Some(&workload("late")), None);
+        for _ in 0..3 {
+            opened(&mut kinds, &late);
+        }
+        assert_eq!(
+            traffic.others().folded,
+            folded + 3,
+            "each connection, not each kind"
+        );
     }
 }

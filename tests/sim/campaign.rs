@@ -18,9 +18,10 @@ use crate::world::{self, Finding, Report};
 
 /// Findings of a campaign that are told in full; more of them hardly say more.
 const TOLD_MAX: usize = 3;
-/// From so many worlds on, a fault that never struck is one that is not simulated. The rarest (a cancelled receive that
-/// brings bytes) strikes once or twice in a thousand.
-const WORLDS_FOR_EVERY_FAULT: u64 = 10_000;
+/// From so many worlds on, a fault that never struck is one that is not simulated.
+const WORLDS_FOR_A_FAULT: u64 = 2_000;
+/// The same for the rarest, which strikes once or twice in a thousand.
+const WORLDS_FOR_A_CANCEL_RACE: u64 = 10_000;
 /// Lines of a trace that a report shows.
 const LINES_SHOWN: usize = 40;
 
@@ -130,13 +131,14 @@ impl Tally {
 
     /// Faults that never struck although there were worlds enough.
     pub fn missing(&self) -> Vec<Fault> {
-        match self.worlds >= WORLDS_FOR_EVERY_FAULT {
-            true => Fault::ALL
-                .into_iter()
-                .filter(|fault| self.struck.get(*fault) == 0)
-                .collect(),
-            false => Vec::new(),
-        }
+        let enough = |fault| match fault {
+            Fault::CancelRace => WORLDS_FOR_A_CANCEL_RACE,
+            _ => WORLDS_FOR_A_FAULT,
+        };
+        Fault::ALL
+            .into_iter()
+            .filter(|fault| self.worlds >= enough(*fault) && self.struck.get(*fault) == 0)
+            .collect()
     }
 
     pub fn tell(&self, cpu: Duration, bug: Option<Bug>) {

@@ -10,14 +10,11 @@ use uztunnel::sys::sim::faults::Fault;
 
 pub use self::leftovers::{empty, idle, over};
 use crate::actor::{Actor, Ended, Saw};
-use crate::plan::{ConnectionPlan, Ends, Script, Target};
+use crate::plan::{ConnectionPlan, Disturb, Ends, Script, Target};
 use crate::world::{Excuse, Finding, Whom, World};
 
-/// From a policy to the last byte that a proxy still sends against it: the longest pause of a worker, twice, and more
-/// than any turn takes.
-const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(3_100);
-/// The same where workers are not made to pause.
-const DENIAL_LATENCY_CALM_MAX: Duration = Duration::from_millis(100);
+/// From a policy to the last byte that a proxy still sends against it: more than any turn takes.
+const DENIAL_LATENCY_MAX: Duration = Duration::from_millis(100);
 
 /// Those who are not done although everything that they could wait for is over.
 pub fn stuck(world: &World) -> Finding {
@@ -176,14 +173,6 @@ impl Case<'_> {
 
     /// A policy that denies also ends what lives.
     fn check_late_denials(&self) -> Result<(), Wrong> {
-        let disturbances = &self.world.plan.disturbances;
-        let pauses = disturbances
-            .iter()
-            .any(|disturbance| disturbance.what.fault() == Some(Fault::SlowWorker));
-        let latency_max = match pauses {
-            true => DENIAL_LATENCY_MAX,
-            false => DENIAL_LATENCY_CALM_MAX,
-        };
         for server in &self.servers {
             if !self.world.plan.pods[server.pod].meshed || self.met_a_killed_proxy() {
                 continue;
@@ -192,6 +181,7 @@ impl Case<'_> {
                 continue;
             };
             let sent_at = self.world.network.last_sent_to(server.number);
+            let latency_max = DENIAL_LATENCY_MAX + self.pauses_after(server.pod, denied_at);
             if denied_at > server.opened_at && sent_at > denied_at + latency_max {
                 return Err((
                     "denied",
@@ -203,6 +193,24 @@ impl Case<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How long workers of a pod's node were made to pause that may have heard of something late.
+    fn pauses_after(&self, pod: usize, at: Duration) -> Duration {
+        let plan = &self.world.plan;
+        let pauses = plan
+            .disturbances
+            .iter()
+            .filter_map(|disturbance| match disturbance.what {
+                Disturb::SlowWorker { node, pause } if node == plan.pods[pod].node => {
+                    Some((plan.age + disturbance.at, pause))
+                }
+                _ => None,
+            });
+        pauses
+            .filter(|(from, pause)| *from + *pause > at)
+            .map(|(_, pause)| pause)
+            .sum()
     }
 
     fn changes(&self, server: usize) -> impl Iterator<Item = (Duration, bool)> {

@@ -11,6 +11,9 @@ use uztunnel::worker::tunnel::Tunnel;
 use super::{Excuse, Whom, World};
 use crate::plan::{PORT_FIRST, Target};
 
+/// No stream is asked for so long after its client is gone: a dial, and a worker that pauses.
+const GONE_AFTER: Duration = Duration::from_secs(15);
+
 impl World {
     /// The node's drain begins now.
     pub(super) fn excuse_drained(&mut self, node: usize, patience: Duration) {
@@ -113,11 +116,9 @@ impl World {
             if !may_be || ports.contains(&port) || !self.network.is_accepted(actor.number) {
                 continue;
             }
-            if actor.is_done() {
-                // Its stream may still be asked for, and stand for another one's in the count.
-                return false;
-            }
-            waiting += 1;
+            // The stream of a client that gave up lately may still be asked for, and must not stand for another one's.
+            let is_long_gone = actor.finished_at.is_some_and(|at| at + GONE_AFTER < self.now);
+            waiting += usize::from(!is_long_gone);
         }
         asked == waiting
     }

@@ -14,18 +14,18 @@ const ZONE: &str = "cloud.availability_zone";
 
 /// A workload as its own proxy describes it. Nothing here is ever an empty text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Baggage {
-    pub cluster: Option<String>,
-    pub namespace: Option<String>,
-    pub workload_name: Option<String>,
+pub struct Baggage<T = String> {
+    pub cluster: Option<T>,
+    pub namespace: Option<T>,
+    pub workload_name: Option<T>,
     /// `deployment`, `cronjob`, `pod` or `job`; the key of the workload's name.
-    pub workload_type: Option<String>,
+    pub workload_type: Option<T>,
     /// The canonical service.
-    pub service_name: Option<String>,
+    pub service_name: Option<T>,
     /// The canonical revision.
-    pub revision: Option<String>,
-    pub region: Option<String>,
-    pub zone: Option<String>,
+    pub revision: Option<T>,
+    pub region: Option<T>,
+    pub zone: Option<T>,
 }
 
 /// A baggage of which nothing is used.
@@ -35,10 +35,10 @@ pub enum InvalidBaggage {
     NotAscii,
 }
 
-impl Baggage {
+impl<T: AsRef<str>> Baggage<T> {
     /// The header's value; empty when nothing is known. A workload without a type is written as a deployment.
     pub fn encode(&self) -> String {
-        let workload_key = workload_key(self.workload_type.as_deref().unwrap_or("deployment"));
+        let workload_key = workload_key(self.workload_type.as_ref().map_or("deployment", T::as_ref));
         let members = [
             (Some(CLUSTER), &self.cluster),
             (Some(NAMESPACE), &self.namespace),
@@ -53,6 +53,7 @@ impl Baggage {
             let (Some(key), Some(value)) = (key, value) else {
                 continue;
             };
+            let value = value.as_ref();
             if !is_plain(value) {
                 continue;
             }
@@ -65,7 +66,9 @@ impl Baggage {
         }
         out
     }
+}
 
+impl Baggage {
     /// Reads all lines of the header; no line at all is an empty baggage. A key that comes again replaces.
     pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidBaggage> {
         let mut baggage = Self::default();
@@ -164,7 +167,7 @@ mod tests {
             "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart,\
              service.version=v1,cloud.region=eu-1,cloud.availability_zone=eu-1a"
         );
-        assert_eq!(Baggage::default().encode(), "");
+        assert_eq!(Baggage::<String>::default().encode(), "");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
 use super::telemetry::Account;
-use super::tunnel::{Delivered, TunnelParts};
+use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
 use crate::bridge::log::Direction;
 use crate::identity::Identity;
@@ -105,10 +105,8 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
             stream: stream.stream,
             user: stream.user,
             account: Box::new(account),
-            delivered: Some(Delivered {
-                pod: origin.pod,
-                application: delivery.address,
-            }),
+            pod: origin.pod,
+            actual: delivery.address,
             share,
         };
         core.attach_tunnel(parts);

@@ -82,15 +82,7 @@ impl<D: Driver + 'static> Core<D> {
             ATTEMPTS => self.attempts.at(at.slot).map(|(_, attempt)| attempt.0.clone()),
             TUNNELS => {
                 let (_, tunnel) = self.tunnels.at(at.slot)?;
-                let account = &tunnel.account;
-                match &tunnel.delivered {
-                    Some(delivered) => Some(live(&delivered.pod, account, delivered.application)),
-                    None => {
-                        let session = self.sessions.get(tunnel.session);
-                        let pod = session.map(|session| &session.pod).or(tunnel.left_by())?;
-                        Some(live(pod, account, account.destination_address))
-                    }
-                }
+                Some(live(&tunnel.pod, &tunnel.account, tunnel.actual))
             }
             _ => {
                 let (_, pipe) = self.pipes.at(at.slot)?;

@@ -218,13 +218,15 @@ fn relay<D: Driver + 'static>(
             let app = client.release();
             shell.with(|core| {
                 let (session, user) = (stream.session, stream.user);
+                let actual = account.destination_address;
                 let parts = TunnelParts {
                     app,
                     session,
                     stream: stream.stream,
                     user,
                     account,
-                    delivered: None,
+                    pod,
+                    actual,
                     share,
                 };
                 core.attach_tunnel(parts);
@@ -239,8 +241,10 @@ fn relay<D: Driver + 'static>(
 }
 
 /// What this proxy says about a workload of its own (contract: data-plane.md section 9).
-pub fn baggage(workload: &Workload) -> Baggage {
-    let text = |text: &str| Some(text).filter(|text| !text.is_empty()).map(str::to_owned);
+pub fn baggage(workload: &Workload) -> Baggage<&str> {
+    fn text(text: &str) -> Option<&str> {
+        Some(text).filter(|text| !text.is_empty())
+    }
     Baggage {
         cluster: text(&workload.cluster_id),
         namespace: text(&workload.namespace),

@@ -122,14 +122,13 @@ impl<D: Driver + 'static> Core<D> {
     /// False when there was nothing to judge in the slot.
     fn recheck_slot(&mut self, slot: &Slot, snapshot: &Snapshot) -> bool {
         let verdict = match slot {
-            Slot::Tunnel(index) => self.tunnels.at(*index).and_then(|(_, tunnel)| {
-                let delivered = tunnel.delivered.as_ref()?;
-                judge(snapshot, &delivered.pod, delivered.application, &tunnel.account)
-            }),
+            Slot::Tunnel(index) => self
+                .tunnels
+                .at(*index)
+                .and_then(|(_, tunnel)| judge(snapshot, &tunnel.pod, tunnel.actual, &tunnel.account)),
             Slot::Pipe(index) => self.pipes.at(*index).and_then(|(_, pipe)| {
                 let captured = pipe.account.destination_address;
-                let is_inbound = pipe.account.direction == Direction::Inbound;
-                is_inbound.then(|| judge(snapshot, &pipe.pod, captured, &pipe.account))?
+                judge(snapshot, &pipe.pod, captured, &pipe.account)
             }),
         };
         let Some(verdict) = verdict else {
@@ -159,13 +158,16 @@ impl<D: Driver + 'static> Core<D> {
     }
 }
 
-/// `None` when nothing has changed about the pod.
+/// `None` when nothing has changed about the pod, and for its own connections to others.
 fn judge(
     snapshot: &Snapshot,
     pod: &PodState,
     application: SocketAddr,
     account: &Account,
 ) -> Option<Result<Permit, Denial>> {
+    if account.direction == Direction::Outbound {
+        return None;
+    }
     let own = pod.rejudged.borrow();
     let facts = ConnectionFacts {
         source: account.source_address,

@@ -79,7 +79,8 @@ fn relay(executor: &Executor) -> Relay {
         stream,
         user,
         account,
-        delivered: None,
+        pod: pod.clone(),
+        actual: (std::net::Ipv4Addr::LOCALHOST, 80).into(),
         share,
     });
     Relay {

@@ -36,8 +36,10 @@ pub struct Tunnel {
     queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
-    /// Inbound: by whose policies, and as a connection to what, it was let in.
-    pub delivered: Option<Delivered>,
+    /// Whose connection it is; on either side it outlives the session that it came with.
+    pub pod: Rc<PodState>,
+    /// Outbound: the next hop. Inbound: where the pod's application takes it.
+    pub actual: SocketAddr,
     _share: LoadShare,
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
@@ -50,7 +52,6 @@ pub struct Tunnel {
 struct Remains {
     bytes: usize,
     outcome: Outcome,
-    pod: Rc<PodState>,
 }
 
 /// Application to stream.
@@ -84,14 +85,9 @@ pub struct TunnelParts {
     pub stream: StreamId,
     pub user: u32,
     pub account: Box<Account>,
-    pub delivered: Option<Delivered>,
-    pub share: LoadShare,
-}
-
-/// Where a stream of a peer was delivered.
-pub struct Delivered {
     pub pod: Rc<PodState>,
-    pub application: SocketAddr,
+    pub actual: SocketAddr,
+    pub share: LoadShare,
 }
 
 impl<D: Driver + 'static> Core<D> {
@@ -104,7 +100,8 @@ impl<D: Driver + 'static> Core<D> {
             stream,
             user,
             account,
-            delivered,
+            pod,
+            actual,
             share,
         } = parts;
         let key = self.tunnels.insert(Tunnel {
@@ -120,7 +117,8 @@ impl<D: Driver + 'static> Core<D> {
                 end: false,
             },
             account,
-            delivered,
+            pod,
+            actual,
             _share: share,
             dirty: false,
             listed_window: false,
@@ -472,7 +470,7 @@ impl<D: Driver + 'static> Core<D> {
             return Err(outcome);
         };
         let bytes = tunnel.buffered_bytes();
-        if session.pod.gone.get() || self.remains_bytes + bytes > limits::REMAINS_BYTES_MAX {
+        if tunnel.pod.gone.get() || self.remains_bytes + bytes > limits::REMAINS_BYTES_MAX {
             return Err(outcome);
         }
         self.remains_bytes += bytes;
@@ -485,11 +483,7 @@ impl<D: Driver + 'static> Core<D> {
             session.armed_bytes -= beyond_minimum(bytes);
             self.driver.stop_receive(tunnel.app);
         }
-        tunnel.remains = Some(Remains {
-            bytes,
-            outcome,
-            pod: session.pod.clone(),
-        });
+        tunnel.remains = Some(Remains { bytes, outcome });
         session.remove_user(tunnel.user, tunnel.stream);
         let session = tunnel.session;
         self.mark_session(session);
@@ -500,8 +494,8 @@ impl<D: Driver + 'static> Core<D> {
     /// Cuts what streams of this pod left behind.
     pub fn cut_remains(&mut self, pod: &Rc<PodState>) {
         for key in self.tunnels.keys() {
-            let remains = self.tunnels.get(key).and_then(|tunnel| tunnel.remains.as_ref());
-            if remains.is_some_and(|remains| Rc::ptr_eq(&remains.pod, pod)) {
+            let left = |tunnel: &Tunnel| tunnel.remains.is_some() && Rc::ptr_eq(&tunnel.pod, pod);
+            if self.tunnels.get(key).is_some_and(left) {
                 self.remove_tunnel(key, Close::Reset, Outcome::PodRemoved);
             }
         }
@@ -581,11 +575,6 @@ impl Tunnel {
         if let Writing::Open { sending, .. } = self.writing {
             self.writing = Writing::Open { sending, end: true };
         }
-    }
-
-    /// Whose stream left it behind.
-    pub fn left_by(&self) -> Option<&Rc<PodState>> {
-        self.remains.as_ref().map(|remains| &remains.pod)
     }
 
     /// Whether the peer said that nothing follows what it sent.

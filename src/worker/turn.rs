@@ -83,6 +83,9 @@ impl<D: Driver + 'static> Worker<D> {
 /// Runs woken tasks for a bounded time: a handshake costs up to a millisecond, and relays wait meanwhile. `true`
 /// when some are left.
 fn run_tasks(executor: &Executor) -> bool {
+    if !executor.has_woken() {
+        return false;
+    }
     let until = clock::now() + limits::TASKS_TURN_TIME;
     while executor.run(limits::TASKS_BATCH) {
         if clock::now() >= until {

@@ -12,6 +12,7 @@ use super::hbone::dial::{self, OpenStream};
 use super::hbone::pool::PoolKey;
 use super::listen::Captured;
 use super::live::Attempting;
+use super::lookups;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
@@ -97,6 +98,7 @@ async fn decide<D: Driver + 'static>(
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
+    lookups::know(shell, pod, &source.network, target.ip()).await?;
     shell.with(|core| core.route(&source, peer, target, &[], account))
 }
 

@@ -33,6 +33,8 @@ pub struct PodState {
     pub handshakes_by_source: RefCell<HashMap<IpAddr, usize>>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
+    /// Connections of this pod whose destinations are looked up, on this worker.
+    pub lookups: Cell<usize>,
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
     /// The policies that its live connections have been judged by, or are being judged by.
@@ -51,6 +53,7 @@ impl PodState {
             handshakes: Cell::new(0),
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
+            lookups: Cell::new(0),
             sessions: Cell::new(0),
             judged_by: RefCell::default(),
             rejudged: RefCell::default(),
@@ -164,6 +167,10 @@ impl Counted {
 
     pub fn session(pod: &Rc<PodState>) -> Option<Self> {
         Self::new(pod, |pod| &pod.sessions, limits::SESSIONS_POD_MAX)
+    }
+
+    pub fn lookup(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.lookups, limits::LOOKUPS_POD_MAX)
     }
 
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {

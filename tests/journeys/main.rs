@@ -20,6 +20,7 @@ mod control_plane;
 mod frames;
 mod hostile;
 mod load;
+mod on_demand;
 mod openssl;
 mod plaintext;
 mod refusals;

@@ -99,7 +99,46 @@ async fn decide<D: Driver + 'static>(
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
     lookups::know(shell, pod, &source.network, target.ip()).await?;
-    shell.with(|core| core.route(&source, peer, target, &[], account))
+    let call = Call { source, peer, target };
+    route(shell, pod, &call, &[], account).await
+}
+
+/// What is decided about.
+struct Call {
+    source: Arc<Workload>,
+    peer: SocketAddr,
+    target: SocketAddr,
+}
+
+/// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+async fn route<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    call: &Call,
+    tried: &[SocketAddr],
+    account: &mut Account,
+) -> Result<Course, Outcome> {
+    let plan = match shell.with(|core| core.choose(call, tried))? {
+        Decision::Go(plan) => plan,
+        Decision::Resolve(unresolved) => {
+            let plan = lookups::resolve(shell, pod, unresolved).await?;
+            if tried.contains(&plan.way.next_hop()) {
+                return Err(RouteError::NoHealthyUpstream(call.target).into());
+            }
+            plan
+        }
+    };
+    let source = &call.source;
+    let course = match &plan.way {
+        Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
+        Way::Hbone(hop) => Course::Tunnel {
+            source: source.clone(),
+            hop: hop.clone(),
+        },
+        Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
+    };
+    account.describe_outbound(source, &plan);
+    Ok(course)
 }
 
 /// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection
@@ -130,11 +169,11 @@ async fn connect<D: Driver + 'static>(
             .source
             .clone()
             .filter(|_| others && failed.is_about_an_endpoint());
-        let other = source.and_then(|source| {
-            let other = shell.with(|core| core.route(&source, peer, target, &tried, account));
-            other.ok()
-        });
-        let Some(other) = other else {
+        let Some(source) = source else {
+            return Err(failed);
+        };
+        let call = Call { source, peer, target };
+        let Ok(other) = route(shell, pod, &call, &tried, account).await else {
             return Err(failed);
         };
         let id = format_args!("{:032x}", account.connection_id);
@@ -260,42 +299,19 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// A plan other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
-    fn route(
-        &mut self,
-        source: &Arc<Workload>,
-        peer: SocketAddr,
-        target: SocketAddr,
-        tried: &[SocketAddr],
-        account: &mut Account,
-    ) -> Result<Course, Outcome> {
+    /// Decides otherwise than for what leads to `tried`, as far as that is known yet.
+    fn choose(&mut self, call: &Call, tried: &[SocketAddr]) -> Result<Decision, RouteError> {
         let snapshot = self.snapshot.load();
         let random = &mut self.random;
-        let mut decide = || -> Result<Plan, RouteError> {
-            match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
-                Decision::Go(plan) => Ok(plan),
-                Decision::Resolve(unresolved) => Err(unresolved.refusal()),
+        for _ in 0..limits::ENDPOINT_DRAWS_MAX {
+            let decision =
+                snapshot.route(&call.source, call.peer.ip(), call.target, &mut || random.u64(..))?;
+            match &decision {
+                Decision::Go(plan) if tried.contains(&plan.way.next_hop()) => {}
+                Decision::Go(_) | Decision::Resolve(_) => return Ok(decision),
             }
-        };
-        let mut plan = decide()?;
-        let mut draws = 1;
-        while tried.contains(&plan.way.next_hop()) {
-            if draws == limits::ENDPOINT_DRAWS_MAX {
-                return Err(RouteError::NoHealthyUpstream(target).into());
-            }
-            plan = decide()?;
-            draws += 1;
         }
-        let course = match &plan.way {
-            Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
-            Way::Hbone(hop) => Course::Tunnel {
-                source: source.clone(),
-                hop: hop.clone(),
-            },
-            Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
-        };
-        account.describe_outbound(source, &plan);
-        Ok(course)
+        Err(RouteError::NoHealthyUpstream(call.target))
     }
 
     /// Only while the pod's workload is not known yet.

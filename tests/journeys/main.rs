@@ -20,6 +20,7 @@ mod control_plane;
 mod frames;
 mod hostile;
 mod load;
+mod names;
 mod on_demand;
 mod openssl;
 mod plaintext;

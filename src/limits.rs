@@ -369,6 +369,8 @@ pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 /// Woken tasks run in one turn until this time has passed, looked at after each batch.
 pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
+/// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
+pub const TURN_LONG: Duration = Duration::from_micros(250);
 /// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.

@@ -26,6 +26,7 @@ use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
+use super::turn_time::TurnTime;
 use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::orders::{WorkerHandle, WorkerReport};
@@ -70,6 +71,8 @@ pub enum TimerEvent {
 pub struct Core<D: Driver> {
     pub index: usize,
     pub driver: D,
+    /// Tells a long turn from one that the scheduler interrupted.
+    turn_time: TurnTime,
     /// Read once a turn.
     pub now: Instant,
     pub settings: Rc<Settings>,
@@ -191,6 +194,7 @@ impl<D: Driver + 'static> Core<D> {
             scratch: Scratch::new(),
             busy: Duration::ZERO,
             measured_at: now,
+            turn_time: TurnTime::default(),
             measuring: false,
         }
     }
@@ -235,7 +239,7 @@ impl<D: Driver + 'static> Core<D> {
         self.telemetry.flush();
         let turn = clock::now().saturating_duration_since(self.now);
         self.busy += turn;
-        self.load.record_turn(self.index, turn);
+        self.load.record_turn(self.index, self.turn_time.of(turn));
     }
 
     pub(super) fn dispatch(&mut self, event: Event) {

@@ -93,6 +93,9 @@ pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
 pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
 pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
 
+/// Slots of sessions that one turn looks at after addresses have changed hands: two look-ups each.
+pub const FENCE_SLOTS_TURN_MAX: usize = 1024;
+
 /// Kinds of connections (source, destination, service, identities) that one worker counts apart: each has some 600 bytes
 /// for as long as the process lives, since counters must not go back. Further kinds are counted together, in series
 /// whose labels are unknown.

@@ -30,6 +30,7 @@ mod silence;
 mod start;
 mod storm;
 mod streams;
+mod takeover;
 mod telemetry;
 mod tiny_records;
 mod traffic;

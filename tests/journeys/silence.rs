@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uztunnel::limits;
-use uztunnel_rig::{Family, World};
+use uztunnel_rig::{Family, Pod, World};
 
 use crate::setup::two_nodes;
 
@@ -32,6 +32,22 @@ fn cut_the_wire(world: &World) {
         let cut = node.namespace.run_program("nft", &["-f", "-"], &rules);
         cut.expect("nftables");
     }
+}
+
+/// Nothing reaches the pod, and nothing leaves it.
+pub fn silence(pod: &Pod) {
+    let rules = "table inet silence {
+        chain arrive { type filter hook prerouting priority raw; iifname != \"lo\" drop; }
+        chain leave { type filter hook output priority raw; oifname != \"lo\" drop; }
+    }";
+    let silenced = pod.namespace.run_program("nft", &["-f", "-"], rules);
+    silenced.expect("nftables");
+}
+
+pub fn end_silence(pod: &Pod) {
+    let rules = "delete table inet silence";
+    let ended = pod.namespace.run_program("nft", &["-f", "-"], rules);
+    ended.expect("nftables");
 }
 
 #[test]

@@ -211,7 +211,8 @@ pub async fn session<D: Driver + 'static>(
                     });
                 }
                 match result.await {
-                    Some(Ok(_)) => {}
+                    // A dial takes a while, and its peer proves an identity, not which workload of that identity it is.
+                    Some(Ok(_)) => shell.with(|core| core.check_owner(key)).map_err(Rc::new)?,
                     Some(Err(outcome)) => return Err(outcome),
                     None => return Err(Rc::new(Outcome::Drained)),
                 }

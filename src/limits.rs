@@ -407,8 +407,15 @@ pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
 /// How long one whose streams all ended well may take, and then wait for its peer's end: as long as a peer may leave
 /// a PING unanswered.
 pub const SESSION_LINGER: Duration = PING_TIMEOUT;
-/// A failed dial answers for others to the same destination for so long.
+/// A failed dial answers for others to the same destination for so long, give or take a quarter.
 pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
+/// How long connections that have a choice avoid an endpoint in trouble before one of them tries it again, give or take
+/// a quarter: at first, and after it was found so again and again.
+pub const AVOIDED_MIN: Duration = Duration::from_millis(500);
+pub const AVOIDED_MAX: Duration = Duration::from_secs(5);
+/// An endpoint may take so long for connecting, handshake and CONNECT together before another one is tried, if there is
+/// one: more than one lost SYN costs (RFC 6298: a second), and ordinary round trips across continents.
+pub const ENDPOINT_PATIENCE: Duration = Duration::from_millis(1500);
 /// Dials that one connection is told of: each time others may have taken the room before it.
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
@@ -431,6 +438,7 @@ const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(DIAL_FAILURE_KEPT.as_millis() < AVOIDED_MIN.as_millis());
 
 /// What one session may make a worker hold, unread bytes of its streams aside: two send buffers (one is with the kernel
 /// while the other fills up) with control frames, a header block and what it says, its table, a part of a record.

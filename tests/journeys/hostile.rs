@@ -479,7 +479,7 @@ fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
     // Most were refused at once; the others were waited for, but not for ever.
     for reason in [
         "too many TLS handshakes of one source with one pod at once: 64 are allowed",
-        "was not done within 10 s",
+        "did not finish the TLS handshake within 10s",
     ] {
         let logged = logs.wait_for_access(reason, |record| record.field("error").contains(reason));
         logged.expect("a reason in the log");

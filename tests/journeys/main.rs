@@ -17,6 +17,7 @@ mod admin;
 mod announcements;
 mod certificates;
 mod control_plane;
+mod failover;
 mod frames;
 mod hostile;
 mod load;

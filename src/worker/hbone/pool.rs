@@ -2,13 +2,15 @@
 //!
 //! One dial per key at a time. A session goes to as many of those who wait as it has room for, and is followed by
 //! another dial for the others; a failure goes to all of them and is remembered briefly, so that a dead destination
-//! fails its waiters at once instead of one after the other.
+//! fails its waiters at once instead of one after the other. Where there is a choice, a destination in trouble (it
+//! failed a dial, or let somebody wait) is avoided: one connection at a time finds out whether it is back, at
+//! intervals that grow, and the first success ends that.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::dial;
 use super::session::Session;
@@ -41,7 +43,7 @@ pub struct PoolKey {
 #[derive(Default)]
 pub struct Pool {
     entries: HashMap<Rc<PoolKey>, Entry>,
-    /// A timer runs that forgets failures.
+    /// A timer runs that forgets troubles; without it there are none.
     sweeping: bool,
 }
 
@@ -50,7 +52,27 @@ struct Entry {
     sessions: Vec<Key<Session>>,
     dialing: bool,
     waiting: Vec<oneshot::Sender<Dialled>>,
+    trouble: Option<Trouble>,
+}
+
+/// What went wrong with a destination since it last did what it was asked.
+struct Trouble {
+    /// A dial failed: until then nobody dials, and everybody is told why.
     failed: Option<(Instant, Rc<Outcome>)>,
+    /// Until then those who have a choice go elsewhere.
+    avoided_until: Instant,
+    /// Times that it was found like that.
+    times: u32,
+    /// One connection is finding out whether it still is.
+    is_tried: bool,
+}
+
+impl Trouble {
+    /// Whether nobody needs to know of it any more: it was not asked again although it could have been.
+    fn is_over(&self, now: Instant) -> bool {
+        let failed = self.failed.as_ref().is_some_and(|(until, _)| now < *until);
+        !failed && self.avoided_until + limits::AVOIDED_MAX <= now
+    }
 }
 
 /// The result of a dial, shared by all who waited for it.
@@ -81,7 +103,7 @@ impl Pool {
             return;
         };
         entry.sessions.retain(|known| *known != session);
-        if entry.sessions.is_empty() && !entry.dialing && entry.failed.is_none() {
+        if entry.sessions.is_empty() && !entry.dialing && entry.trouble.is_none() {
             self.entries.remove(key);
         }
     }
@@ -105,11 +127,11 @@ impl<D: Driver + 'static> Core<D> {
         if let Some((_, session)) = free {
             return Step::Use(session);
         }
-        if let Some((until, outcome)) = &entry.failed {
-            if now < *until {
-                return Step::Fail(outcome.clone());
-            }
-            entry.failed = None;
+        let failed = entry.trouble.as_ref().and_then(|trouble| trouble.failed.as_ref());
+        if let Some((until, outcome)) = failed
+            && now < *until
+        {
+            return Step::Fail(outcome.clone());
         }
         let (sender, result) = oneshot::channel();
         entry.waiting.push(sender);
@@ -137,7 +159,7 @@ impl<D: Driver + 'static> Core<D> {
         let room = match &result {
             Ok(session) => {
                 entry.sessions.push(*session);
-                entry.failed = None;
+                entry.trouble = None;
                 let streams_max = self.settings.session_streams_max;
                 let peers_max = self
                     .sessions
@@ -147,14 +169,13 @@ impl<D: Driver + 'static> Core<D> {
                 streams_max.min(peers_max as usize).max(1)
             }
             Err(outcome) => {
-                let until = self.now + limits::DIAL_FAILURE_KEPT;
-                entry.failed = Some((until, outcome.clone()));
-                if !std::mem::replace(&mut self.pool.sweeping, true) {
-                    self.timers.start(until, TimerEvent::Sweep);
-                }
+                let until = self.now + jittered(limits::DIAL_FAILURE_KEPT, &mut self.random);
+                let trouble = entry.get_into_trouble(self.now, &mut self.random);
+                trouble.failed = Some((until, outcome.clone()));
                 usize::MAX
             }
         };
+        let in_trouble = entry.trouble.is_some();
         let mut told = 0;
         for waiter in std::mem::take(&mut entry.waiting) {
             if told < room {
@@ -165,25 +186,95 @@ impl<D: Driver + 'static> Core<D> {
             }
         }
         entry.dialing = !entry.waiting.is_empty();
-        entry.dialing
+        let dials_again = entry.dialing;
+        if in_trouble {
+            self.start_sweeping();
+        }
+        dials_again
     }
 
-    /// Forgets failures whose time is over. Looks again as long as there are others.
+    /// The destination lets somebody wait who has a choice.
+    pub fn pool_is_slow(&mut self, key: &Rc<PoolKey>) {
+        let entry = self.pool.entries.entry(key.clone()).or_default();
+        entry.get_into_trouble(self.now, &mut self.random);
+        self.start_sweeping();
+    }
+
+    /// The destination answered.
+    pub fn pool_is_well(&mut self, key: &PoolKey) {
+        if self.pool.sweeping
+            && let Some(entry) = self.pool.entries.get_mut(key)
+        {
+            entry.trouble = None;
+        }
+    }
+
+    /// Whether a connection with a choice should rather go elsewhere. Once the time for that is over, one that
+    /// `may_find_out` is told no, and does so for the others.
+    pub fn pool_avoids(&mut self, key: &PoolKey, may_find_out: bool) -> bool {
+        let Some(entry) = self.pool.entries.get_mut(key) else {
+            return false;
+        };
+        let Some(trouble) = &mut entry.trouble else {
+            return false;
+        };
+        if entry.dialing || self.now < trouble.avoided_until || !may_find_out {
+            return true;
+        }
+        trouble.is_tried = true;
+        // If nothing is heard of that one, another one tries.
+        trouble.avoided_until = self.now + limits::ENDPOINT_PATIENCE + limits::AVOIDED_MIN;
+        false
+    }
+
+    /// Whether some destination is in trouble.
+    pub fn has_troubles(&self) -> bool {
+        self.pool.sweeping
+    }
+
+    fn start_sweeping(&mut self) {
+        if !std::mem::replace(&mut self.pool.sweeping, true) {
+            self.timers
+                .start(self.now + limits::AVOIDED_MAX, TimerEvent::Sweep);
+        }
+    }
+
+    /// Forgets troubles whose time is over. Looks again as long as there are others.
     pub fn sweep_pool(&mut self) {
         let now = self.now;
         self.pool.entries.retain(|_, entry| {
-            if entry.failed.as_ref().is_some_and(|(until, _)| *until <= now) {
-                entry.failed = None;
-            }
-            entry.dialing || entry.failed.is_some() || !entry.sessions.is_empty()
+            entry.trouble.take_if(|trouble| trouble.is_over(now));
+            entry.dialing || entry.trouble.is_some() || !entry.sessions.is_empty()
         });
-        let failures = self.pool.entries.values().any(|entry| entry.failed.is_some());
-        self.pool.sweeping = failures;
-        if failures {
-            self.timers
-                .start(now + limits::DIAL_FAILURE_KEPT, TimerEvent::Sweep);
+        self.pool.sweeping = false;
+        if self.pool.entries.values().any(|entry| entry.trouble.is_some()) {
+            self.start_sweeping();
         }
     }
+}
+
+impl Entry {
+    /// Counts once for all who find out at the same time.
+    fn get_into_trouble(&mut self, now: Instant, random: &mut fastrand::Rng) -> &mut Trouble {
+        let trouble = self.trouble.get_or_insert(Trouble {
+            failed: None,
+            avoided_until: now,
+            times: 0,
+            is_tried: false,
+        });
+        if std::mem::take(&mut trouble.is_tried) || trouble.avoided_until <= now {
+            let pause = limits::AVOIDED_MIN * (1 << trouble.times.min(10));
+            trouble.avoided_until = now + jittered(pause.min(limits::AVOIDED_MAX), random);
+            trouble.times += 1;
+        }
+        trouble
+    }
+}
+
+/// From three quarters to five quarters of `pause`: workers that lost a destination at the same moment do not all ask
+/// for it again at the same moment.
+fn jittered(pause: Duration, random: &mut fastrand::Rng) -> Duration {
+    pause * random.u32(750..=1250) / 1000
 }
 
 /// A session on which a stream can be opened now.
@@ -230,27 +321,119 @@ pub async fn session<D: Driver + 'static>(
 mod tests {
     use super::*;
     use crate::runtime::tasks::Executor;
+    use crate::sys::epoll::EpollDriver;
     use crate::worker::fixture;
+
+    fn key() -> Rc<PoolKey> {
+        Rc::new(PoolKey {
+            pod: fixture::pod().pod.uid.clone(),
+            identity: Identity::new("cluster.local", "shop", "cart"),
+            source: [10, 0, 0, 2].into(),
+            destination: ([10, 0, 0, 1], 15008).into(),
+            accepted: Arc::new([]),
+            workload: None,
+        })
+    }
+
+    fn refused() -> Dialled {
+        let refused = std::io::ErrorKind::ConnectionRefused.into();
+        Err(Rc::new(Outcome::ConnectFailed(refused)))
+    }
+
+    fn dials(core: &mut Core<EpollDriver>, key: &Rc<PoolKey>) -> bool {
+        matches!(core.find_session(key), Step::Wait { dial: true, .. })
+    }
 
     #[test]
     fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
         let mut core = fixture::core(&Executor::default());
         let pod = fixture::pod();
         let (session, _peer) = fixture::session(&mut core, &pod);
-        let address = ([10, 0, 0, 1], 15008).into();
-        let identity = Identity::new("cluster.local", "shop", "cart");
-        let key = Rc::new(PoolKey {
-            pod: pod.pod.uid.clone(),
-            identity,
-            source: [10, 0, 0, 2].into(),
-            destination: address,
-            accepted: Arc::new([]),
-            workload: None,
-        });
-        assert!(matches!(core.find_session(&key), Step::Wait { dial: true, .. }));
+        let key = key();
+        assert!(dials(&mut core, &key));
         core.close_session(session, "test");
         assert!(!core.dialled(&key, Ok(session)));
         assert!(matches!(core.find_session(&key), Step::Fail(_)));
         assert!(core.pool.entries[&key].sessions.is_empty());
+    }
+
+    #[test]
+    fn all_who_wait_for_a_dead_destination_fail_at_once_and_nobody_dials_it_for_a_short_while() {
+        let executor = Executor::default();
+        let mut core = fixture::core(&executor);
+        let key = key();
+        let mut waiting: Vec<_> = (0..100)
+            .map(|waiter| match core.find_session(&key) {
+                Step::Wait { result, dial } => {
+                    assert_eq!(dial, waiter == 0, "one dial for all");
+                    result
+                }
+                Step::Use(_) | Step::Fail(_) => panic!("nothing is known of it"),
+            })
+            .collect();
+        assert!(!core.dialled(&key, refused()), "nobody is left who waits");
+        let context = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        for waiter in &mut waiting {
+            let told = std::pin::Pin::new(waiter).poll(context);
+            assert!(matches!(told, std::task::Poll::Ready(Some(Err(_)))));
+        }
+        let quarter = limits::DIAL_FAILURE_KEPT / 4;
+        core.now += quarter * 2;
+        assert!(matches!(core.find_session(&key), Step::Fail(_)));
+        core.now += quarter * 4;
+        assert!(dials(&mut core, &key));
+    }
+
+    #[test]
+    fn a_destination_in_trouble_is_avoided_for_longer_and_longer_until_it_answers() {
+        let mut core = fixture::core(&Executor::default());
+        let key = key();
+        assert!(!core.pool_avoids(&key, true));
+        let mut pause = limits::AVOIDED_MIN;
+        for _ in 0..8 {
+            // However many find out at once, it counts once.
+            for _ in 0..10 {
+                core.pool_is_slow(&key);
+            }
+            core.now += pause * 7 / 10;
+            assert!(core.pool_avoids(&key, true));
+            core.now += pause * 6 / 10;
+            // One finds out for the others, unless it was unlucky already.
+            assert!(core.pool_avoids(&key, false));
+            assert!(!core.pool_avoids(&key, true));
+            assert!(core.pool_avoids(&key, true));
+            core.now += limits::ENDPOINT_PATIENCE;
+            pause = (pause * 2).min(limits::AVOIDED_MAX);
+        }
+        core.pool_is_slow(&key);
+        assert!(core.pool_avoids(&key, true));
+        core.pool_is_well(&key);
+        assert!(!core.pool_avoids(&key, true));
+    }
+
+    #[test]
+    fn a_failed_dial_is_avoided_by_those_with_a_choice_and_the_first_success_ends_that() {
+        let mut core = fixture::core(&Executor::default());
+        let pod = fixture::pod();
+        let key = key();
+        assert!(dials(&mut core, &key));
+        assert!(!core.dialled(&key, refused()));
+        assert!(core.pool_avoids(&key, true));
+        core.now += limits::DIAL_FAILURE_KEPT * 2;
+        assert!(dials(&mut core, &key));
+        let (session, _peer) = fixture::session(&mut core, &pod);
+        assert!(!core.dialled(&key, Ok(session)));
+        assert!(!core.pool_avoids(&key, true));
+    }
+
+    #[test]
+    fn troubles_are_forgotten_and_leave_nothing_behind() {
+        let mut core = fixture::core(&Executor::default());
+        core.pool_is_slow(&key());
+        assert!(core.has_troubles() && core.pool.len() == 1);
+        for _ in 0..4 {
+            fixture::pass(&mut core, limits::AVOIDED_MAX);
+        }
+        assert!(!core.has_troubles() && core.pool.is_empty());
     }
 }

@@ -57,7 +57,7 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     let certificate = certificate(shell, &workload.identity).await?;
     let (rules, records_max) = shell.with(|core| (core.handshake_rules(), core.settings.tls_records_max));
     let handshake = Handshake::server(&certificate, rules)?.with_records_max(records_max);
-    let established = shake(shell, &socket, handshake, Direction::Inbound).await?;
+    let established = shake(shell, &socket, peer, handshake, Direction::Inbound).await?;
     drop(budget);
     let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
     start_session(

@@ -416,6 +416,8 @@ pub const AVOIDED_MAX: Duration = Duration::from_secs(5);
 /// An endpoint may take so long for connecting, handshake and CONNECT together before another one is tried, if there is
 /// one: more than one lost SYN costs (RFC 6298: a second), and ordinary round trips across continents.
 pub const ENDPOINT_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one connection waits for a session with room for it: a dial of its own takes less.
+pub const SESSION_WAIT: Duration = Duration::from_secs(30);
 /// Dials that one connection is told of: each time others may have taken the room before it.
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
@@ -438,6 +440,10 @@ const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(
+    SESSION_WAIT.as_secs()
+        >= CERTIFICATE_WAIT.as_secs() + CONNECT_TIMEOUT.as_secs() + HANDSHAKE_TIMEOUT.as_secs()
+);
 const _: () = assert!(DIAL_FAILURE_KEPT.as_millis() < AVOIDED_MIN.as_millis());
 
 /// What one session may make a worker hold, unread bytes of its streams aside: two send buffers (one is with the kernel

@@ -23,7 +23,7 @@ use crate::sys::driver::Driver;
 use crate::worker::core::{Core, TimerEvent};
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::PodState;
-use crate::worker::shell::Shell;
+use crate::worker::shell::{Elapsed, Shell};
 
 /// What must be equal for two streams to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -283,6 +283,7 @@ pub async fn session<D: Driver + 'static>(
     pod: &Rc<PodState>,
     key: &Rc<PoolKey>,
 ) -> Dialled {
+    let until = shell.with(|core| core.now) + limits::SESSION_WAIT;
     // Others may take the room first, or the peer may have less than it was thought to have.
     for _ in 0..limits::POOL_ROUNDS_MAX {
         match shell.with(|core| core.find_session(key)) {
@@ -301,11 +302,19 @@ pub async fn session<D: Driver + 'static>(
                         }
                     });
                 }
-                match result.await {
+                let left = shell.with(|core| until.saturating_duration_since(core.now));
+                match shell.within(left, result).await {
                     // A dial takes a while, and its peer proves an identity, not which workload of that identity it is.
-                    Some(Ok(_)) => shell.with(|core| core.check_owner(key)).map_err(Rc::new)?,
-                    Some(Err(outcome)) => return Err(outcome),
-                    None => return Err(Rc::new(Outcome::Drained)),
+                    Ok(Some(Ok(_))) => shell.with(|core| core.check_owner(key)).map_err(Rc::new)?,
+                    Ok(Some(Err(outcome))) => return Err(outcome),
+                    Ok(None) => return Err(Rc::new(Outcome::Drained)),
+                    Err(Elapsed) => {
+                        return Err(Rc::new(Outcome::Deadline {
+                            peer: key.destination,
+                            what: "offer a session with a free stream",
+                            limit: limits::SESSION_WAIT,
+                        }));
+                    }
                 }
             }
         }
@@ -318,122 +327,4 @@ pub async fn session<D: Driver + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::tasks::Executor;
-    use crate::sys::epoll::EpollDriver;
-    use crate::worker::fixture;
-
-    fn key() -> Rc<PoolKey> {
-        Rc::new(PoolKey {
-            pod: fixture::pod().pod.uid.clone(),
-            identity: Identity::new("cluster.local", "shop", "cart"),
-            source: [10, 0, 0, 2].into(),
-            destination: ([10, 0, 0, 1], 15008).into(),
-            accepted: Arc::new([]),
-            workload: None,
-        })
-    }
-
-    fn refused() -> Dialled {
-        let refused = std::io::ErrorKind::ConnectionRefused.into();
-        Err(Rc::new(Outcome::ConnectFailed(refused)))
-    }
-
-    fn dials(core: &mut Core<EpollDriver>, key: &Rc<PoolKey>) -> bool {
-        matches!(core.find_session(key), Step::Wait { dial: true, .. })
-    }
-
-    #[test]
-    fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
-        let mut core = fixture::core(&Executor::default());
-        let pod = fixture::pod();
-        let (session, _peer) = fixture::session(&mut core, &pod);
-        let key = key();
-        assert!(dials(&mut core, &key));
-        core.close_session(session, "test");
-        assert!(!core.dialled(&key, Ok(session)));
-        assert!(matches!(core.find_session(&key), Step::Fail(_)));
-        assert!(core.pool.entries[&key].sessions.is_empty());
-    }
-
-    #[test]
-    fn all_who_wait_for_a_dead_destination_fail_at_once_and_nobody_dials_it_for_a_short_while() {
-        let executor = Executor::default();
-        let mut core = fixture::core(&executor);
-        let key = key();
-        let mut waiting: Vec<_> = (0..100)
-            .map(|waiter| match core.find_session(&key) {
-                Step::Wait { result, dial } => {
-                    assert_eq!(dial, waiter == 0, "one dial for all");
-                    result
-                }
-                Step::Use(_) | Step::Fail(_) => panic!("nothing is known of it"),
-            })
-            .collect();
-        assert!(!core.dialled(&key, refused()), "nobody is left who waits");
-        let context = &mut std::task::Context::from_waker(std::task::Waker::noop());
-        for waiter in &mut waiting {
-            let told = std::pin::Pin::new(waiter).poll(context);
-            assert!(matches!(told, std::task::Poll::Ready(Some(Err(_)))));
-        }
-        let quarter = limits::DIAL_FAILURE_KEPT / 4;
-        core.now += quarter * 2;
-        assert!(matches!(core.find_session(&key), Step::Fail(_)));
-        core.now += quarter * 4;
-        assert!(dials(&mut core, &key));
-    }
-
-    #[test]
-    fn a_destination_in_trouble_is_avoided_for_longer_and_longer_until_it_answers() {
-        let mut core = fixture::core(&Executor::default());
-        let key = key();
-        assert!(!core.pool_avoids(&key, true));
-        let mut pause = limits::AVOIDED_MIN;
-        for _ in 0..8 {
-            // However many find out at once, it counts once.
-            for _ in 0..10 {
-                core.pool_is_slow(&key);
-            }
-            core.now += pause * 7 / 10;
-            assert!(core.pool_avoids(&key, true));
-            core.now += pause * 6 / 10;
-            // One finds out for the others, unless it was unlucky already.
-            assert!(core.pool_avoids(&key, false));
-            assert!(!core.pool_avoids(&key, true));
-            assert!(core.pool_avoids(&key, true));
-            core.now += limits::ENDPOINT_PATIENCE;
-            pause = (pause * 2).min(limits::AVOIDED_MAX);
-        }
-        core.pool_is_slow(&key);
-        assert!(core.pool_avoids(&key, true));
-        core.pool_is_well(&key);
-        assert!(!core.pool_avoids(&key, true));
-    }
-
-    #[test]
-    fn a_failed_dial_is_avoided_by_those_with_a_choice_and_the_first_success_ends_that() {
-        let mut core = fixture::core(&Executor::default());
-        let pod = fixture::pod();
-        let key = key();
-        assert!(dials(&mut core, &key));
-        assert!(!core.dialled(&key, refused()));
-        assert!(core.pool_avoids(&key, true));
-        core.now += limits::DIAL_FAILURE_KEPT * 2;
-        assert!(dials(&mut core, &key));
-        let (session, _peer) = fixture::session(&mut core, &pod);
-        assert!(!core.dialled(&key, Ok(session)));
-        assert!(!core.pool_avoids(&key, true));
-    }
-
-    #[test]
-    fn troubles_are_forgotten_and_leave_nothing_behind() {
-        let mut core = fixture::core(&Executor::default());
-        core.pool_is_slow(&key());
-        assert!(core.has_troubles() && core.pool.len() == 1);
-        for _ in 0..4 {
-            fixture::pass(&mut core, limits::AVOIDED_MAX);
-        }
-        assert!(!core.has_troubles() && core.pool.is_empty());
-    }
-}
+mod tests;

@@ -93,6 +93,44 @@ pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
 pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
 pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
 
+/// Sessions of one source with one pod on one worker that are offered whole windows. Each further one is offered what
+/// divides them by its number: a gateway with a session for each of its threads feels nothing, a flood is bounded.
+pub const SESSIONS_SOURCE_WHOLE: usize = 8;
+
+/// What the session with this number of its source is offered of `whole`. An HTTP/2 window has a least size (RFC 9113
+/// section 6.9.2).
+pub const fn session_window_bytes(whole: u32, number: usize) -> u32 {
+    match session_unread_bytes(whole, number) {
+        part if part < SESSION_WINDOW_BYTES_MIN => SESSION_WINDOW_BYTES_MIN,
+        part => part,
+    }
+}
+
+/// The same of the bytes that its applications may leave unread beside its window.
+pub const fn session_unread_bytes(whole: u32, number: usize) -> u32 {
+    if number <= SESSIONS_SOURCE_WHOLE {
+        whole
+    } else {
+        whole / number as u32
+    }
+}
+
+const SESSION_WINDOW_BYTES_MIN: u32 = 65_535;
+
+/// What all sessions of one source with one pod on one worker may leave unread together: a session's number is that of
+/// those that were there when it came, itself included, so that of any that live together the n-th has at least n.
+pub const SESSIONS_SOURCE_UNREAD_BYTES: u64 = {
+    let (mut bytes, mut number) = (0, 1);
+    while number <= SESSIONS_POD_MAX {
+        bytes += session_window_bytes(HTTP2_CONNECTION_WINDOW_BYTES, number) as u64;
+        bytes += session_unread_bytes(HTTP2_UNREAD_BYTES, number) as u64;
+        number += 1;
+    }
+    bytes
+};
+// 256 GiB otherwise.
+const _: () = assert!(SESSIONS_SOURCE_UNREAD_BYTES < 1200 << 20);
+
 /// Slots of sessions that one turn looks at after addresses have changed hands: two look-ups each.
 pub const FENCE_SLOTS_TURN_MAX: usize = 1024;
 

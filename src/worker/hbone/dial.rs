@@ -21,7 +21,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::outcome::Outcome;
 use crate::worker::owner::Owned;
-use crate::worker::pods::{Counted, PodState};
+use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::shell::{Elapsed, Shell, Socket};
 
 /// A stream whose other end a task is preparing. Dropping it resets the stream.
@@ -180,7 +180,7 @@ pub fn start_session<D: Driver + 'static>(
     role: Role,
     pod: &Rc<PodState>,
     peer_address: SocketAddr,
-    places: Option<(LoadShare, Counted)>,
+    places: Option<(LoadShare, CountedSession)>,
 ) -> Key<Session> {
     let id = socket.release();
     let is_server = matches!(role, Role::Server);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::Setup;
 use super::buffers::Buffers;
 use super::certificates::CertificateCache;
+use super::hbone::fence::Fence;
 use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
 use super::hbone::session::{Session, SessionEvent};
@@ -96,6 +97,7 @@ pub struct Core<D: Driver> {
     pub buffers: Buffers,
     pub telemetry: Telemetry,
     pub recheck: Recheck,
+    pub fence: Fence,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -161,6 +163,7 @@ impl<D: Driver + 'static> Core<D> {
             buffers: Buffers::default(),
             telemetry: Telemetry::new(setup.log, setup.traffic),
             recheck: Recheck::default(),
+            fence: Fence::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,

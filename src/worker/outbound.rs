@@ -4,6 +4,7 @@
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::listen::Captured;
 use super::live::Attempting;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
-use super::shell::{Shell, Socket};
+use super::shell::{Elapsed, Shell, Socket};
 use super::telemetry::Account;
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
@@ -43,7 +44,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     account.connection_id = shell.with(|core| core.random.u128(1..));
 
     let decided = pod
-        .while_present(decide(&shell, &pod, peer, target, &mut account))
+        .while_present(decide(&shell, &pod, target, &mut account))
         .await;
     let course = match decided.and_then(|decided| decided) {
         Ok(course) => course,
@@ -65,14 +66,23 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 /// A plan that this version carries out.
 enum Course {
     Plain { next_hop: SocketAddr },
-    Tunnel { source: Arc<Workload>, hop: Hop },
+    Tunnel(Request),
+}
+
+/// A CONNECT, and on which sessions it may be asked.
+struct Request {
+    key: Rc<PoolKey>,
+    authority: String,
+    baggage: String,
+    forwarded: String,
+    traceparent: String,
 }
 
 impl Course {
     fn next_hop(&self) -> SocketAddr {
         match self {
             Self::Plain { next_hop } => *next_hop,
-            Self::Tunnel { hop, .. } => hop.next_hop,
+            Self::Tunnel(request) => request.key.destination,
         }
     }
 }
@@ -86,7 +96,6 @@ enum End<D: Driver + 'static> {
 async fn decide<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    peer: SocketAddr,
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<Course, Outcome> {
@@ -97,11 +106,12 @@ async fn decide<D: Driver + 'static>(
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
-    shell.with(|core| core.route(&source, peer, target, &[], account))
+    shell.with(|core| core.route(pod, &source, target, &[], account))
 }
 
-/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection
-/// is given up for another one: a pod that ends is an endpoint for a while after it stopped listening.
+/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection,
+/// or takes its time, is given up for another one: a pod that ends, or whose node died, is an endpoint for a while
+/// after it stopped listening.
 async fn connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
@@ -109,74 +119,89 @@ async fn connect<D: Driver + 'static>(
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<End<D>, Rc<Outcome>> {
-    let peer = account.source_address;
     let mut tried = Vec::new();
     loop {
-        let attempting = Attempting::begin(shell, pod, account, course.next_hop());
-        let failed = match &course {
-            Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
-            Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
+        let other = {
+            let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
+            let mut work = pin!(attempt(shell, pod, &course));
+            if account.service.is_none() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+                return work.await;
+            }
+            match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
+                Ok(Ok(end)) => return Ok(end),
+                Ok(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
+                Ok(Err(failed)) => {
+                    another(shell, pod, &course, target, &mut tried, account, &failed).ok_or(failed)?
+                }
+                Err(Elapsed) => {
+                    let slow = Outcome::Deadline {
+                        peer: course.next_hop(),
+                        what: "answer",
+                        limit: limits::ENDPOINT_PATIENCE,
+                    };
+                    let Some(other) = another(shell, pod, &course, target, &mut tried, account, &slow) else {
+                        return work.await;
+                    };
+                    shell.with(|core| core.avoid(&course));
+                    other
+                }
+            }
         };
-        let failed = match failed {
-            Ok(end) => return Ok(end),
-            Err(outcome) => outcome,
-        };
-        drop(attempting);
-        tried.push(course.next_hop());
-        let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
-        let source = account
-            .source
-            .clone()
-            .filter(|_| others && failed.is_about_an_endpoint());
-        let other = source.and_then(|source| {
-            let other = shell.with(|core| core.route(&source, peer, target, &tried, account));
-            other.ok()
-        });
-        let Some(other) = other else {
-            return Err(failed);
-        };
-        let id = format_args!("{:032x}", account.connection_id);
-        tracing::debug!(%id, from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
-        shell.with(|core| core.telemetry.reopen(account, &failed));
         course = other;
+    }
+}
+
+/// Chooses another endpoint than that of `course` and those tried before, if there is one.
+fn another<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+    target: SocketAddr,
+    tried: &mut Vec<SocketAddr>,
+    account: &mut Account,
+    why: &Outcome,
+) -> Option<Course> {
+    let source = account.source.clone()?;
+    let from = course.next_hop();
+    tried.push(from);
+    let other = shell.with(|core| core.route(pod, &source, target, tried, account));
+    let other = other.ok()?;
+    let id = format_args!("{:032x}", account.connection_id);
+    tracing::debug!(%id, %from, to = %other.next_hop(), "another endpoint is tried: {why}");
+    shell.with(|core| core.telemetry.reopen(account, why));
+    Some(other)
+}
+
+async fn attempt<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+) -> Result<End<D>, Rc<Outcome>> {
+    let limit = limits::SETUPS_POD_MAX;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
+    match course {
+        Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
+        Course::Tunnel(request) => tunnel(shell, pod, request).await.map(End::Stream),
     }
 }
 
 async fn tunnel<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    source: &Arc<Workload>,
-    hop: &Hop,
-    account: &Account,
+    request: &Request,
 ) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let peer = account.source_address;
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
-    let key = Rc::new(PoolKey {
-        pod: pod.pod.uid.clone(),
-        identity: source.identity.clone(),
-        source: peer.ip(),
-        destination: hop.next_hop,
-        accepted: hop.accepted.clone(),
-        workload: account.destination.as_ref().map(|to| to.uid.clone()),
-    });
-    let authority = hop.authority.to_string();
-    let baggage = baggage(source).encode();
-    let forwarded = forwarded_value(peer, account.service.as_ref().map(|service| &*service.hostname));
-    let trace = shell
-        .with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)))
-        .to_string();
-    let request = ConnectRequest {
-        authority: &authority,
-        baggage: Some(&baggage).filter(|text| !text.is_empty()).map(String::as_str),
-        forwarded: Some(&forwarded),
-        traceparent: Some(&trace),
+    let baggage = Some(&*request.baggage).filter(|text| !text.is_empty());
+    let connect = ConnectRequest {
+        authority: &request.authority,
+        baggage,
+        forwarded: Some(&request.forwarded),
+        traceparent: Some(&request.traceparent),
         forwarded_network: None,
     };
-    let (stream, _response) = dial::connect(shell, pod, &key, &request).await?;
+    let (stream, _response) = dial::connect(shell, pod, &request.key, &connect).await?;
     Ok(stream)
 }
 
@@ -185,11 +210,6 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     next_hop: SocketAddr,
 ) -> Result<Socket<D>, Rc<Outcome>> {
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
     let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
@@ -240,6 +260,17 @@ fn relay<D: Driver + 'static>(
     }
 }
 
+fn pool_key(pod: &PodState, source: &Workload, peer: SocketAddr, hop: &Hop, plan: &Plan) -> PoolKey {
+    PoolKey {
+        pod: pod.pod.uid.clone(),
+        identity: source.identity.clone(),
+        source: peer.ip(),
+        destination: hop.next_hop,
+        accepted: hop.accepted.clone(),
+        workload: plan.destination.as_ref().map(|to| to.uid.clone()),
+    }
+}
+
 /// What this proxy says about a workload of its own (contract: data-plane.md section 9).
 pub fn baggage(workload: &Workload) -> Baggage<&str> {
     fn text(text: &str) -> Option<&str> {
@@ -258,42 +289,87 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// A plan other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+    /// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+    /// Endpoints in trouble are the last choice.
     fn route(
         &mut self,
+        pod: &PodState,
         source: &Arc<Workload>,
-        peer: SocketAddr,
         target: SocketAddr,
         tried: &[SocketAddr],
         account: &mut Account,
     ) -> Result<Course, Outcome> {
         let snapshot = self.snapshot.load();
-        let random = &mut self.random;
-        let mut decide = || -> Result<Plan, RouteError> {
-            match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
-                Decision::Go(plan) => Ok(plan),
-                Decision::Resolve(unresolved) => Err(unresolved.refusal()),
+        let peer = account.source_address;
+        let mut chosen = None;
+        for _ in 0..limits::ENDPOINT_DRAWS_MAX {
+            let random = &mut self.random;
+            let plan = match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
+                Decision::Go(plan) => plan,
+                Decision::Resolve(unresolved) => return Err(unresolved.refusal().into()),
+            };
+            if tried.contains(&plan.way.next_hop()) {
+                continue;
             }
-        };
-        let mut plan = decide()?;
-        let mut draws = 1;
-        while tried.contains(&plan.way.next_hop()) {
-            if draws == limits::ENDPOINT_DRAWS_MAX {
-                return Err(RouteError::NoHealthyUpstream(target).into());
+            if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                chosen = Some(plan);
+                break;
             }
-            plan = decide()?;
-            draws += 1;
+            chosen.get_or_insert(plan);
         }
+        let plan = chosen.ok_or(RouteError::NoHealthyUpstream(target))?;
         let course = match &plan.way {
             Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
-            Way::Hbone(hop) => Course::Tunnel {
-                source: source.clone(),
-                hop: hop.clone(),
-            },
+            Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
             Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
         };
         account.describe_outbound(source, &plan);
         Ok(course)
+    }
+
+    fn request(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        hop: &Hop,
+        plan: &Plan,
+        account: &Account,
+    ) -> Request {
+        let peer = account.source_address;
+        let hostname = plan.service.as_ref().map(|service| &*service.hostname);
+        Request {
+            key: Rc::new(pool_key(pod, source, peer, hop, plan)),
+            authority: hop.authority.to_string(),
+            baggage: baggage(source).encode(),
+            forwarded: forwarded_value(peer, hostname),
+            traceparent: TraceContext::new(account.connection_id, self.random.u64(1..)).to_string(),
+        }
+    }
+
+    /// Whether the plan leads to an endpoint in trouble of a service, which may have others. Who `may_find_out` is told
+    /// no now and then; who has been unlucky once is not.
+    fn avoids(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        peer: SocketAddr,
+        plan: &Plan,
+        may_find_out: bool,
+    ) -> bool {
+        match &plan.way {
+            Way::Hbone(hop) if plan.service.is_some() && self.has_troubles() => {
+                let key = pool_key(pod, source, peer, hop, plan);
+                self.pool_avoids(&key, may_find_out)
+            }
+            Way::Hbone(_) | Way::Tcp { .. } | Way::DoubleHbone(_) => false,
+        }
+    }
+
+    fn avoid(&mut self, course: &Course) {
+        match course {
+            Course::Tunnel(request) => self.pool_is_slow(&request.key),
+            Course::Plain { .. } => {}
+        }
     }
 
     /// Only while the pod's workload is not known yet.

@@ -11,13 +11,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uztunnel::limits;
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Family, World, http, wait_until};
+use uztunnel_rig::{Family, PodSpec, ProxyOptions, World, http, wait_until};
 
 use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 use crate::openssl::{Credentials, Peer};
-use crate::setup::{HTTP_PORT, authority as signer, serve_http, two_nodes};
+use crate::setup::{HTTP_PORT, authority as signer, options, plan, serve_http, two_nodes};
 use crate::tiny_records;
 
 const FRIEND: &str = "spiffe://cluster.local/ns/shop/sa/friend";
@@ -483,7 +483,7 @@ fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
     // Most were refused at once; the others were waited for, but not for ever.
     for reason in [
         "too many TLS handshakes of one source with one pod at once: 64 are allowed",
-        "was not done within 10 s",
+        "did not finish the TLS handshake within 10s",
     ] {
         let logged = logs.wait_for_access(reason, |record| record.field("error").contains(reason));
         logged.expect("a reason in the log");
@@ -499,6 +499,38 @@ fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
         peer.wait_until_over();
     }
     drop(half);
+}
+
+#[test]
+fn further_sessions_of_one_source_are_offered_smaller_windows_and_those_of_others_whole_ones() {
+    const SESSIONS: usize = 3 * limits::SESSIONS_SOURCE_WHOLE;
+    let blueprint = plan().pod(PodSpec::new("other", 0));
+    let mut world = World::build(blueprint).expect("a world");
+    // Each worker counts what it has.
+    let options = options().map(|options| ProxyOptions {
+        workers: 1,
+        ..options
+    });
+    world.start_proxies(&options).expect("ready proxies");
+    let target = world.pod("server").address(Family::V4, 15008);
+    let credentials = Credentials::valid(&world, FRIEND);
+    let connect = |from: &str| {
+        let mut peer = Peer::connect_h2(&world.pod(from).namespace, target, &credentials);
+        assert!(peer.send(&frames::opening()));
+        let window = peer.wait_for("its window", frames::connection_window);
+        (peer, window)
+    };
+    let whole = limits::HTTP2_CONNECTION_WINDOW_BYTES;
+    let flood: Vec<_> = (0..SESSIONS).map(|_| connect("stranger")).collect();
+    let offered: Vec<u32> = flood.iter().map(|(_, window)| *window).collect();
+    let shares = (1..=SESSIONS).map(|number| limits::session_window_bytes(whole, number));
+    assert_eq!(offered, shares.collect::<Vec<_>>());
+    assert_eq!(connect("other").1, whole);
+    // Places come back.
+    drop(flood);
+    wait_until("a whole window", || {
+        (connect("stranger").1 == whole).then_some(())
+    });
 }
 
 #[test]

@@ -500,6 +500,12 @@ pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COP
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 /// What one of them may take, connecting included. Upstream has no deadline here.
 pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Renewals because of handshakes that failed for want of trust: one in this time, whoever causes them.
+pub const CERTIFICATE_DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// Not before the certificate has this age, or a tenth of its life if that is less.
+pub const CERTIFICATE_DOUBT_AGE: Duration = Duration::from_secs(300);
+/// And up to this part of that age later, by chance.
+pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
 /// Between the attempts of one request whose connection breaks or cannot be made. Upstream makes one attempt, and
 /// fails whoever waits for a first certificate.
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];

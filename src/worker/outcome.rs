@@ -6,6 +6,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls::AlertDescription;
+
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
 use crate::mesh::{Denial, InboundError, RouteError};
@@ -117,6 +119,16 @@ impl Outcome {
             | Self::Deadline { .. } => true,
             other => matches!(other, Self::Status(HttpStatus(503))),
         }
+    }
+
+    /// True when one side of a handshake does not know the CA of the other.
+    pub fn is_about_trust(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(TlsError::Handshake(
+                HandshakeError::UnknownIssuer | HandshakeError::RefusedByPeer(AlertDescription::UnknownCA)
+            ))
+        )
     }
 
     /// What an inbound CONNECT is answered (contract: data-plane.md section 11).

@@ -106,7 +106,9 @@ pub async fn dial<D: Driver + 'static>(
     let rules = shell.with(|core| core.handshake_rules());
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
-    let established = shake(shell, &socket, key.destination, handshake, Direction::Outbound).await?;
+    let established = shake(shell, &socket, key.destination, handshake, Direction::Outbound)
+        .await
+        .inspect_err(|outcome| shell.with(|core| core.doubt_certificate(&key.identity, outcome)))?;
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
     Ok(start_session(

@@ -52,7 +52,9 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     let certificate = certificate(shell, &workload.identity).await?;
     let (rules, records_max) = shell.with(|core| (core.handshake_rules(), core.settings.tls_records_max));
     let handshake = Handshake::server(&certificate, rules)?.with_records_max(records_max);
-    let established = shake(shell, &socket, peer, handshake, Direction::Inbound).await?;
+    let established = shake(shell, &socket, peer, handshake, Direction::Inbound)
+        .await
+        .inspect_err(|outcome| shell.with(|core| core.doubt_certificate(&workload.identity, outcome)))?;
     drop(budget);
     let http2 = shell.with(|core| Connection::server(place.share(core.http2_settings(Settings::server()))));
     start_session(

@@ -22,6 +22,7 @@ mod hostile;
 mod load;
 mod openssl;
 mod plaintext;
+mod policies;
 mod refusals;
 mod replay;
 mod revocation;

@@ -23,6 +23,7 @@ mod hostile;
 mod load;
 mod openssl;
 mod plaintext;
+mod policies;
 mod refusals;
 mod replay;
 mod revocation;

@@ -571,7 +571,7 @@ fn run(test: impl Future<Output = ()>) {
 /// Where the first request, for the certificate of `cart`, has reached a CA that is silent.
 async fn asked_in_vain(files: &mut Files) -> (World, Ca) {
     let ca = files.ca(Script::of(Answer::Silence));
-    let mut world = World::start(files, &ca, &[], &[]);
+    let world = World::start(files, &ca, &[], &[]);
     world.announce("cart");
     world.demand("cart");
     (world, wait_for_requests(ca, 1).await)

@@ -13,6 +13,7 @@ use super::hbone::dial::{self, OpenStream};
 use super::hbone::pool::PoolKey;
 use super::listen::Captured;
 use super::live::Attempting;
+use super::lookups;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell, Socket};
@@ -106,6 +107,7 @@ async fn decide<D: Driver + 'static>(
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
+    lookups::know(shell, pod, &source.network, target.ip()).await?;
     shell.with(|core| core.route(pod, &source, target, &[], account))
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::AlertDescription;
 
+use crate::bridge::lookups::LookupError;
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
 use crate::mesh::{Denial, InboundError, RouteError};
@@ -55,6 +56,8 @@ pub enum Outcome {
     Inbound(#[from] InboundError),
     #[error("failed to fetch information about local workload: {0}")]
     WorkloadUnknown(String),
+    #[error("{0}")]
+    Lookup(#[from] LookupError),
     #[error("attempted recursive call to ourselves")]
     RecursiveCall,
     #[error("connection closed because its pod was removed")]
@@ -152,6 +155,7 @@ impl Outcome {
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Route(_)
+            | Self::Lookup(_)
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::PodRemoved
@@ -195,6 +199,7 @@ impl Outcome {
             | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
             | Self::Status(_)
             | Self::Route(_)
+            | Self::Lookup(_)
             | Self::Inbound(_)
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
@@ -207,7 +212,7 @@ impl Outcome {
     /// Why there was no connection at all.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::Route(_) => Refusal::Route,
+            Self::Route(_) | Self::Lookup(_) => Refusal::Route,
             Self::WorkloadUnknown(_) => Refusal::WorkloadUnknown,
             Self::RecursiveCall | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,
             Self::Inbound(

@@ -3,6 +3,7 @@
 
 pub mod dial;
 pub mod drive;
+pub mod fence;
 pub mod pool;
 pub mod revocation;
 pub mod serve;

@@ -4,6 +4,7 @@
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::live::Attempting;
 use super::lookups;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
-use super::shell::{Shell, Socket};
+use super::shell::{Elapsed, Shell, Socket};
 use super::telemetry::Account;
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
@@ -44,7 +45,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     account.connection_id = shell.with(|core| core.random.u128(1..));
 
     let decided = pod
-        .while_present(decide(&shell, &pod, peer, target, &mut account))
+        .while_present(decide(&shell, &pod, target, &mut account))
         .await;
     let course = match decided.and_then(|decided| decided) {
         Ok(course) => course,
@@ -66,14 +67,23 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 /// A plan that this version carries out.
 enum Course {
     Plain { next_hop: SocketAddr },
-    Tunnel { source: Arc<Workload>, hop: Hop },
+    Tunnel(Request),
+}
+
+/// A CONNECT, and on which sessions it may be asked.
+struct Request {
+    key: Rc<PoolKey>,
+    authority: String,
+    baggage: String,
+    forwarded: String,
+    traceparent: String,
 }
 
 impl Course {
     fn next_hop(&self) -> SocketAddr {
         match self {
             Self::Plain { next_hop } => *next_hop,
-            Self::Tunnel { hop, .. } => hop.next_hop,
+            Self::Tunnel(request) => request.key.destination,
         }
     }
 }
@@ -87,7 +97,6 @@ enum End<D: Driver + 'static> {
 async fn decide<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    peer: SocketAddr,
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<Course, Outcome> {
@@ -99,50 +108,32 @@ async fn decide<D: Driver + 'static>(
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
     lookups::know(shell, pod, &source.network, target.ip()).await?;
-    let call = Call { source, peer, target };
-    route(shell, pod, &call, &[], account).await
-}
-
-/// What is decided about.
-struct Call {
-    source: Arc<Workload>,
-    peer: SocketAddr,
-    target: SocketAddr,
+    route(shell, pod, &source, target, &[], account).await
 }
 
 /// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
 async fn route<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    call: &Call,
+    source: &Arc<Workload>,
+    target: SocketAddr,
     tried: &[SocketAddr],
     account: &mut Account,
 ) -> Result<Course, Outcome> {
-    let plan = match shell.with(|core| core.choose(call, tried))? {
+    let peer = account.source_address;
+    let plan = match shell.with(|core| core.choose(pod, source, peer, target, tried))? {
         Decision::Go(plan) => plan,
-        Decision::Resolve(unresolved) => {
-            let plan = lookups::resolve(shell, pod, unresolved).await?;
-            if tried.contains(&plan.way.next_hop()) {
-                return Err(RouteError::NoHealthyUpstream(call.target).into());
-            }
-            plan
-        }
+        Decision::Resolve(unresolved) => lookups::resolve(shell, pod, unresolved).await?,
     };
-    let source = &call.source;
-    let course = match &plan.way {
-        Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
-        Way::Hbone(hop) => Course::Tunnel {
-            source: source.clone(),
-            hop: hop.clone(),
-        },
-        Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
-    };
-    account.describe_outbound(source, &plan);
-    Ok(course)
+    if tried.contains(&plan.way.next_hop()) {
+        return Err(RouteError::NoHealthyUpstream(target).into());
+    }
+    shell.with(|core| core.course(pod, source, plan, account))
 }
 
-/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection
-/// is given up for another one: a pod that ends is an endpoint for a while after it stopped listening.
+/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection,
+/// or takes its time, is given up for another one: a pod that ends, or whose node died, is an endpoint for a while
+/// after it stopped listening.
 async fn connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
@@ -150,74 +141,89 @@ async fn connect<D: Driver + 'static>(
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<End<D>, Rc<Outcome>> {
-    let peer = account.source_address;
     let mut tried = Vec::new();
     loop {
-        let attempting = Attempting::begin(shell, pod, account, course.next_hop());
-        let failed = match &course {
-            Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
-            Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
+        let other = {
+            let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
+            let mut work = pin!(attempt(shell, pod, &course));
+            if account.service.is_none() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+                return work.await;
+            }
+            match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
+                Ok(Ok(end)) => return Ok(end),
+                Ok(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
+                Ok(Err(failed)) => another(shell, pod, &course, target, &mut tried, account, &failed)
+                    .await
+                    .ok_or(failed)?,
+                Err(Elapsed) => {
+                    let slow = Outcome::Deadline {
+                        peer: course.next_hop(),
+                        what: "answer",
+                        limit: limits::ENDPOINT_PATIENCE,
+                    };
+                    let other = another(shell, pod, &course, target, &mut tried, account, &slow).await;
+                    let Some(other) = other else {
+                        return work.await;
+                    };
+                    shell.with(|core| core.avoid(&course));
+                    other
+                }
+            }
         };
-        let failed = match failed {
-            Ok(end) => return Ok(end),
-            Err(outcome) => outcome,
-        };
-        drop(attempting);
-        tried.push(course.next_hop());
-        let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
-        let source = account
-            .source
-            .clone()
-            .filter(|_| others && failed.is_about_an_endpoint());
-        let Some(source) = source else {
-            return Err(failed);
-        };
-        let call = Call { source, peer, target };
-        let Ok(other) = route(shell, pod, &call, &tried, account).await else {
-            return Err(failed);
-        };
-        let id = format_args!("{:032x}", account.connection_id);
-        tracing::debug!(%id, from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
-        shell.with(|core| core.telemetry.reopen(account, &failed));
         course = other;
+    }
+}
+
+/// Chooses another endpoint than that of `course` and those tried before, if there is one.
+async fn another<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+    target: SocketAddr,
+    tried: &mut Vec<SocketAddr>,
+    account: &mut Account,
+    why: &Outcome,
+) -> Option<Course> {
+    let source = account.source.clone()?;
+    let from = course.next_hop();
+    tried.push(from);
+    let other = route(shell, pod, &source, target, tried, account).await.ok()?;
+    let id = format_args!("{:032x}", account.connection_id);
+    tracing::debug!(%id, %from, to = %other.next_hop(), "another endpoint is tried: {why}");
+    shell.with(|core| core.telemetry.reopen(account, why));
+    Some(other)
+}
+
+async fn attempt<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+) -> Result<End<D>, Rc<Outcome>> {
+    let limit = limits::SETUPS_POD_MAX;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
+    match course {
+        Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
+        Course::Tunnel(request) => tunnel(shell, pod, request).await.map(End::Stream),
     }
 }
 
 async fn tunnel<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    source: &Arc<Workload>,
-    hop: &Hop,
-    account: &Account,
+    request: &Request,
 ) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let peer = account.source_address;
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
-    let key = Rc::new(PoolKey {
-        pod: pod.pod.uid.clone(),
-        identity: source.identity.clone(),
-        source: peer.ip(),
-        destination: hop.next_hop,
-        accepted: hop.accepted.clone(),
-        workload: account.destination.as_ref().map(|to| to.uid.clone()),
-    });
-    let authority = hop.authority.to_string();
-    let baggage = baggage(source).encode();
-    let forwarded = forwarded_value(peer, account.service.as_ref().map(|service| &*service.hostname));
-    let trace = shell
-        .with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)))
-        .to_string();
-    let request = ConnectRequest {
-        authority: &authority,
-        baggage: Some(&baggage).filter(|text| !text.is_empty()).map(String::as_str),
-        forwarded: Some(&forwarded),
-        traceparent: Some(&trace),
+    let baggage = Some(&*request.baggage).filter(|text| !text.is_empty());
+    let connect = ConnectRequest {
+        authority: &request.authority,
+        baggage,
+        forwarded: Some(&request.forwarded),
+        traceparent: Some(&request.traceparent),
         forwarded_network: None,
     };
-    let (stream, _response) = dial::connect(shell, pod, &key, &request).await?;
+    let (stream, _response) = dial::connect(shell, pod, &request.key, &connect).await?;
     Ok(stream)
 }
 
@@ -226,11 +232,6 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     next_hop: SocketAddr,
 ) -> Result<Socket<D>, Rc<Outcome>> {
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
     let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
@@ -281,6 +282,17 @@ fn relay<D: Driver + 'static>(
     }
 }
 
+fn pool_key(pod: &PodState, source: &Workload, peer: SocketAddr, hop: &Hop, plan: &Plan) -> PoolKey {
+    PoolKey {
+        pod: pod.pod.uid.clone(),
+        identity: source.identity.clone(),
+        source: peer.ip(),
+        destination: hop.next_hop,
+        accepted: hop.accepted.clone(),
+        workload: plan.destination.as_ref().map(|to| to.uid.clone()),
+    }
+}
+
 /// What this proxy says about a workload of its own (contract: data-plane.md section 9).
 pub fn baggage(workload: &Workload) -> Baggage<&str> {
     fn text(text: &str) -> Option<&str> {
@@ -299,19 +311,97 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// Decides otherwise than for what leads to `tried`, as far as that is known yet.
-    fn choose(&mut self, call: &Call, tried: &[SocketAddr]) -> Result<Decision, RouteError> {
+    /// Decides otherwise than for what leads to `tried`, as far as that is known yet. Endpoints in trouble are the last
+    /// choice.
+    fn choose(
+        &mut self,
+        pod: &PodState,
+        source: &Arc<Workload>,
+        peer: SocketAddr,
+        target: SocketAddr,
+        tried: &[SocketAddr],
+    ) -> Result<Decision, RouteError> {
         let snapshot = self.snapshot.load();
-        let random = &mut self.random;
+        let mut chosen = None;
         for _ in 0..limits::ENDPOINT_DRAWS_MAX {
-            let decision =
-                snapshot.route(&call.source, call.peer.ip(), call.target, &mut || random.u64(..))?;
-            match &decision {
-                Decision::Go(plan) if tried.contains(&plan.way.next_hop()) => {}
-                Decision::Go(_) | Decision::Resolve(_) => return Ok(decision),
+            let random = &mut self.random;
+            let plan = match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
+                Decision::Go(plan) => plan,
+                Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
+            };
+            if tried.contains(&plan.way.next_hop()) {
+                continue;
             }
+            if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                return Ok(Decision::Go(plan));
+            }
+            chosen.get_or_insert(plan);
         }
-        Err(RouteError::NoHealthyUpstream(call.target))
+        chosen
+            .map(Decision::Go)
+            .ok_or(RouteError::NoHealthyUpstream(target))
+    }
+
+    /// How a plan is carried out; `account` says what it leads to.
+    fn course(
+        &mut self,
+        pod: &PodState,
+        source: &Arc<Workload>,
+        plan: Plan,
+        account: &mut Account,
+    ) -> Result<Course, Outcome> {
+        let course = match &plan.way {
+            Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
+            Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
+            Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
+        };
+        account.describe_outbound(source, &plan);
+        Ok(course)
+    }
+
+    fn request(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        hop: &Hop,
+        plan: &Plan,
+        account: &Account,
+    ) -> Request {
+        let peer = account.source_address;
+        let hostname = plan.service.as_ref().map(|service| &*service.hostname);
+        Request {
+            key: Rc::new(pool_key(pod, source, peer, hop, plan)),
+            authority: hop.authority.to_string(),
+            baggage: baggage(source).encode(),
+            forwarded: forwarded_value(peer, hostname),
+            traceparent: TraceContext::new(account.connection_id, self.random.u64(1..)).to_string(),
+        }
+    }
+
+    /// Whether the plan leads to an endpoint in trouble of a service, which may have others. Who `may_find_out` is told
+    /// no now and then; who has been unlucky once is not.
+    fn avoids(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        peer: SocketAddr,
+        plan: &Plan,
+        may_find_out: bool,
+    ) -> bool {
+        match &plan.way {
+            Way::Hbone(hop) if plan.service.is_some() && self.has_troubles() => {
+                let key = pool_key(pod, source, peer, hop, plan);
+                self.pool_avoids(&key, may_find_out)
+            }
+            Way::Hbone(_) | Way::Tcp { .. } | Way::DoubleHbone(_) => false,
+        }
+    }
+
+    fn avoid(&mut self, course: &Course) {
+        match course {
+            Course::Tunnel(request) => self.pool_is_slow(&request.key),
+            Course::Plain { .. } => {}
+        }
     }
 
     /// Only while the pod's workload is not known yet.

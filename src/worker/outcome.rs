@@ -3,6 +3,8 @@
 //! Texts follow the contract (observability.md section 4.3): dashboards and tests of users look for them.
 
 use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustls::AlertDescription;
 
@@ -64,8 +66,12 @@ pub enum Outcome {
     Drained,
     #[error("too many {what} at once: {limit} are allowed")]
     Overloaded { what: &'static str, limit: usize },
-    #[error("{what} was not done within {seconds} s")]
-    Deadline { what: &'static str, seconds: u64 },
+    #[error("timed out: {peer} did not {what} within {limit:?}")]
+    Deadline {
+        peer: SocketAddr,
+        what: &'static str,
+        limit: Duration,
+    },
     #[error("{0}")]
     Malformed(String),
 }
@@ -101,11 +107,19 @@ impl Outcome {
         }
     }
 
-    /// True when another endpoint of the same service may do better, and nothing was said to this one: it refused the
-    /// connection, or its proxy reached no application there. A timeout is not: who waited that long waits no longer.
+    /// True when another endpoint of the same service may do better, given that no answer to CONNECT came from this
+    /// one: nothing of the client's was said to it. It refused the connection or did not take it in time, was not who it
+    /// should be, its session or the stream ended, or its proxy reached no application there.
     pub fn is_about_an_endpoint(&self) -> bool {
         match self {
-            Self::ConnectFailed(error) => error.kind() != io::ErrorKind::TimedOut,
+            Self::ConnectFailed(_)
+            | Self::HboneConnectTimeout(_)
+            | Self::Io(_)
+            | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
+            | Self::SessionClosed(_)
+            | Self::Revoked(_)
+            | Self::StreamReset(_)
+            | Self::Deadline { .. } => true,
             other => matches!(other, Self::Status(HttpStatus(503))),
         }
     }

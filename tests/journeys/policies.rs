@@ -1,0 +1,351 @@
+//! Policies that change under live connections, and peers without a certificate under STRICT mutual TLS, with the
+//! policies that istiod made of `PeerAuthentication`.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use prost::Message;
+use uztunnel_rig::applications::{Server, echo};
+use uztunnel_rig::istiod::messages::{discovery, security, workload};
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, wait_until};
+
+use crate::setup::options;
+
+/// What istiod sent, byte for byte.
+const CAPTURED: &[u8] = include_bytes!("../data/xds-authorization.binpb");
+
+const PORT: u16 = 4000;
+const OTHER_PORT: u16 = 4001;
+const EXEMPT_PORT: u16 = 6001;
+
+const NO_LONGER: &str = "connection closed because it is no longer allowed after a policy update";
+
+fn world() -> World {
+    let blueprint = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
+    World::start(blueprint, &options()).expect("a world with ready proxies")
+}
+
+fn serve(world: &World) -> [Server; 3] {
+    [PORT, OTHER_PORT, EXEMPT_PORT].map(|port| world.pod("server").serve(port, echo))
+}
+
+/// A connection to `server`.
+struct Live(TcpStream);
+
+impl Live {
+    /// One that stands end to end.
+    fn open(world: &World, pod: &str, port: u16) -> io::Result<Self> {
+        let target = world.pod("server").address(Family::V4, port);
+        let stream = world.pod(pod).namespace.run(|| TcpStream::connect(target))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut live = Self(stream);
+        live.say()?;
+        Ok(live)
+    }
+
+    fn say(&mut self) -> io::Result<()> {
+        self.0.write_all(b"x")?;
+        self.0.read_exact(&mut [0])
+    }
+
+    fn wait_for_reset(mut self) {
+        let ended = self.0.read(&mut [0]);
+        let kind = ended.map_err(|error| error.kind());
+        assert_eq!(kind, Err(io::ErrorKind::ConnectionReset));
+    }
+
+    /// Still the same connection, up to its orderly end.
+    fn finish(mut self) {
+        self.say().expect("it goes on");
+        self.0.shutdown(Shutdown::Write).expect("an open socket");
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).expect("an orderly end");
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+fn principal(pod: &str) -> security::StringMatch {
+    let exact = format!("cluster.local/ns/shop/sa/{pod}");
+    security::StringMatch {
+        match_type: Some(security::string_match::MatchType::Exact(exact)),
+    }
+}
+
+fn anybody() -> security::StringMatch {
+    security::StringMatch {
+        match_type: Some(security::string_match::MatchType::Presence(())),
+    }
+}
+
+/// `shop/<name>`, which is about whom `matched` describes.
+fn policy(
+    name: &str,
+    scope: security::Scope,
+    action: security::Action,
+    matched: security::Match,
+) -> Resource {
+    let clause = security::Clause {
+        matches: vec![matched],
+    };
+    let policy = security::Authorization {
+        name: name.to_owned(),
+        namespace: "shop".to_owned(),
+        scope: scope.into(),
+        action: action.into(),
+        rules: vec![security::Rule {
+            clauses: vec![clause],
+        }],
+        dry_run: false,
+    };
+    Resource {
+        name: format!("shop/{name}"),
+        version: "1".to_owned(),
+        value: policy.encode_to_vec(),
+    }
+}
+
+fn deny(name: &str, matched: security::Match) -> Resource {
+    policy(name, security::Scope::Namespace, security::Action::Deny, matched)
+}
+
+fn allow(name: &str, pod: &str) -> Resource {
+    let matched = security::Match {
+        principals: vec![principal(pod)],
+        ..security::Match::default()
+    };
+    policy(name, security::Scope::Namespace, security::Action::Allow, matched)
+}
+
+fn captured(name: &str) -> Resource {
+    let response = discovery::DeltaDiscoveryResponse::decode(CAPTURED).expect("a response");
+    let found = response
+        .resources
+        .into_iter()
+        .find(|resource| resource.name == name);
+    let resource = found.expect("a captured policy");
+    Resource {
+        name: resource.name,
+        version: resource.version,
+        value: resource.resource.expect("a value").value,
+    }
+}
+
+/// The policies that say themselves whom they select, by name.
+fn select(istiod: &Istiod, policies: &[&str]) -> Resource {
+    let held = istiod.held(ADDRESS, "Kubernetes//Pod/shop/server");
+    let held = held.expect("the server's workload");
+    let mut address = workload::Address::decode(&held.value[..]).expect("an address");
+    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
+        workload.authorization_policies = policies.iter().map(|name| (*name).to_owned()).collect();
+    }
+    Resource {
+        version: format!("{policies:?}"),
+        value: address.encode_to_vec(),
+        ..held
+    }
+}
+
+fn acknowledged(istiod: &Istiod, nonces: Vec<String>) {
+    for nonce in nonces {
+        assert_eq!(istiod.wait_for_answer(&nonce).error, None);
+    }
+}
+
+/// Waits until so many connections to `server` were closed because of a change, all from these workloads (of
+/// strangers the log knows none) and for this reason.
+fn assert_closed(world: &World, sources: &[&str], reason: &str) {
+    let logs = &world.nodes[1].proxy().logs;
+    wait_until(&format!("{} closed connections", sources.len()), || {
+        let records = logs.access();
+        let closed = records
+            .iter()
+            .filter(|record| record.field("error") == "connection closed due to policy change");
+        let closed: Vec<&str> = closed.map(|record| record.field("src.workload")).collect();
+        assert!(closed.len() <= sources.len(), "{closed:?}");
+        (closed == sources).then_some(())
+    });
+    let told = |line: &String| line.contains(NO_LONGER);
+    let lines: Vec<String> = logs.lines().into_iter().filter(told).collect();
+    assert_eq!(lines.len(), sources.len(), "{lines:#?}");
+    let last = lines.last().expect("at least one");
+    assert!(last.contains(reason), "{last}");
+    // The line says which connection: the id is that of its trace.
+    assert!(last.contains("id="), "{last}");
+}
+
+#[test]
+fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    let open = |pod, port| Live::open(&world, pod, port).expect("allowed");
+    let (denied, same_session) = (open("client", PORT), open("client", OTHER_PORT));
+    let (other, plain) = (open("cart", PORT), open("stranger", PORT));
+
+    let about_client = deny(
+        "no-entry",
+        security::Match {
+            principals: vec![principal("client")],
+            destination_ports: vec![PORT.into()],
+            ..security::Match::default()
+        },
+    );
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![about_client]));
+    denied.wait_for_reset();
+    assert_closed(&world, &["client"], "explicitly denied by: shop/no-entry");
+    assert!(
+        Live::open(&world, "client", PORT).is_err(),
+        "and it does not come back"
+    );
+
+    // The same policy is about somebody else from now on.
+    let about_strangers = deny(
+        "no-entry",
+        security::Match {
+            not_principals: vec![anybody()],
+            ..security::Match::default()
+        },
+    );
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![about_strangers]));
+    plain.wait_for_reset();
+    assert_closed(&world, &["client", ""], "explicitly denied by: shop/no-entry");
+    let back = open("client", PORT);
+    assert!(Live::open(&world, "stranger", PORT).is_err());
+
+    istiod.remove(AUTHORIZATION, &["shop/no-entry"]);
+    let plain = wait_until("the policy to be gone", || {
+        Live::open(&world, "stranger", PORT).ok()
+    });
+    for live in [same_session, other, back, plain] {
+        live.finish();
+    }
+    assert_closed(&world, &["client", ""], "explicitly denied by: shop/no-entry");
+}
+
+#[test]
+fn an_allow_that_is_taken_away_closes_those_whom_it_alone_let_in() {
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    let policies = vec![allow("clients", "client"), allow("carts", "cart")];
+    acknowledged(istiod, istiod.update(AUTHORIZATION, policies));
+    wait_until("strangers to be kept out", || {
+        Live::open(&world, "stranger", PORT).err()
+    });
+    let open = |pod, port| Live::open(&world, pod, port).expect("allowed");
+    let (first, second, other) = (
+        open("client", PORT),
+        open("client", OTHER_PORT),
+        open("cart", PORT),
+    );
+
+    istiod.remove(AUTHORIZATION, &["shop/clients"]);
+    first.wait_for_reset();
+    second.wait_for_reset();
+    let reason = "allow policies exist, but none allowed";
+    assert_closed(&world, &["client", "client"], reason);
+    assert!(Live::open(&world, "client", PORT).is_err());
+
+    // Without the last one everybody is allowed.
+    istiod.remove(AUTHORIZATION, &["shop/carts"]);
+    for pod in ["client", "stranger"] {
+        let live = wait_until("everybody to be allowed", || Live::open(&world, pod, PORT).ok());
+        live.finish();
+    }
+    other.finish();
+    assert_closed(&world, &["client", "client"], reason);
+}
+
+#[test]
+fn a_workload_that_comes_under_a_policy_loses_the_live_connections_that_it_is_about() {
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    let selecting = policy(
+        "selecting",
+        security::Scope::WorkloadSelector,
+        security::Action::Deny,
+        security::Match {
+            principals: vec![principal("client")],
+            ..security::Match::default()
+        },
+    );
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![selecting]));
+    let open = |pod| Live::open(&world, pod, PORT).expect("allowed");
+    let (denied, other) = (open("client"), open("cart"));
+
+    let before = select(istiod, &[]);
+    istiod.update(ADDRESS, vec![select(istiod, &["shop/selecting"])]);
+    denied.wait_for_reset();
+    assert_closed(&world, &["client"], "explicitly denied by: shop/selecting");
+    istiod.update(ADDRESS, vec![before]);
+    let back = wait_until("the policy to let go", || Live::open(&world, "client", PORT).ok());
+    for live in [other, back] {
+        live.finish();
+    }
+    assert_closed(&world, &["client"], "explicitly denied by: shop/selecting");
+}
+
+/// Waits for the refusal of a plain connection from `stranger`.
+fn assert_refused(world: &World, port: u16, by: &str) {
+    let failed = Live::open(world, "stranger", port).err();
+    failed.expect("refused");
+    let target = world.pod("server").address(Family::V4, port).to_string();
+    let error = format!("connection closed due to policy rejection: explicitly denied by: {by}");
+    let logs = &world.nodes[1].proxy().logs;
+    let record = logs.wait_for_access(&error, |record| {
+        record.field("error") == error && record.field("dst.addr") == target
+    });
+    let record = record.expect("a record");
+    assert_eq!(record.field("src.identity"), "");
+    let stranger = world.pod("stranger").addresses.v4.to_string();
+    assert!(record.field("src.addr").starts_with(&stranger), "{record:?}");
+}
+
+#[test]
+fn strict_as_istiod_sends_it_keeps_out_peers_without_a_certificate_and_nobody_else() {
+    const STRICT: &str = "istio-system/istio_converted_static_strict";
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    let open = |pod, port| Live::open(&world, pod, port).expect("allowed");
+    let (plain, mutual) = (open("stranger", PORT), open("client", PORT));
+
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![captured(STRICT)]));
+    let permissive = select(istiod, &[]);
+    istiod.update(ADDRESS, vec![select(istiod, &[STRICT])]);
+    plain.wait_for_reset();
+    assert_closed(&world, &[""], &format!("explicitly denied by: {STRICT}"));
+    assert_refused(&world, PORT, STRICT);
+    open("cart", PORT).finish();
+
+    istiod.update(ADDRESS, vec![permissive]);
+    let plain = wait_until("PERMISSIVE", || Live::open(&world, "stranger", PORT).ok());
+    for live in [plain, mutual] {
+        live.finish();
+    }
+}
+
+#[test]
+fn strict_with_an_exempt_port_lets_plaintext_in_there_only() {
+    const MOSTLY: &str = "bank/converted_peer_authentication_mostly-strict";
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![captured(MOSTLY)]));
+    istiod.update(ADDRESS, vec![select(istiod, &[MOSTLY])]);
+    wait_until("plaintext to be kept out", || {
+        Live::open(&world, "stranger", PORT).err()
+    });
+    assert_refused(&world, PORT, MOSTLY);
+    for (pod, port) in [
+        ("stranger", EXEMPT_PORT),
+        ("client", PORT),
+        ("client", EXEMPT_PORT),
+    ] {
+        let live = Live::open(&world, pod, port);
+        live.unwrap_or_else(|error| panic!("{pod} to {port}: {error}"))
+            .finish();
+    }
+}

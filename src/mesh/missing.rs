@@ -17,11 +17,14 @@ impl Snapshot {
             return None;
         }
         let workload = self.workload_by_address(network, ip);
-        let service = self.service_by_address(network, ip, None);
-        if workload.is_none() && service.is_none() {
-            let address = GatewayTarget::Address(NetworkAddress::new(network, ip));
-            return Some(address).filter(|address| !asked.contains(address));
+        let address = GatewayTarget::Address(NetworkAddress::new(network, ip));
+        // In a service's range there may be addresses of others, which go before it.
+        let by_vip = self.index.services_by_vip.get(network);
+        let is_vip = by_vip.is_some_and(|by_vip| by_vip.get(&ip).is_some());
+        if workload.is_none() && !is_vip && !asked.contains(&address) {
+            return Some(address);
         }
+        let service = self.service_by_address(network, ip, None);
         let of_workload = workload.and_then(|workload| workload.waypoint.as_deref());
         let of_service = service.into_iter().flat_map(|service| service.waypoints());
         let mut waypoints = of_workload.into_iter().chain(of_service);
@@ -73,6 +76,12 @@ services:
   vips: [/10.9.0.1]
   ports: {80: 80}
   waypoint: {destination: /10.0.0.9, hboneMtlsPort: 15008}
+- name: range
+  namespace: shop
+  hostname: range.shop
+  vips: []
+  cidrVips: [{network: '', cidr: 10.8.0.0/16}]
+  ports: {80: 80}
 ";
     const WAYPOINT: &str = "
 - {name: wp, namespace: shop, hostname: wp.shop, vips: [/10.0.0.9], ports: {15008: 15008}}
@@ -98,6 +107,7 @@ services:
             ("10.0.0.2", named("shop/wp.shop")),
             ("10.9.0.1", named("/10.0.0.9")),
             ("10.0.0.7", named("/10.0.0.7")),
+            ("10.8.0.1", named("/10.8.0.1")),
             ("::ffff:10.0.0.7", named("/10.0.0.7")),
             ("fd00::1", named("/fd00::1")),
             ("127.0.0.1", None),

@@ -284,7 +284,10 @@ impl<D: Driver + 'static> Core<D> {
         let (wanted, given_up) = oneshot::channel();
         match &mut session.user_mut(stream.user, stream.stream)?.state {
             UserState::Preparing { held } if held.reset.is_none() => held.wanted = Some(wanted),
-            UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
+            UserState::Preparing { .. }
+            | UserState::Asked { .. }
+            | UserState::Relaying(_)
+            | UserState::Carrying(_) => return None,
         }
         let origin = Origin {
             pod: session.pod.clone(),

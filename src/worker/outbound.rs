@@ -9,22 +9,23 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
-use super::hbone::pool::PoolKey;
+use super::hbone::inside::{self, Errand};
+use super::hbone::pool::{PoolKey, Through};
 use super::listen::Captured;
 use super::live::Attempting;
-use super::outcome::Outcome;
+use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
 use super::shell::{Shell, Socket};
-use super::telemetry::Account;
+use super::telemetry::{Account, Opens};
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
-use crate::mesh::{Decision, Hop, Plan, RouteError, Way, Workload};
+use crate::mesh::{Decision, DoubleHop, Hop, Plan, RouteError, Way, Workload};
 use crate::sys::driver::{Driver, SocketSpec};
 use crate::wire::baggage::Baggage;
-use crate::wire::hbone::{ConnectRequest, forwarded_value};
+use crate::wire::hbone::forwarded_value;
 use crate::wire::traceparent::TraceContext;
 
 /// Serves one captured connection up to its relay.
@@ -52,20 +53,33 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             return;
         }
     };
-    shell.with(|core| core.telemetry.open(&mut account));
+    if course.opens() == Opens::AtOnce {
+        shell.with(|core| core.telemetry.open(&mut account));
+    }
     let connected = pod
         .while_present(connect(&shell, &pod, course, target, &mut account))
         .await;
+    shell.with(|core| core.telemetry.open(&mut account));
     match connected.map_err(Rc::new).and_then(|connected| connected) {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
         Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }
 }
 
-/// A plan that this version carries out.
+/// A plan, and what is needed to carry it out.
 enum Course {
-    Plain { next_hop: SocketAddr },
-    Tunnel { source: Arc<Workload>, hop: Hop },
+    Plain {
+        next_hop: SocketAddr,
+    },
+    Tunnel {
+        source: Arc<Workload>,
+        hop: Hop,
+    },
+    /// A tunnel in a tunnel.
+    Double {
+        source: Arc<Workload>,
+        hop: DoubleHop,
+    },
 }
 
 impl Course {
@@ -73,6 +87,14 @@ impl Course {
         match self {
             Self::Plain { next_hop } => *next_hop,
             Self::Tunnel { hop, .. } => hop.next_hop,
+            Self::Double { hop, .. } => hop.outer.next_hop,
+        }
+    }
+
+    fn opens(&self) -> Opens {
+        match self {
+            Self::Plain { .. } | Self::Tunnel { .. } => Opens::AtOnce,
+            Self::Double { .. } => Opens::Connected,
         }
     }
 }
@@ -116,12 +138,17 @@ async fn connect<D: Driver + 'static>(
         let failed = match &course {
             Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
             Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
+            Course::Double { source, hop } => {
+                let reached = tunnel_inside(shell, pod, source, hop, account).await;
+                reached.map(End::Stream)
+            }
         };
         let failed = match failed {
             Ok(end) => return Ok(end),
             Err(outcome) => outcome,
         };
         drop(attempting);
+        shell.with(|core| core.telemetry.begin(account));
         tried.push(course.next_hop());
         let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
         let source = account
@@ -137,7 +164,7 @@ async fn connect<D: Driver + 'static>(
         };
         let id = format_args!("{:032x}", account.connection_id);
         tracing::debug!(%id, from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
-        shell.with(|core| core.telemetry.reopen(account, &failed));
+        shell.with(|core| core.telemetry.reopen(account, &failed, other.opens()));
         course = other;
     }
 }
@@ -149,35 +176,76 @@ async fn tunnel<D: Driver + 'static>(
     hop: &Hop,
     account: &Account,
 ) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let peer = account.source_address;
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
+    let _budget = setup_budget(pod)?;
+    let key = Rc::new(session_key(pod, source, hop, account));
+    let authority = hop.authority.to_string();
+    let words = words(shell, source, account);
+    let request = words.request(&authority, None);
+    let (stream, _response) = dial::connect(shell, pod, &key, &request, None).await?;
+    Ok(stream)
+}
+
+/// To another network: through its gateway, inside of the session to that.
+async fn tunnel_inside<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    source: &Arc<Workload>,
+    hop: &DoubleHop,
+    account: &mut Account,
+) -> Result<OpenStream<D>, Rc<Outcome>> {
+    let _budget = setup_budget(pod)?;
+    let gateway = Rc::new(session_key(pod, source, &hop.outer, account));
+    let authority = hop.outer.authority.to_string();
     let key = Rc::new(PoolKey {
+        accepted: hop.inner_accepted.clone(),
+        // Which one it is, is the gateway's choice.
+        workload: None,
+        through: Some(Rc::new(Through {
+            gateway: gateway.clone(),
+            authority: authority.clone(),
+        })),
+        ..(*gateway).clone()
+    });
+    let words = Rc::new(words(shell, source, account));
+    let request = words.request(&authority, Some(&source.network));
+    let reached = inside::connect(shell, pod, &key, &request, &words)
+        .await
+        .map_err(|cause| Rc::new(Outcome::on_leg(Leg::Inside, hop.outer.next_hop, cause)))?;
+    account.describe_remote(reached.identity, reached.response.baggage.as_deref());
+    Ok(reached.stream)
+}
+
+fn setup_budget(pod: &Rc<PodState>) -> Result<Counted, Rc<Outcome>> {
+    let limit = limits::SETUPS_POD_MAX;
+    Counted::setup(pod).ok_or_else(|| {
+        Rc::new(Outcome::Overloaded {
+            what: "connections of one pod being set up",
+            limit,
+        })
+    })
+}
+
+fn session_key(pod: &PodState, source: &Workload, hop: &Hop, account: &Account) -> PoolKey {
+    PoolKey {
         pod: pod.pod.uid.clone(),
         identity: source.identity.clone(),
-        source: peer.ip(),
+        source: account.source_address.ip(),
         destination: hop.next_hop,
         accepted: hop.accepted.clone(),
         workload: account.destination.as_ref().map(|to| to.uid.clone()),
-    });
-    let authority = hop.authority.to_string();
-    let baggage = baggage(source).encode();
-    let forwarded = forwarded_value(peer, account.service.as_ref().map(|service| &*service.hostname));
-    let trace = shell
-        .with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)))
-        .to_string();
-    let request = ConnectRequest {
-        authority: &authority,
-        baggage: Some(&baggage).filter(|text| !text.is_empty()).map(String::as_str),
-        forwarded: Some(&forwarded),
-        traceparent: Some(&trace),
-        forwarded_network: None,
-    };
-    let (stream, _response) = dial::connect(shell, pod, &key, &request).await?;
-    Ok(stream)
+        through: None,
+    }
+}
+
+/// What CONNECT says of a connection, to whomever it goes.
+fn words<D: Driver + 'static>(shell: &Shell<D>, source: &Workload, account: &Account) -> Errand {
+    let service = account.service.as_ref().map(|service| &*service.hostname);
+    let trace = shell.with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)));
+    Errand {
+        baggage: baggage(source).encode(),
+        forwarded: forwarded_value(account.source_address, service),
+        trace: trace.to_string(),
+    }
 }
 
 async fn pass_through<D: Driver + 'static>(
@@ -185,11 +253,7 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     next_hop: SocketAddr,
 ) -> Result<Socket<D>, Rc<Outcome>> {
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
+    let _budget = setup_budget(pod)?;
     let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
@@ -290,7 +354,10 @@ impl<D: Driver + 'static> Core<D> {
                 source: source.clone(),
                 hop: hop.clone(),
             },
-            Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
+            Way::DoubleHbone(hop) => Course::Double {
+                source: source.clone(),
+                hop: hop.clone(),
+            },
         };
         account.describe_outbound(source, &plan);
         Ok(course)

@@ -20,6 +20,7 @@ mod control_plane;
 mod frames;
 mod hostile;
 mod load;
+mod networks;
 mod openssl;
 mod plaintext;
 mod policies;

@@ -21,6 +21,14 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// Whether the calling thread lives in a time of its own, where only what is waited for passes.
+pub fn is_simulated() -> bool {
+    #[cfg(feature = "sim")]
+    return simulated::get().is_some();
+    #[cfg(not(feature = "sim"))]
+    false
+}
+
 /// Time of a thread that simulates.
 #[cfg(feature = "sim")]
 pub mod simulated {

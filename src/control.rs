@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod demands;
 pub mod grpc;
 pub mod http;
+pub mod local_state;
 pub mod log_line;
 pub mod metrics;
 pub mod pods;

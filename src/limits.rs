@@ -93,6 +93,47 @@ pub const RECEIVE_FALLBACKS_TURN_MAX: usize = 64;
 pub const RECHECK_TURN_TIME: Duration = Duration::from_micros(500);
 pub const RECHECK_SLOTS_TURN_MAX: usize = 4096;
 
+/// Sessions of one source with one pod on one worker that are offered whole windows. Each further one is offered what
+/// divides them by its number: a gateway with a session for each of its threads feels nothing, a flood is bounded.
+pub const SESSIONS_SOURCE_WHOLE: usize = 8;
+
+/// What the session with this number of its source is offered of `whole`. An HTTP/2 window has a least size (RFC 9113
+/// section 6.9.2).
+pub const fn session_window_bytes(whole: u32, number: usize) -> u32 {
+    match session_unread_bytes(whole, number) {
+        part if part < SESSION_WINDOW_BYTES_MIN => SESSION_WINDOW_BYTES_MIN,
+        part => part,
+    }
+}
+
+/// The same of the bytes that its applications may leave unread beside its window.
+pub const fn session_unread_bytes(whole: u32, number: usize) -> u32 {
+    if number <= SESSIONS_SOURCE_WHOLE {
+        whole
+    } else {
+        whole / number as u32
+    }
+}
+
+const SESSION_WINDOW_BYTES_MIN: u32 = 65_535;
+
+/// What all sessions of one source with one pod on one worker may leave unread together: a session's number is that of
+/// those that were there when it came, itself included, so that of any that live together the n-th has at least n.
+pub const SESSIONS_SOURCE_UNREAD_BYTES: u64 = {
+    let (mut bytes, mut number) = (0, 1);
+    while number <= SESSIONS_POD_MAX {
+        bytes += session_window_bytes(HTTP2_CONNECTION_WINDOW_BYTES, number) as u64;
+        bytes += session_unread_bytes(HTTP2_UNREAD_BYTES, number) as u64;
+        number += 1;
+    }
+    bytes
+};
+// 256 GiB otherwise.
+const _: () = assert!(SESSIONS_SOURCE_UNREAD_BYTES < 1200 << 20);
+
+/// Slots of sessions that one turn looks at after addresses have changed hands: two look-ups each.
+pub const FENCE_SLOTS_TURN_MAX: usize = 1024;
+
 /// Kinds of connections (source, destination, service, identities) that one worker counts apart: each has some 600 bytes
 /// for as long as the process lives, since counters must not go back. Further kinds are counted together, in series
 /// whose labels are unknown.
@@ -369,6 +410,8 @@ pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 /// Woken tasks run in one turn until this time has passed, looked at after each batch.
 pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
+/// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
+pub const TURN_LONG: Duration = Duration::from_micros(250);
 /// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.
@@ -404,8 +447,17 @@ pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
 /// How long one whose streams all ended well may take, and then wait for its peer's end: as long as a peer may leave
 /// a PING unanswered.
 pub const SESSION_LINGER: Duration = PING_TIMEOUT;
-/// A failed dial answers for others to the same destination for so long.
+/// A failed dial answers for others to the same destination for so long, give or take a quarter.
 pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
+/// How long connections that have a choice avoid an endpoint in trouble before one of them tries it again, give or take
+/// a quarter: at first, and after it was found so again and again.
+pub const AVOIDED_MIN: Duration = Duration::from_millis(500);
+pub const AVOIDED_MAX: Duration = Duration::from_secs(5);
+/// An endpoint may take so long for connecting, handshake and CONNECT together before another one is tried, if there is
+/// one: more than one lost SYN costs (RFC 6298: a second), and ordinary round trips across continents.
+pub const ENDPOINT_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one connection waits for a session with room for it: a dial of its own takes less.
+pub const SESSION_WAIT: Duration = Duration::from_secs(30);
 /// Dials that one connection is told of: each time others may have taken the room before it.
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
@@ -428,6 +480,11 @@ const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(
+    SESSION_WAIT.as_secs()
+        >= CERTIFICATE_WAIT.as_secs() + CONNECT_TIMEOUT.as_secs() + HANDSHAKE_TIMEOUT.as_secs()
+);
+const _: () = assert!(DIAL_FAILURE_KEPT.as_millis() < AVOIDED_MIN.as_millis());
 
 /// What one session may make a worker hold, unread bytes of its streams aside: two send buffers (one is with the kernel
 /// while the other fills up) with control frames, a header block and what it says, its table, a part of a record.
@@ -443,6 +500,12 @@ pub const STREAM_BYTES_MAX: usize = 2 * HTTP2_STREAM_WINDOW_BYTES as usize + COP
 pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 /// What one of them may take, connecting included. Upstream has no deadline here.
 pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Renewals because of handshakes that failed for want of trust: one in this time, whoever causes them.
+pub const CERTIFICATE_DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// Not before the certificate has this age, or a tenth of its life if that is less.
+pub const CERTIFICATE_DOUBT_AGE: Duration = Duration::from_secs(300);
+/// And up to this part of that age later, by chance.
+pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
 /// Between the attempts of one request whose connection breaks or cannot be made. Upstream makes one attempt, and
 /// fails whoever waits for a first certificate.
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];

@@ -98,6 +98,8 @@ struct Index {
     policies_by_namespace: TrieMap<Arc<str>, PolicyList>,
     /// Grows when policies change, or the workloads of this node.
     policies_revision: u64,
+    /// Grows when a workload gets or loses an address.
+    addresses_revision: u64,
     /// Endpoints whose service is not there, unfiltered, by workload uid.
     staged: TrieMap<NamespacedHostname, TrieMap<Arc<str>, Endpoint>>,
     nobody: Arc<[Identity]>,
@@ -139,6 +141,14 @@ impl Snapshot {
             .get(network)?
             .get(&ip.to_canonical())?;
         owners.iter().max_by_key(|workload| workload.address_rank())
+    }
+
+    /// Whether an address of this node's network belongs to somebody, and not, or no longer, to this workload.
+    pub fn is_taken_over(&self, ip: IpAddr, uid: &str) -> bool {
+        let ip = ip.to_canonical();
+        let owner = self.workload(uid);
+        !owner.is_some_and(|owner| owner.addresses.contains(&ip))
+            && self.workload_by_address(&self.locale().network, ip).is_some()
     }
 
     /// Exactly this service; visibility does not matter here.
@@ -205,6 +215,11 @@ impl Snapshot {
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.index.services.values().flat_map(|list| list.iter())
+    }
+
+    /// Different whenever an address may have come to belong to another workload, and never smaller later.
+    pub fn addresses_revision(&self) -> u64 {
+        self.index.addresses_revision
     }
 
     /// Different whenever the policies about some workload of this node may have changed, and never smaller later.

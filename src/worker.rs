@@ -26,6 +26,7 @@ pub mod shell;
 pub mod telemetry;
 pub mod tunnel;
 pub mod turn;
+mod turn_time;
 pub mod workload;
 
 use std::io;

@@ -231,11 +231,8 @@ fn a_ca_that_was_restarted_is_connected_to_anew_without_an_error() {
 fn a_ca_that_restarts_under_the_first_request_of_a_pod_fails_nobody() {
     run(async {
         let mut files = Files::new();
-        let ca = files.ca(Script::of(Answer::Silence));
-        let mut world = World::start(&files, &ca, &[], &[]);
-        world.announce("cart");
-        world.demand("cart");
-        let mut ca = wait_for_requests(ca, 1).await;
+        let (mut world, mut ca) = asked_in_vain(&mut files).await;
+        let stopped = Instant::now();
         ca.stop();
         // Long enough to be refused a connection at once; this thread is also the client's, which asks later.
         tokio::time::sleep(limits::CA_PAUSES[1] / 5).await;
@@ -245,6 +242,11 @@ fn a_ca_that_restarts_under_the_first_request_of_a_pod_fails_nobody() {
             .certificate("cart")
             .await
             .expect("signed, and no error before");
+        let waited = stopped.elapsed();
+        assert!(
+            waited >= limits::CA_PAUSES[1],
+            "{waited:?}: it was not asked while it was away"
+        );
         assert_eq!(ca.service.seen().len(), 2);
     });
 }
@@ -289,11 +291,7 @@ fn roots_that_left_the_disk_are_believed_for_a_minute_and_no_longer() {
 fn a_ca_that_does_not_answer_is_given_up_and_asked_again() {
     run(async {
         let mut files = Files::new();
-        let ca = files.ca(Script::of(Answer::Silence));
-        let mut world = World::start(&files, &ca, &[], &[]);
-        world.announce("cart");
-        world.demand("cart");
-        let ca = wait_for_requests(ca, 1).await;
+        let (mut world, ca) = asked_in_vain(&mut files).await;
         // From here the runtime's clock runs as fast as nothing happens.
         tokio::time::pause();
         let error = world.certificate("cart").await.expect_err("no answer");
@@ -568,6 +566,15 @@ fn run(test: impl Future<Output = ()>) {
         .build()
         .expect("a runtime");
     LocalSet::new().block_on(&runtime, test);
+}
+
+/// Where the first request, for the certificate of `cart`, has reached a CA that is silent.
+async fn asked_in_vain(files: &mut Files) -> (World, Ca) {
+    let ca = files.ca(Script::of(Answer::Silence));
+    let world = World::start(files, &ca, &[], &[]);
+    world.announce("cart");
+    world.demand("cart");
+    (world, wait_for_requests(ca, 1).await)
 }
 
 /// Without holding up the client, which lives on this thread.

@@ -238,6 +238,25 @@ fn a_new_stream_brings_only_what_changed_meanwhile() {
 }
 
 #[test]
+fn what_workers_let_go_of_is_freed_while_there_is_no_stream() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    // As a worker does that is busy.
+    let looked_at = proxy.snapshots.load();
+    istiod.update(ADDRESS, vec![pod("a", 2, "2")]);
+    proxy.wait_for("the change", |snapshot| has_address(snapshot, "c//Pod/ns/a", 2));
+    istiod.go_away();
+    proxy.wait_for_log("no stream to the control plane");
+    let replaced = Arc::downgrade(&looked_at);
+    drop(looked_at);
+    wait_until("the end of the snapshot that was replaced", || {
+        (replaced.strong_count() == 0).then_some(())
+    });
+}
+
+#[test]
 fn every_way_to_end_a_stream_is_followed_by_another() {
     let istiod = Istiod::start().expect("istiod");
     istiod.update(ADDRESS, vec![pod("a", 1, "1")]);

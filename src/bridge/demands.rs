@@ -8,6 +8,9 @@ use crate::identity::Identity;
 pub enum Demand {
     /// A connection waits for this identity's certificate; answered by `Order::Certificate`.
     Certificate { worker: usize, identity: Identity },
+    /// A handshake under this identity failed for want of trust: its certificate and roots may be of yesterday. Sent once
+    /// for each certificate, and answered by none but the next one.
+    Doubt { identity: Identity },
     /// The last demand of a worker: it ended, after a drain or because of an error.
     Ended { worker: usize, error: Option<String> },
 }

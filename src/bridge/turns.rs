@@ -1,6 +1,7 @@
 //! How long the turns of a worker take: what everything else on that worker waits for, at worst.
 //!
-//! Written by the worker at the end of each turn, from clock reads that the turn makes anyway; read by any thread.
+//! Written by the worker at the end of each turn, from clock reads that the turn makes anyway; read by any thread. Time
+//! in which the scheduler ran somebody else is left out of long turns (`worker::turn_time`).
 //! Buckets are log-linear, four to an octave, so that a bound is known to a quarter.
 
 use std::fmt;

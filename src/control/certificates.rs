@@ -111,6 +111,8 @@ pub struct Certificates<C> {
     under_way: HashSet<Identity>,
     /// Numbers places in the queue.
     places: u64,
+    /// Renewals because of doubts are placed up to here.
+    doubted_until: SystemTime,
 }
 
 impl<C> Certificates<C> {
@@ -123,6 +125,7 @@ impl<C> Certificates<C> {
             due: BTreeSet::new(),
             under_way: HashSet::new(),
             places: 0,
+            doubted_until: SystemTime::UNIX_EPOCH,
         }
     }
 
@@ -178,6 +181,34 @@ impl<C> Certificates<C> {
         };
         self.hasten(identity, Urgency::Connection);
         answer
+    }
+
+    /// A peer of this identity did not trust us, or we did not trust the peer: the CA may have other roots by now, which
+    /// come with a new certificate. Anybody may make handshakes fail, so that this costs the CA little: once for each
+    /// certificate and not before it has some age, and one in `limits::CERTIFICATE_DOUBT_INTERVAL` in all. `random` in
+    /// 0..1 spreads the nodes of a mesh. True if the certificate is renewed earlier for it.
+    pub fn doubt(&mut self, identity: &Identity, now: SystemTime, random: f64) -> bool {
+        let Some(entry) = self.entries.get_mut(identity) else {
+            return false;
+        };
+        let (Held::Certificate { not_after, .. }, Stage::Due(due)) = (&entry.held, entry.stage) else {
+            return false;
+        };
+        if std::mem::replace(&mut entry.doubted, true) {
+            return false;
+        }
+        let life = not_after.duration_since(entry.taken_at).unwrap_or_default();
+        let age = limits::CERTIFICATE_DOUBT_AGE.min(life / 10);
+        let earliest = (entry.taken_at + age).max(now).max(self.doubted_until);
+        let wanted = earliest + age.mul_f64(limits::CERTIFICATE_DOUBT_SPREAD * random.clamp(0.0, 1.0));
+        if wanted >= due {
+            return false;
+        }
+        self.doubted_until = earliest + limits::CERTIFICATE_DOUBT_INTERVAL;
+        entry.stage = Stage::Due(wanted);
+        self.due.remove(&(due, identity.clone()));
+        self.due.insert((wanted, identity.clone()));
+        true
     }
 
     /// What to ask the authority for next; the caller asks, and brings the answer to `issued`.
@@ -253,6 +284,8 @@ impl<C> Certificates<C> {
                 held: Held::Nothing,
                 stage: Stage::Asked,
                 retry_delay: RETRY_DELAY_MIN,
+                taken_at: SystemTime::UNIX_EPOCH,
+                doubted: false,
             };
             self.entries.insert(identity.clone(), entry);
             if let Some(need) = self.needed.get_mut(&Account::of(identity)) {
@@ -355,6 +388,10 @@ struct Entry<C> {
     held: Held<C>,
     stage: Stage,
     retry_delay: Duration,
+    /// When the certificate that is held came.
+    taken_at: SystemTime,
+    /// Somebody doubted it.
+    doubted: bool,
 }
 
 #[derive(Debug)]
@@ -391,6 +428,8 @@ impl<C> Entry<C> {
                 not_after,
             }) => {
                 self.retry_delay = RETRY_DELAY_MIN;
+                self.taken_at = now;
+                self.doubted = false;
                 self.held = Held::Certificate {
                     certificate: Arc::clone(&certificate),
                     not_after,

@@ -82,6 +82,7 @@ pub async fn serve(
             }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
+                Some(Demand::Doubt { identity }) => ledger.doubted(&identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
                 Some(Demand::Ended { worker, error: Some(error) }) => {
                     return Err(WorkerFailed { worker, error });
@@ -153,6 +154,12 @@ impl Ledger {
         match self.certificates.demand(worker, &identity, clock::wall()) {
             Answer::Wait => {}
             Answer::Known(result) => self.orders.send(worker, Order::Certificate { identity, result }),
+        }
+    }
+
+    fn doubted(&mut self, identity: &Identity) {
+        if self.certificates.doubt(identity, clock::wall(), fastrand::f64()) {
+            tracing::info!(%identity, "renewed early: a handshake failed because one side does not know the other's CA");
         }
     }
 

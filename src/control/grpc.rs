@@ -160,7 +160,7 @@ impl Server {
 
     /// A new connection. May take `CONTROL_CONNECT_TIMEOUT` per address and `CONTROL_HANDSHAKE_TIMEOUT`.
     pub async fn connect(&self) -> Result<Channel, GrpcError> {
-        let tls = self.trust()?;
+        let tls = self.trust().await?;
         let stream = self.dial().await?;
         let handshakes = async {
             let stream = self.shake_hands(tls, stream).await?;
@@ -202,10 +202,15 @@ impl Server {
         Ok(request)
     }
 
-    fn trust(&self) -> Result<rustls::ClientConfig, GrpcError> {
-        let (origin, roots) = read_roots(&self.roots)?;
-        server_trust::client_config(roots, self.other_name.clone(), self.compliance)
-            .map_err(|source| GrpcError::Roots { origin, source })
+    /// By another thread: the system's roots are many, and a disk may be slow.
+    async fn trust(&self) -> Result<rustls::ClientConfig, GrpcError> {
+        let (roots, other_name, compliance) = (self.roots.clone(), self.other_name.clone(), self.compliance);
+        let reading = tokio::task::spawn_blocking(move || {
+            let (origin, roots) = read_roots(&roots)?;
+            server_trust::client_config(roots, other_name, compliance)
+                .map_err(|source| GrpcError::Roots { origin, source })
+        });
+        reading.await.expect("invariant: reading roots does not panic")
     }
 
     async fn dial(&self) -> Result<TcpStream, GrpcError> {
@@ -516,7 +521,11 @@ mod tests {
     #[test]
     fn roots_that_are_none_are_told_from_servers_that_are_not_trusted() {
         let server = server("https://istiod").expect("a server");
-        let error = server.trust().expect_err("no roots").to_string();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let trusted = runtime.block_on(server.trust());
+        let error = trusted.expect_err("no roots").to_string();
         assert_eq!(
             error,
             "cannot trust anybody by the root certificates from the configuration (which names no file): no \

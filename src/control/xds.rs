@@ -5,6 +5,10 @@
 //! is known stays in force until the control plane takes it back. Specification: section 1 of the control-plane
 //! contract.
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
@@ -34,7 +38,7 @@ const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Delta
 
 /// The client. One for the process.
 pub struct Client {
-    server: Server,
+    server: Arc<Server>,
     protocol: Protocol,
     state: State,
     readiness: Readiness,
@@ -57,7 +61,7 @@ impl Client {
         readiness.pending(Task::StateManager);
         let (synced, waiter) = oneshot::channel();
         let client = Self {
-            server,
+            server: Arc::new(server),
             protocol: Protocol::new(node),
             state,
             readiness,
@@ -79,7 +83,45 @@ impl Client {
             let lived = clock::now().duration_since(begun);
             let delay = self.protocol.ended(&ended, lived, fastrand::f64());
             self.report(&ended, delay);
-            time::sleep(delay).await;
+            self.meanwhile(time::sleep(delay)).await;
+        }
+    }
+
+    /// Waits for `work`, and does what falls due until it is done: without a stream, too, there are snapshots that
+    /// workers let go of and memory to be given back.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            let (chore, at) = self.next_chore();
+            tokio::select! {
+                biased;
+                () = until(at) => self.perform(chore).await,
+                done = &mut work => return done,
+            }
+        }
+    }
+
+    /// What is due next, and when; never, if nothing is.
+    fn next_chore(&self) -> (Chore, Option<clock::Instant>) {
+        let chores = [
+            (Chore::Publish, self.state.publish_at()),
+            (Chore::Sweep, self.protocol.sweep_at()),
+            (Chore::Retire, self.state.retire_at()),
+            (Chore::GiveBack, self.give_back_at),
+        ];
+        let due = chores.into_iter().filter(|(_, at)| at.is_some());
+        due.min_by_key(|(_, at)| *at).unwrap_or((Chore::Publish, None))
+    }
+
+    async fn perform(&mut self, chore: Chore) {
+        match chore {
+            Chore::Publish => self.state.publish().await,
+            Chore::Sweep => self.sweep().await,
+            Chore::Retire => self.state.retire(),
+            Chore::GiveBack => {
+                self.give_back_at = None;
+                allocator::give_back();
+            }
         }
     }
 
@@ -108,7 +150,8 @@ impl Client {
     }
 
     async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Bytes>), Ended> {
-        let mut channel = self.server.connect().await.map_err(not_opened)?;
+        let server = Arc::clone(&self.server);
+        let mut channel = self.meanwhile(server.connect()).await.map_err(not_opened)?;
         let (requests, outgoing) = mpsc::channel(limits::XDS_REQUESTS_QUEUED_MAX);
         let (first, warnings) = self.protocol.opened();
         for warning in warnings {
@@ -122,10 +165,9 @@ impl Client {
         // A server may keep its headers back until it has something to say.
         let waiting = "connected to the control plane, which has not sent the state of the mesh yet";
         self.readiness.explain(Task::StateManager, waiting.to_owned());
-        let responses = channel
-            .stream(PATH, outgoing, limits::XDS_RESPONSE_BYTES_MAX)
-            .await
-            .map_err(|status| Ended::of_status(&status))?;
+        let opening = channel.stream(PATH, outgoing, limits::XDS_RESPONSE_BYTES_MAX);
+        let opened = self.meanwhile(opening).await;
+        let responses = opened.map_err(|status| Ended::of_status(&status))?;
         Ok((requests, responses))
     }
 
@@ -136,19 +178,10 @@ impl Client {
     ) -> Ended {
         let mut large = Bytes::new();
         loop {
-            let publish_at = self.state.publish_at();
-            let sweep_at = self.protocol.sweep_at();
-            let retire_at = self.state.retire_at();
-            let give_back_at = self.give_back_at;
+            let (chore, at) = self.next_chore();
             tokio::select! {
                 biased;
-                () = until(publish_at), if publish_at.is_some() => self.state.publish().await,
-                () = until(sweep_at), if sweep_at.is_some() => self.sweep().await,
-                () = until(retire_at), if retire_at.is_some() => self.state.retire(),
-                () = until(give_back_at), if give_back_at.is_some() => {
-                    self.give_back_at = None;
-                    allocator::give_back();
-                }
+                () = until(at) => self.perform(chore).await,
                 received = responses.message() => match received {
                     Ok(Some(response)) => {
                         // The stream reuses the memory of a message that nobody refers to any more, and would keep
@@ -264,6 +297,18 @@ impl Client {
         tracing::warn!(?delay, "no stream to the control plane: {text}; {unready}");
         self.warned = Some((text, now));
     }
+}
+
+/// What falls due by itself.
+#[derive(Debug, Clone, Copy)]
+enum Chore {
+    Publish,
+    /// Of what a server was not told of and did not send.
+    Sweep,
+    /// Of snapshots that were replaced.
+    Retire,
+    /// Of the memory that a large response took.
+    GiveBack,
 }
 
 fn not_opened(error: GrpcError) -> Ended {

@@ -85,6 +85,13 @@ impl Builder {
 
     /// Adds a workload, or replaces the one of the same uid.
     pub fn insert_workload(&mut self, mut workload: Workload) {
+        for ip in &mut workload.addresses {
+            *ip = ip.to_canonical();
+        }
+        let before = self.index.workloads.get(&workload.uid);
+        if before.is_none_or(|before| before.addresses != workload.addresses) {
+            self.index.addresses_revision += 1;
+        }
         self.forget_workload(&workload.uid.clone());
         if workload.trust_domain.is_empty() {
             self.warnings.push(format!(
@@ -92,9 +99,6 @@ impl Builder {
                  from it: set its trustDomain, e.g. to cluster.local",
                 workload.uid
             ));
-        }
-        for ip in &mut workload.addresses {
-            *ip = ip.to_canonical();
         }
         self.intern(&mut workload);
         let workload = Arc::new(workload);
@@ -137,6 +141,7 @@ impl Builder {
     /// Removes a resource by its name: a workload's uid, or a service's `namespace/hostname`.
     pub fn remove(&mut self, name: &str) {
         if self.forget_workload(name) {
+            self.index.addresses_revision += 1;
             return;
         }
         match name.split_once('/') {

@@ -85,6 +85,29 @@ fn addresses_belong_to_their_network() {
 }
 
 #[test]
+fn an_address_is_taken_over_when_somebody_has_it_and_its_workload_has_not() {
+    let at = ip("10.0.0.2");
+    let [old, new] = ["old", "new"].map(|name| pod(name, "10.0.0.2"));
+    let [old_uid, new_uid] = [&old, &new].map(|workload| workload.uid.clone());
+    let goes = |builder: &mut Builder| builder.remove(&pod("old", "10.0.0.2").uid);
+    let moves = |builder: &mut Builder| builder.insert_workload(pod("old", "10.0.0.4"));
+    for ends in [&goes as &dyn Fn(&mut Builder), &moves] {
+        let mut builder = Builder::new(locale());
+        builder.insert_workload(old.clone());
+        let alone = builder.build();
+        assert!(!alone.is_taken_over(at, &old_uid));
+        assert!(!alone.is_taken_over(ip("10.0.0.3"), &old_uid), "nobody has it");
+        builder.insert_workload(new.clone());
+        let shared = builder.build();
+        assert!(!shared.is_taken_over(at, &old_uid) && !shared.is_taken_over(at, &new_uid));
+        ends(&mut builder);
+        let over = builder.build();
+        assert!(over.is_taken_over(at, &old_uid) && !over.is_taken_over(at, &new_uid));
+        assert!(over.addresses_revision() > shared.addresses_revision());
+    }
+}
+
+#[test]
 fn namesakes_are_preferred_by_namespace_then_canonical_then_first() {
     let services = |canonical: bool| {
         vec![

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -17,13 +16,14 @@ use tokio::task::LocalSet;
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
 use crate::config::{
-    self, CertificateSource, Config, ConfigError, Environment, IoChoice, LocalSource, LogFormat, RingFeatures,
+    self, CertificateSource, Config, ConfigError, Environment, IoChoice, LogFormat, RingFeatures,
 };
 use crate::control::admin::dump::{Constants, process};
 use crate::control::admin::{self, Admin, Ending, Live};
 use crate::control::ca::{Ca, Signer};
 use crate::control::demands::{self, Reports, WorkerFailed};
 use crate::control::grpc::{self, GrpcError};
+use crate::control::local_state::{self, LocalStateError};
 use crate::control::log_line::Format;
 use crate::control::metrics::traffic::Workers;
 use crate::control::metrics::{Metrics, exposition};
@@ -32,7 +32,7 @@ use crate::control::readiness::{self, Readiness, Task};
 use crate::control::roster::Roster;
 use crate::control::{revocation, xds, zds};
 use crate::limits;
-use crate::mesh::{Builder, LocalError, LocalState, Locale};
+use crate::mesh::{Builder, Locale};
 use crate::process::log_filter::Filter;
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::servers::{self, ServerError};
@@ -54,10 +54,8 @@ pub enum BootError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Logging(#[from] LoggingError),
-    #[error("cannot read LOCAL_XDS_PATH={}: {source}", path.display())]
-    LocalFile { path: PathBuf, source: io::Error },
-    #[error("{origin}: {source}")]
-    LocalState { origin: String, source: LocalError },
+    #[error(transparent)]
+    LocalState(#[from] LocalStateError),
     #[error("UZTUNNEL_IO=uring, but io_uring cannot be used: {0}")]
     Backend(Refusal),
     #[error("failed to set netns: {0}. make sure ztunnel has CAP_SYS_ADMIN")]
@@ -254,19 +252,9 @@ fn local_mesh(config: &Config) -> Result<Builder, BootError> {
         captured_ports: config.ports.captured().into(),
     };
     let mut builder = Builder::new(locale);
-    let (origin, text) = match &config.control.local_state {
-        None => return Ok(builder),
-        Some(LocalSource::Text(text)) => ("LOCAL_XDS".to_owned(), text.clone()),
-        Some(LocalSource::Path(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|source| BootError::LocalFile {
-                path: path.clone(),
-                source,
-            })?;
-            (format!("LOCAL_XDS_PATH={}", path.display()), text)
-        }
-    };
-    let state = LocalState::parse(&text).map_err(|source| BootError::LocalState { origin, source })?;
-    builder.load(state);
+    if let Some(source) = &config.control.local_state {
+        builder.load(local_state::read(source)?);
+    }
     Ok(builder)
 }
 

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A CPU by the kernel's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +29,18 @@ pub fn allowed() -> io::Result<Vec<Cpu>> {
 /// Keeps the calling thread on one CPU. `false`: the kernel refused.
 pub fn pin(cpu: Cpu) -> bool {
     core_affinity::set_for_current(core_affinity::CoreId { id: cpu.0 })
+}
+
+/// CPU time of the calling thread since it began. A system call, where reading the wall clock is none.
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one `timespec`.
+    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(outcome, 0, "invariant: a thread has a clock of its own");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The tightest CFS quota on this process; `None` when there is none.

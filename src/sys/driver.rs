@@ -124,8 +124,8 @@ pub struct SocketSpec {
     /// Network namespace in which the socket is created (its life-long namespace). `None`: the process's.
     pub namespace: Option<Arc<super::netns::Namespace>>,
     pub options: super::socket::Options,
-    /// Local address to bind, with `IP_TRANSPARENT`/`IPV6_TRANSPARENT` and `IP_FREEBIND` so that it may be
-    /// another host's (source address preservation). Port 0 is usual.
+    /// Local address to bind, with `IP_TRANSPARENT`/`IPV6_TRANSPARENT`, so that it may be another host's (source
+    /// address preservation). Port 0 is usual.
     pub bind_transparent: Option<IpAddr>,
 }
 

@@ -253,14 +253,8 @@ fn set_best_effort(socket: &Socket, options: &Options) {
 
 fn bind_transparent(socket: &Socket, local: IpAddr) -> io::Result<()> {
     match local {
-        IpAddr::V4(_) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-        }
-        IpAddr::V6(_) => {
-            socket.set_ip_transparent_v6(true)?;
-            socket.set_freebind_v6(true)?;
-        }
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
     // The port is picked at connect, unique per peer, not here, unique per local address: otherwise one source
     // could have no more than one ephemeral range of connections in all. Best effort.

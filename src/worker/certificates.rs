@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::hbone::session::{Role, Session};
+use super::outcome::Outcome;
 use super::shell::{Elapsed, Shell};
 use crate::bridge::demands::Demand;
 use crate::bridge::orders::CertificateError;
@@ -23,7 +24,11 @@ pub struct CertificateCache {
 
 enum Entry {
     Asked(Vec<oneshot::Sender<Answer>>),
-    Known(Arc<CertifiedIdentity>),
+    Known {
+        certificate: Arc<CertifiedIdentity>,
+        /// The control thread was told that a handshake with it failed for want of trust.
+        doubted: bool,
+    },
 }
 
 enum Step {
@@ -45,7 +50,7 @@ impl<D: Driver + 'static> Core<D> {
     fn find_certificate(&mut self, identity: &Identity) -> Step {
         let (sender, receiver) = oneshot::channel();
         match self.certificates.entries.get_mut(identity) {
-            Some(Entry::Known(certificate)) => return Step::Known(certificate.clone()),
+            Some(Entry::Known { certificate, .. }) => return Step::Known(certificate.clone()),
             Some(Entry::Asked(waiting)) => waiting.push(sender),
             None => {
                 self.certificates
@@ -64,13 +69,15 @@ impl<D: Driver + 'static> Core<D> {
     pub fn take_certificate(&mut self, identity: Identity, result: Answer) {
         // An error comes only when there is no certificate that is still valid.
         let previous = match &result {
-            Ok(certificate) => self
-                .certificates
-                .entries
-                .insert(identity.clone(), Entry::Known(certificate.clone())),
+            Ok(certificate) => {
+                let certificate = certificate.clone();
+                let doubted = false;
+                let known = Entry::Known { certificate, doubted };
+                self.certificates.entries.insert(identity.clone(), known)
+            }
             Err(_) => self.certificates.entries.remove(&identity),
         };
-        if let Some(Entry::Known(_)) = previous {
+        if let Some(Entry::Known { .. }) = previous {
             self.retire_sessions_of(&identity);
         }
         if let Some(Entry::Asked(waiting)) = previous {
@@ -78,10 +85,22 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
+    /// A handshake under the identity failed. If it was for want of trust, another certificate may mend that.
+    pub(super) fn doubt_certificate(&mut self, identity: &Identity, outcome: &Outcome) {
+        if let Some(Entry::Known { doubted, .. }) = self.certificates.entries.get_mut(identity)
+            && outcome.is_about_trust()
+            && !std::mem::replace(doubted, true)
+        {
+            self.demands.send(Demand::Doubt {
+                identity: identity.clone(),
+            });
+        }
+    }
+
     /// The last pod of the identity left this node. Its connections end by themselves.
     pub(super) fn forget_certificate(&mut self, identity: &Identity) {
         match self.certificates.entries.remove(identity) {
-            Some(Entry::Known(_)) => self.retire_sessions_of(identity),
+            Some(Entry::Known { .. }) => self.retire_sessions_of(identity),
             Some(Entry::Asked(waiting)) => answer(waiting, &Err(CertificateError::no_longer_needed())),
             None => {}
         }

@@ -15,6 +15,7 @@ use super::Setup;
 use super::buffers::Buffers;
 use super::certificates::CertificateCache;
 use super::hbone::carrier::Carrier;
+use super::hbone::fence::Fence;
 use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
 use super::hbone::session::{Blocked, Session, SessionEvent};
@@ -27,6 +28,7 @@ use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tunnel::Tunnel;
+use super::turn_time::TurnTime;
 use crate::bridge::demands::Demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::orders::{WorkerHandle, WorkerReport};
@@ -71,6 +73,8 @@ pub enum TimerEvent {
 pub struct Core<D: Driver> {
     pub index: usize,
     pub driver: D,
+    /// Tells a long turn from one that the scheduler interrupted.
+    turn_time: TurnTime,
     /// Read once a turn.
     pub now: Instant,
     pub settings: Rc<Settings>,
@@ -96,6 +100,7 @@ pub struct Core<D: Driver> {
     pub buffers: Buffers,
     pub telemetry: Telemetry,
     pub recheck: Recheck,
+    pub fence: Fence,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -162,6 +167,7 @@ impl<D: Driver + 'static> Core<D> {
             buffers: Buffers::default(),
             telemetry: Telemetry::new(setup.log, setup.traffic),
             recheck: Recheck::default(),
+            fence: Fence::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
@@ -196,6 +202,7 @@ impl<D: Driver + 'static> Core<D> {
             scratch: Scratch::new(),
             busy: Duration::ZERO,
             measured_at: now,
+            turn_time: TurnTime::default(),
             measuring: false,
         }
     }
@@ -240,7 +247,7 @@ impl<D: Driver + 'static> Core<D> {
         self.telemetry.flush();
         let turn = clock::now().saturating_duration_since(self.now);
         self.busy += turn;
-        self.load.record_turn(self.index, turn);
+        self.load.record_turn(self.index, self.turn_time.of(turn));
     }
 
     pub(super) fn dispatch(&mut self, event: Event) {

@@ -4,6 +4,7 @@
 pub mod carrier;
 pub mod dial;
 pub mod drive;
+pub mod fence;
 pub mod inside;
 pub mod pool;
 pub mod revocation;

@@ -4,18 +4,19 @@
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
-use super::hbone::inside::{self, Errand};
+use super::hbone::inside::{self, Errand, Reached};
 use super::hbone::pool::{PoolKey, Through};
 use super::listen::Captured;
 use super::live::Attempting;
 use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
-use super::shell::{Shell, Socket};
+use super::shell::{Elapsed, Shell, Socket};
 use super::telemetry::{Account, Opens};
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
@@ -44,7 +45,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     account.connection_id = shell.with(|core| core.random.u128(1..));
 
     let decided = pod
-        .while_present(decide(&shell, &pod, peer, target, &mut account))
+        .while_present(decide(&shell, &pod, target, &mut account))
         .await;
     let course = match decided.and_then(|decided| decided) {
         Ok(course) => course,
@@ -59,6 +60,9 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     let connected = pod
         .while_present(connect(&shell, &pod, course, target, &mut account))
         .await;
+    if let Ok(Ok(End::Inside(reached))) = &connected {
+        account.describe_remote(reached.identity.clone(), reached.response.baggage.as_deref());
+    }
     shell.with(|core| core.telemetry.open(&mut account));
     match connected.map_err(Rc::new).and_then(|connected| connected) {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
@@ -66,35 +70,33 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     }
 }
 
-/// A plan, and what is needed to carry it out.
+/// A plan, with what is needed to carry it out.
 enum Course {
-    Plain {
-        next_hop: SocketAddr,
-    },
-    Tunnel {
-        source: Arc<Workload>,
-        hop: Hop,
-    },
-    /// A tunnel in a tunnel.
-    Double {
-        source: Arc<Workload>,
-        hop: DoubleHop,
-    },
+    Plain { next_hop: SocketAddr },
+    Tunnel(Request),
+}
+
+/// A CONNECT, and on which sessions it may be asked.
+struct Request {
+    key: Rc<PoolKey>,
+    authority: String,
+    words: Errand,
+    /// The network that it comes from, told inside of a session to a gateway only.
+    network: Option<Arc<str>>,
 }
 
 impl Course {
     fn next_hop(&self) -> SocketAddr {
         match self {
             Self::Plain { next_hop } => *next_hop,
-            Self::Tunnel { hop, .. } => hop.next_hop,
-            Self::Double { hop, .. } => hop.outer.next_hop,
+            Self::Tunnel(request) => request.key.destination,
         }
     }
 
     fn opens(&self) -> Opens {
         match self {
-            Self::Plain { .. } | Self::Tunnel { .. } => Opens::AtOnce,
-            Self::Double { .. } => Opens::Connected,
+            Self::Tunnel(request) if request.key.through.is_some() => Opens::Connected,
+            Self::Tunnel(_) | Self::Plain { .. } => Opens::AtOnce,
         }
     }
 }
@@ -102,13 +104,14 @@ impl Course {
 /// The far end of a connection.
 enum End<D: Driver + 'static> {
     Stream(OpenStream<D>),
+    /// In another network.
+    Inside(Reached<D>),
     Socket(Socket<D>),
 }
 
 async fn decide<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    peer: SocketAddr,
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<Course, Outcome> {
@@ -119,11 +122,12 @@ async fn decide<D: Driver + 'static>(
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
-    shell.with(|core| core.route(&source, peer, target, &[], account))
+    shell.with(|core| core.route(pod, &source, target, &[], account))
 }
 
-/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection
-/// is given up for another one: a pod that ends is an endpoint for a while after it stopped listening.
+/// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection,
+/// or takes its time, is given up for another one: a pod that ends, or whose node died, is an endpoint for a while
+/// after it stopped listening.
 async fn connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
@@ -131,121 +135,97 @@ async fn connect<D: Driver + 'static>(
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<End<D>, Rc<Outcome>> {
-    let peer = account.source_address;
     let mut tried = Vec::new();
     loop {
-        let attempting = Attempting::begin(shell, pod, account, course.next_hop());
-        let failed = match &course {
-            Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
-            Course::Tunnel { source, hop } => tunnel(shell, pod, source, hop, account).await.map(End::Stream),
-            Course::Double { source, hop } => {
-                let reached = tunnel_inside(shell, pod, source, hop, account).await;
-                reached.map(End::Stream)
+        let other = {
+            let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
+            let mut work = pin!(attempt(shell, pod, &course));
+            if account.service.is_none() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+                return work.await;
+            }
+            match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
+                Ok(Ok(end)) => return Ok(end),
+                Ok(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
+                Ok(Err(failed)) => {
+                    another(shell, pod, &course, target, &mut tried, account, &failed).ok_or(failed)?
+                }
+                Err(Elapsed) => {
+                    let slow = Outcome::Deadline {
+                        peer: course.next_hop(),
+                        what: "answer",
+                        limit: limits::ENDPOINT_PATIENCE,
+                    };
+                    let Some(other) = another(shell, pod, &course, target, &mut tried, account, &slow) else {
+                        return work.await;
+                    };
+                    shell.with(|core| core.avoid(&course));
+                    other
+                }
             }
         };
-        let failed = match failed {
-            Ok(end) => return Ok(end),
-            Err(outcome) => outcome,
-        };
-        drop(attempting);
-        shell.with(|core| core.telemetry.begin(account));
-        tried.push(course.next_hop());
-        let others = account.service.is_some() && tried.len() < limits::ENDPOINT_TRIES_MAX;
-        let source = account
-            .source
-            .clone()
-            .filter(|_| others && failed.is_about_an_endpoint());
-        let other = source.and_then(|source| {
-            let other = shell.with(|core| core.route(&source, peer, target, &tried, account));
-            other.ok()
-        });
-        let Some(other) = other else {
-            return Err(failed);
-        };
-        let id = format_args!("{:032x}", account.connection_id);
-        tracing::debug!(%id, from = %course.next_hop(), to = %other.next_hop(), "another endpoint is tried: {failed}");
-        shell.with(|core| core.telemetry.reopen(account, &failed, other.opens()));
         course = other;
+    }
+}
+
+/// Chooses another endpoint than that of `course` and those tried before, if there is one.
+fn another<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+    target: SocketAddr,
+    tried: &mut Vec<SocketAddr>,
+    account: &mut Account,
+    why: &Outcome,
+) -> Option<Course> {
+    let source = account.source.clone()?;
+    let from = course.next_hop();
+    tried.push(from);
+    let given_up = (course.opens() == Opens::Connected).then(|| account.clone());
+    let other = shell.with(|core| core.route(pod, &source, target, tried, account));
+    let other = other.ok()?;
+    let id = format_args!("{:032x}", account.connection_id);
+    tracing::debug!(%id, %from, to = %other.next_hop(), "another endpoint is tried: {why}");
+    shell.with(|core| {
+        if let Some(given_up) = given_up {
+            core.telemetry.give_up(given_up, why);
+        }
+        core.telemetry.reopen(account, why, other.opens());
+    });
+    Some(other)
+}
+
+async fn attempt<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    course: &Course,
+) -> Result<End<D>, Rc<Outcome>> {
+    let limit = limits::SETUPS_POD_MAX;
+    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod being set up",
+        limit,
+    })?;
+    match course {
+        Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
+        Course::Tunnel(request) => tunnel(shell, pod, request).await,
     }
 }
 
 async fn tunnel<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
-    source: &Arc<Workload>,
-    hop: &Hop,
-    account: &Account,
-) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let _budget = setup_budget(pod)?;
-    let key = Rc::new(session_key(pod, source, hop, account));
-    let authority = hop.authority.to_string();
-    let words = words(shell, source, account);
-    let request = words.request(&authority, None);
-    let (stream, _response) = dial::connect(shell, pod, &key, &request, None).await?;
-    Ok(stream)
-}
-
-/// To another network: through its gateway, inside of the session to that.
-async fn tunnel_inside<D: Driver + 'static>(
-    shell: &Shell<D>,
-    pod: &Rc<PodState>,
-    source: &Arc<Workload>,
-    hop: &DoubleHop,
-    account: &mut Account,
-) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let _budget = setup_budget(pod)?;
-    let gateway = Rc::new(session_key(pod, source, &hop.outer, account));
-    let authority = hop.outer.authority.to_string();
-    let key = Rc::new(PoolKey {
-        accepted: hop.inner_accepted.clone(),
-        // Which one it is, is the gateway's choice.
-        workload: None,
-        through: Some(Rc::new(Through {
-            gateway: gateway.clone(),
-            authority: authority.clone(),
-        })),
-        ..(*gateway).clone()
-    });
-    let words = Rc::new(words(shell, source, account));
-    let request = words.request(&authority, Some(&source.network));
-    let reached = inside::connect(shell, pod, &key, &request, &words)
-        .await
-        .map_err(|cause| Rc::new(Outcome::on_leg(Leg::Inside, hop.outer.next_hop, cause)))?;
-    account.describe_remote(reached.identity, reached.response.baggage.as_deref());
-    Ok(reached.stream)
-}
-
-fn setup_budget(pod: &Rc<PodState>) -> Result<Counted, Rc<Outcome>> {
-    let limit = limits::SETUPS_POD_MAX;
-    Counted::setup(pod).ok_or_else(|| {
-        Rc::new(Outcome::Overloaded {
-            what: "connections of one pod being set up",
-            limit,
-        })
-    })
-}
-
-fn session_key(pod: &PodState, source: &Workload, hop: &Hop, account: &Account) -> PoolKey {
-    PoolKey {
-        pod: pod.pod.uid.clone(),
-        identity: source.identity.clone(),
-        source: account.source_address.ip(),
-        destination: hop.next_hop,
-        accepted: hop.accepted.clone(),
-        workload: account.destination.as_ref().map(|to| to.uid.clone()),
-        through: None,
+    request: &Request,
+) -> Result<End<D>, Rc<Outcome>> {
+    let connect = request
+        .words
+        .request(&request.authority, request.network.as_deref());
+    if request.key.through.is_none() {
+        let (stream, _response) = dial::connect(shell, pod, &request.key, &connect, None).await?;
+        return Ok(End::Stream(stream));
     }
-}
-
-/// What CONNECT says of a connection, to whomever it goes.
-fn words<D: Driver + 'static>(shell: &Shell<D>, source: &Workload, account: &Account) -> Errand {
-    let service = account.service.as_ref().map(|service| &*service.hostname);
-    let trace = shell.with(|core| TraceContext::new(account.connection_id, core.random.u64(1..)));
-    Errand {
-        baggage: baggage(source).encode(),
-        forwarded: forwarded_value(account.source_address, service),
-        trace: trace.to_string(),
-    }
+    let errand = Rc::new(request.words.clone());
+    let reached = inside::connect(shell, pod, &request.key, &connect, &errand).await;
+    let inside = |cause| Rc::new(Outcome::on_leg(Leg::Inside, request.key.destination, cause));
+    reached.map(End::Inside).map_err(inside)
 }
 
 async fn pass_through<D: Driver + 'static>(
@@ -253,7 +233,6 @@ async fn pass_through<D: Driver + 'static>(
     pod: &Rc<PodState>,
     next_hop: SocketAddr,
 ) -> Result<Socket<D>, Rc<Outcome>> {
-    let _budget = setup_budget(pod)?;
     let options = shell.with(|core| core.settings.socket_options);
     let spec = SocketSpec {
         namespace: Some(pod.pod.namespace.clone()),
@@ -278,7 +257,7 @@ fn relay<D: Driver + 'static>(
     share: LoadShare,
 ) {
     match end {
-        End::Stream(stream) => {
+        End::Stream(stream) | End::Inside(Reached { stream, .. }) => {
             let app = client.release();
             shell.with(|core| {
                 let (session, user) = (stream.session, stream.user);
@@ -304,6 +283,32 @@ fn relay<D: Driver + 'static>(
     }
 }
 
+fn pool_key(pod: &PodState, source: &Workload, peer: SocketAddr, hop: &Hop, plan: &Plan) -> PoolKey {
+    PoolKey {
+        pod: pod.pod.uid.clone(),
+        identity: source.identity.clone(),
+        source: peer.ip(),
+        destination: hop.next_hop,
+        accepted: hop.accepted.clone(),
+        workload: plan.destination.as_ref().map(|to| to.uid.clone()),
+        through: None,
+    }
+}
+
+/// Of a session inside of the one to the gateway, of which `gateway` is the key.
+fn pool_key_inside(hop: &DoubleHop, gateway: PoolKey) -> PoolKey {
+    PoolKey {
+        accepted: hop.inner_accepted.clone(),
+        // Which one it is, is the gateway's choice.
+        workload: None,
+        through: Some(Rc::new(Through {
+            authority: hop.outer.authority.to_string(),
+            gateway: Rc::new(gateway.clone()),
+        })),
+        ..gateway
+    }
+}
+
 /// What this proxy says about a workload of its own (contract: data-plane.md section 9).
 pub fn baggage(workload: &Workload) -> Baggage<&str> {
     fn text(text: &str) -> Option<&str> {
@@ -322,45 +327,112 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// A plan other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+    /// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+    /// Endpoints in trouble are the last choice.
     fn route(
         &mut self,
+        pod: &PodState,
         source: &Arc<Workload>,
-        peer: SocketAddr,
         target: SocketAddr,
         tried: &[SocketAddr],
         account: &mut Account,
     ) -> Result<Course, Outcome> {
         let snapshot = self.snapshot.load();
-        let random = &mut self.random;
-        let mut decide = || -> Result<Plan, RouteError> {
-            match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
-                Decision::Go(plan) => Ok(plan),
-                Decision::Resolve(unresolved) => Err(unresolved.refusal()),
+        let peer = account.source_address;
+        let mut chosen = None;
+        for _ in 0..limits::ENDPOINT_DRAWS_MAX {
+            let random = &mut self.random;
+            let plan = match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
+                Decision::Go(plan) => plan,
+                Decision::Resolve(unresolved) => return Err(unresolved.refusal().into()),
+            };
+            if tried.contains(&plan.way.next_hop()) {
+                continue;
             }
-        };
-        let mut plan = decide()?;
-        let mut draws = 1;
-        while tried.contains(&plan.way.next_hop()) {
-            if draws == limits::ENDPOINT_DRAWS_MAX {
-                return Err(RouteError::NoHealthyUpstream(target).into());
+            if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                chosen = Some(plan);
+                break;
             }
-            plan = decide()?;
-            draws += 1;
+            chosen.get_or_insert(plan);
         }
+        let plan = chosen.ok_or(RouteError::NoHealthyUpstream(target))?;
         let course = match &plan.way {
             Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
-            Way::Hbone(hop) => Course::Tunnel {
-                source: source.clone(),
-                hop: hop.clone(),
-            },
-            Way::DoubleHbone(hop) => Course::Double {
-                source: source.clone(),
-                hop: hop.clone(),
-            },
+            Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
+            Way::DoubleHbone(hop) => Course::Tunnel(self.request_inside(pod, source, hop, &plan, account)),
         };
         account.describe_outbound(source, &plan);
         Ok(course)
+    }
+
+    fn request(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        hop: &Hop,
+        plan: &Plan,
+        account: &Account,
+    ) -> Request {
+        let peer = account.source_address;
+        let hostname = plan.service.as_ref().map(|service| &*service.hostname);
+        Request {
+            key: Rc::new(pool_key(pod, source, peer, hop, plan)),
+            authority: hop.authority.to_string(),
+            words: Errand {
+                baggage: baggage(source).encode(),
+                forwarded: forwarded_value(peer, hostname),
+                trace: TraceContext::new(account.connection_id, self.random.u64(1..)).to_string(),
+            },
+            network: None,
+        }
+    }
+
+    /// The gateway is asked for the same as whoever is behind it.
+    fn request_inside(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        hop: &DoubleHop,
+        plan: &Plan,
+        account: &Account,
+    ) -> Request {
+        let gateway = pool_key(pod, source, account.source_address, &hop.outer, plan);
+        Request {
+            key: Rc::new(pool_key_inside(hop, gateway)),
+            network: Some(source.network.clone()),
+            ..self.request(pod, source, &hop.outer, plan, account)
+        }
+    }
+
+    /// Whether the plan leads to an endpoint in trouble of a service, which may have others. Who `may_find_out` is told
+    /// no now and then; who has been unlucky once is not.
+    fn avoids(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        peer: SocketAddr,
+        plan: &Plan,
+        may_find_out: bool,
+    ) -> bool {
+        match &plan.way {
+            Way::Hbone(hop) | Way::DoubleHbone(DoubleHop { outer: hop, .. })
+                if plan.service.is_some() && self.has_troubles() =>
+            {
+                let key = pool_key(pod, source, peer, hop, plan);
+                self.pool_avoids(&key, may_find_out)
+            }
+            Way::Hbone(_) | Way::Tcp { .. } | Way::DoubleHbone(_) => false,
+        }
+    }
+
+    fn avoid(&mut self, course: &Course) {
+        match course {
+            Course::Tunnel(request) => {
+                let through = request.key.through.as_ref();
+                self.pool_is_slow(through.map_or(&request.key, |through| &through.gateway));
+            }
+            Course::Plain { .. } => {}
+        }
     }
 
     /// Only while the pod's workload is not known yet.

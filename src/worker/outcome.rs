@@ -5,6 +5,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
+
+use rustls::AlertDescription;
 
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
@@ -61,8 +64,12 @@ pub enum Outcome {
     Drained,
     #[error("too many {what} at once: {limit} are allowed")]
     Overloaded { what: &'static str, limit: usize },
-    #[error("{what} was not done within {seconds} s")]
-    Deadline { what: &'static str, seconds: u64 },
+    #[error("timed out: {peer} did not {what} within {limit:?}")]
+    Deadline {
+        peer: SocketAddr,
+        what: &'static str,
+        limit: Duration,
+    },
     /// On one of the two sessions on the way to another network.
     #[error("{leg} {gateway}: {cause}")]
     OnLeg {
@@ -130,14 +137,32 @@ impl Outcome {
         }
     }
 
-    /// True when another endpoint of the same service may do better, and nothing was said to this one: it refused the
-    /// connection, or its proxy reached no application there. A timeout is not: who waited that long waits no longer.
+    /// True when another endpoint of the same service may do better, given that no answer to CONNECT came from this
+    /// one: nothing of the client's was said to it. It refused the connection or did not take it in time, was not who it
+    /// should be, its session or the stream ended, or its proxy reached no application there.
     pub fn is_about_an_endpoint(&self) -> bool {
         match self {
-            Self::ConnectFailed(error) => error.kind() != io::ErrorKind::TimedOut,
+            Self::ConnectFailed(_)
+            | Self::HboneConnectTimeout(_)
+            | Self::Io(_)
+            | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
+            | Self::SessionClosed(_)
+            | Self::Revoked(_)
+            | Self::StreamReset(_)
+            | Self::Deadline { .. } => true,
             Self::OnLeg { cause, .. } => cause.is_about_an_endpoint(),
             other => matches!(other, Self::Status(HttpStatus(503))),
         }
+    }
+
+    /// True when one side of a handshake does not know the CA of the other.
+    pub fn is_about_trust(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(TlsError::Handshake(
+                HandshakeError::UnknownIssuer | HandshakeError::RefusedByPeer(AlertDescription::UnknownCA)
+            ))
+        )
     }
 
     /// What an inbound CONNECT is answered (contract: data-plane.md section 11).

@@ -22,6 +22,10 @@ use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::{Key, Slab};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Close, Driver};
+use crate::wire::http2::Settings;
+
+/// How many of something each source has; sources without any are not there.
+type BySource = HashMap<IpAddr, usize>;
 
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
@@ -29,12 +33,12 @@ pub struct PodState {
     pub gone: Cell<bool>,
     /// Handshakes that peers of this pod have under way on this worker.
     pub handshakes: Cell<usize>,
-    /// The same by source; sources without any are not in the map.
-    pub handshakes_by_source: RefCell<HashMap<IpAddr, usize>>,
+    pub handshakes_by_source: RefCell<BySource>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
+    pub sessions_by_source: RefCell<BySource>,
     /// The policies that its live connections have been judged by, or are being judged by.
     pub judged_by: RefCell<Option<PolicySet>>,
     /// Its workload, while its live connections are being judged again.
@@ -52,6 +56,7 @@ impl PodState {
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
             sessions: Cell::new(0),
+            sessions_by_source: RefCell::default(),
             judged_by: RefCell::default(),
             rejudged: RefCell::default(),
             leaving: RefCell::default(),
@@ -162,10 +167,6 @@ impl Counted {
         })
     }
 
-    pub fn session(pod: &Rc<PodState>) -> Option<Self> {
-        Self::new(pod, |pod| &pod.sessions, limits::SESSIONS_POD_MAX)
-    }
-
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {
         Self::new(pod, |pod| &pod.setups, limits::SETUPS_POD_MAX)
     }
@@ -181,10 +182,41 @@ impl Drop for Counted {
     }
 }
 
+/// Counts one thing of one source with a pod for as long as it lives.
+struct OfSource {
+    pod: Rc<PodState>,
+    source: IpAddr,
+    counts: fn(&PodState) -> &RefCell<BySource>,
+}
+
+impl OfSource {
+    /// With how many there are of that source, this one included.
+    fn new(pod: &Rc<PodState>, source: IpAddr, counts: fn(&PodState) -> &RefCell<BySource>) -> (Self, usize) {
+        let mut by_source = counts(pod).borrow_mut();
+        let count = by_source.entry(source).or_default();
+        *count += 1;
+        let pod = pod.clone();
+        let counted = Self { pod, source, counts };
+        (counted, *count)
+    }
+}
+
+impl Drop for OfSource {
+    fn drop(&mut self) {
+        let mut by_source = (self.counts)(&self.pod).borrow_mut();
+        if let Some(count) = by_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
 /// Counts a handshake against the pod's budget and against its source's part of it.
 pub struct CountedHandshake {
-    all: Counted,
-    source: IpAddr,
+    _all: Counted,
+    _of_source: OfSource,
 }
 
 impl CountedHandshake {
@@ -203,19 +235,49 @@ impl CountedHandshake {
             what: "TLS handshakes of one pod",
             limit: limits::HANDSHAKES_POD_MAX,
         })?;
-        *pod.handshakes_by_source.borrow_mut().entry(source).or_default() += 1;
-        Ok(Self { all, source })
+        let (of_source, _) = OfSource::new(pod, source, |pod| &pod.handshakes_by_source);
+        Ok(Self {
+            _all: all,
+            _of_source: of_source,
+        })
     }
 }
 
-impl Drop for CountedHandshake {
-    fn drop(&mut self) {
-        let mut by_source = self.all.pod.handshakes_by_source.borrow_mut();
-        if let Some(count) = by_source.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                by_source.remove(&self.source);
-            }
+/// Counts a peer's session against the pod's budget, and how many its source has.
+pub struct CountedSession {
+    _all: Counted,
+    _of_source: OfSource,
+    number: usize,
+}
+
+impl CountedSession {
+    /// # Errors
+    /// The pod has as many as are allowed.
+    pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Result<Self, Outcome> {
+        let limit = limits::SESSIONS_POD_MAX;
+        let all = Counted::new(pod, |pod| &pod.sessions, limit).ok_or(Outcome::Overloaded {
+            what: "HBONE sessions of one pod",
+            limit,
+        })?;
+        let (of_source, number) = OfSource::new(pod, source, |pod| &pod.sessions_by_source);
+        Ok(Self {
+            _all: all,
+            _of_source: of_source,
+            number,
+        })
+    }
+
+    /// What the session offers its peer of what the first ones of its source are offered.
+    pub fn share(&self, settings: Settings) -> Settings {
+        let Settings {
+            connection_window_bytes,
+            unread_bytes_max,
+            ..
+        } = settings;
+        Settings {
+            connection_window_bytes: limits::session_window_bytes(connection_window_bytes, self.number),
+            unread_bytes_max: limits::session_unread_bytes(unread_bytes_max, self.number),
+            ..settings
         }
     }
 }
@@ -329,6 +391,45 @@ impl<D: Driver + 'static> Core<D> {
 mod tests {
     use super::*;
     use crate::worker::fixture;
+
+    #[test]
+    fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
+        let pod = fixture::pod();
+        let source = IpAddr::from([10, 0, 0, 1]);
+        let places: Vec<_> = std::iter::from_fn(|| CountedSession::new(&pod, source).ok()).collect();
+        assert_eq!(places.len(), limits::SESSIONS_POD_MAX);
+        drop(places);
+        assert!(CountedSession::new(&pod, source).is_ok());
+        assert!(pod.sessions_by_source.borrow().is_empty());
+    }
+
+    #[test]
+    fn further_sessions_of_a_source_are_offered_less_and_all_of_them_leave_no_more_unread_than_the_bound() {
+        let pod = fixture::pod();
+        let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        let whole = Settings::server();
+        let bytes = |settings: &Settings| {
+            u64::from(settings.connection_window_bytes) + u64::from(settings.unread_bytes_max)
+        };
+        // What is held when the largest windows are kept, however many others came and went meanwhile.
+        let mut held = Vec::new();
+        let mut all = 0;
+        while let Ok(place) = CountedSession::new(&pod, greedy) {
+            let offered = place.share(whole);
+            if held.len() < limits::SESSIONS_SOURCE_WHOLE {
+                assert_eq!(bytes(&offered), bytes(&whole));
+            }
+            // RFC 9113 section 6.9.2.
+            assert!(offered.connection_window_bytes >= 65_535);
+            assert_eq!(offered.stream_window_bytes, whole.stream_window_bytes);
+            all += bytes(&offered);
+            held.push(place);
+        }
+        assert_eq!(all, limits::SESSIONS_SOURCE_UNREAD_BYTES);
+        held.pop();
+        let place = CountedSession::new(&pod, honest).expect("a place");
+        assert_eq!(bytes(&place.share(whole)), bytes(&whole));
+    }
 
     #[test]
     fn handshakes_of_one_source_leave_room_for_others() {

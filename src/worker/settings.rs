@@ -29,10 +29,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of sockets to applications of the pod itself.
+    /// Of sockets to applications of the pod itself. Its kernel is ours and answers probes whatever the application
+    /// does, so keepalive would find out nothing, and cost four system calls a connection.
     pub fn local_options(&self) -> Options {
         Options {
             local_peer: true,
+            keepalive: None,
             ..self.socket_options
         }
     }

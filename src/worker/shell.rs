@@ -196,14 +196,17 @@ impl<D: Driver + 'static> Socket<D> {
             .expect("invariant: a socket keeps its handle until it is released or dropped")
     }
 
-    /// `Err` of kind `TimedOut` when `limit` passes first.
+    /// `Err` of kind `TimedOut`, which says who did not accept and for how long, when `limit` passes first.
     pub async fn connect(&self, peer: SocketAddr, limit: Duration) -> io::Result<()> {
         let shell = &self.waiting.shell;
         shell.with(|core| core.driver.connect(self.id(), peer));
         let connected = poll_fn(|context| self.waiting.poll(context, |wait| wait.connected.take()));
         match shell.within(limit, connected).await {
             Ok(result) => result,
-            Err(Elapsed) => Err(io::ErrorKind::TimedOut.into()),
+            Err(Elapsed) => {
+                let reason = format!("{peer} did not accept within {limit:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+            }
         }
     }
 

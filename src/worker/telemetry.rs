@@ -212,11 +212,15 @@ impl Telemetry {
         }
     }
 
-    /// From now on it is counted, at the latest.
-    pub fn begin(&mut self, account: &mut Account) {
-        if account.series.is_some() {
-            return;
+    /// The same for an endpoint that would have been counted from its success on.
+    pub fn give_up(&mut self, mut account: Account, given_up: &Outcome) {
+        self.begin(&mut account);
+        if let Some(series) = account.series {
+            series.count_closed(given_up.flag(Phase::SettingUp));
         }
+    }
+
+    fn begin(&mut self, account: &mut Account) {
         let series = self.kinds.series(account);
         series.count_opened();
         account.series = Some(series);

@@ -12,7 +12,7 @@ use super::hbone::pool::PoolKey;
 use super::hbone::session::{Held, Role, Session, Transport};
 use super::inbound;
 use super::owner::Owned;
-use super::pods::{Counted, PodState};
+use super::pods::PodState;
 use super::shell::Shell;
 use super::tunnel::TunnelParts;
 use crate::clock;
@@ -446,15 +446,6 @@ fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one
     core.take_certificate(renewed.clone(), issue());
     assert!(core.sessions.get(old).expect("not flushed yet").retired);
     assert!(!core.sessions.get(untouched).expect("there").retired);
-}
-
-#[test]
-fn sessions_of_one_pod_are_bounded_and_their_places_come_back() {
-    let pod = fixture::pod();
-    let places: Vec<_> = std::iter::from_fn(|| Counted::session(&pod)).collect();
-    assert_eq!(places.len(), limits::SESSIONS_POD_MAX);
-    drop(places);
-    assert!(Counted::session(&pod).is_some());
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl<D: Driver + 'static> Worker<D> {
         let mut has_tasks = run_tasks(&self.executor);
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
-            let has_unchecked = core.continue_recheck();
+            let has_unchecked = core.continue_recheck() | core.continue_fence();
             core.flush();
             core.answer_reports();
             core.answer_lists();
@@ -157,6 +157,7 @@ impl<D: Driver + 'static> Core<D> {
                 Order::Snapshot => {
                     self.snapshot_waiters.clear();
                     self.start_recheck();
+                    self.start_fence();
                 }
                 Order::Revocations => self.revocations_changed = true,
                 Order::Drain { deadline } => self.start_drain(deadline),

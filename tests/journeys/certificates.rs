@@ -87,6 +87,32 @@ fn a_rotation_of_roots_under_load_fails_no_connection() {
 }
 
 #[test]
+fn roots_that_are_swapped_in_one_step_part_the_mesh_only_until_a_handshake_tells() {
+    // Not renewed for any other reason for longer than this takes.
+    const LIFETIME: Duration = Duration::from_secs(60);
+    let world = world(LIFETIME);
+    let _server = serve_http(world.pod("server"));
+    assert_eq!(fetch(&world).expect("served"), 200);
+    let asked = requests(&world, "client");
+    let new = Arc::new(Authority::new("new root").expect("made"));
+    world.istiod().ca.play(signing(&new, new.pem(), LIFETIME));
+    // With its certificate the pod loses what it knew of the old root.
+    let server = world.pod("server");
+    let agent = &world.nodes[1].agent;
+    agent.delete(&server.uid).expect("acknowledged");
+    agent
+        .add(&server.uid, server.workload_info(), server.namespace.fd())
+        .expect("acknowledged");
+    let reason = "peer's certificate was issued by an unknown CA";
+    wait_until("a connection that is refused for want of trust", || {
+        fetch(&world).err()?;
+        world.nodes[0].proxy().logs.contain(reason).then_some(())
+    });
+    wait_until("a request that is answered", || fetch(&world).ok());
+    assert_eq!(requests(&world, "client"), asked + 1);
+}
+
+#[test]
 fn while_the_ca_is_down_traffic_goes_on_and_a_new_pod_is_served_when_it_is_back() {
     let world = world(Duration::from_secs(3600));
     let _server = serve_http(world.pod("server"));

@@ -18,6 +18,10 @@ use crate::traffic::Traffic;
 const STREAMS: usize = 2;
 const TYPES: usize = 2;
 
+/// After so many attempts in vain the delay between them is as long as it gets before the first state of the mesh.
+const DOUBLINGS: usize =
+    (limits::XDS_DELAY_STARTING_MAX.as_millis() / limits::XDS_DELAY_MIN.as_millis()).ilog2() as usize + 1;
+
 /// What fifty restarts may add to a proxy's memory: nothing that grows with their number.
 const GROWTH_BYTES_MAX: u64 = 8 << 20;
 
@@ -192,7 +196,8 @@ fn started_without_its_control_plane_a_node_says_why_it_waits_and_is_ready_a_sec
     let world = world();
     let istiod = world.istiod();
     istiod.go_away();
-    let options = options();
+    // Each attempt is a line at this level.
+    let options = options().map(|options| options.variable("RUST_LOG", "debug"));
     let launch = |node: usize| world.launch_proxy(node, &options[node]).expect("started");
     let mut proxies = [0, 1].map(launch);
     let reason = format!(
@@ -213,8 +218,13 @@ fn started_without_its_control_plane_a_node_says_why_it_waits_and_is_ready_a_sec
         });
         logged.expect("a warning");
     }
-    // Long enough for the delays to have grown as far as they do.
-    std::thread::sleep(limits::XDS_DELAY_STARTING_MAX * 6);
+    for proxy in &proxies {
+        wait_until("the delays to have grown as far as they do", || {
+            let lines = proxy.logs.lines();
+            let attempts = lines.iter().filter(|line| line.contains(&reason));
+            (attempts.count() >= DOUBLINGS).then_some(())
+        });
+    }
     istiod.come_back().expect("bound");
     let back = Instant::now();
     for (node, proxy) in world.nodes.iter().zip(&mut proxies) {

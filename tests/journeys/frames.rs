@@ -56,6 +56,22 @@ pub fn answer(received: &[u8], stream: u32) -> Option<u8> {
     None
 }
 
+/// What the peer lets us send on the connection, once it has said so (RFC 9113 section 6.9).
+pub fn connection_window(received: &[u8]) -> Option<u32> {
+    const AT_FIRST: u32 = 65_535;
+    let mut rest = received;
+    loop {
+        let head = rest.get(..9)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let payload = rest.get(9..9 + length)?;
+        if head[3] == WINDOW_UPDATE && head[5..9] == [0; 4] {
+            let increment = u32::from_be_bytes(payload.try_into().expect("four bytes"));
+            return Some(AT_FIRST + increment);
+        }
+        rest = &rest[9 + length..];
+    }
+}
+
 /// `:status: 200` and `:status: 400` as indices of the static table.
 pub const STATUS_200: u8 = 0x88;
 pub const STATUS_400: u8 = 0x8c;

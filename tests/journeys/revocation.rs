@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use uztunnel_rig::applications::echo;
 use uztunnel_rig::{Family, Node, Pod, World, wait_until};
 
+use crate::admin::dump;
 use crate::certificates::world_with;
 
 const PORT: u16 = 4000;
@@ -105,6 +106,9 @@ fn a_peer_whose_certificate_is_taken_back_is_cut_off_and_others_go_on() {
                 "does not exist: no certificate counts as revoked until it does",
             ],
         );
+        let shown = dump(&world, node.index);
+        let path = list_of(&world, node.index).display().to_string();
+        assert_eq!(shown["config"]["crlPath"], path);
     }
     let _server = world.pod("server").serve(PORT, echo);
     let target = world.pod("server").address(Family::V4, PORT);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uztunnel::limits;
-use uztunnel_rig::{Family, World};
+use uztunnel_rig::{Family, Pod, World};
 
 use crate::setup::two_nodes;
 
@@ -32,6 +32,22 @@ fn cut_the_wire(world: &World) {
         let cut = node.namespace.run_program("nft", &["-f", "-"], &rules);
         cut.expect("nftables");
     }
+}
+
+/// Nothing reaches the pod, and nothing leaves it.
+pub fn silence(pod: &Pod) {
+    let rules = "table inet silence {
+        chain arrive { type filter hook prerouting priority raw; iifname != \"lo\" drop; }
+        chain leave { type filter hook output priority raw; oifname != \"lo\" drop; }
+    }";
+    let silenced = pod.namespace.run_program("nft", &["-f", "-"], rules);
+    silenced.expect("nftables");
+}
+
+pub fn end_silence(pod: &Pod) {
+    let rules = "delete table inet silence";
+    let ended = pod.namespace.run_program("nft", &["-f", "-"], rules);
+    ended.expect("nftables");
 }
 
 #[test]
@@ -75,4 +91,24 @@ fn a_node_that_falls_silent_has_its_sessions_ended_with_a_reason_and_its_streams
         record.expect("the access log gives the reason");
     }
     assert_eq!(server.wait_for_ends(1), [Err(io::ErrorKind::ConnectionReset)]);
+}
+
+#[test]
+fn a_pod_that_takes_no_connection_fails_those_to_it_in_time_and_the_log_says_why() {
+    let world = two_nodes();
+    silence(world.pod("server"));
+    let target = world.pod("server").address(Family::V4, PORT);
+    let end = world.pod("client").run(async move {
+        let mut stream = TcpStream::connect(target).await?;
+        stream.read_u8().await
+    });
+    assert!(end.is_err(), "{end:?}");
+    let reason = format!(
+        "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {}:15008 did not accept within {:?}",
+        target.ip(),
+        limits::CONNECT_TIMEOUT
+    );
+    let logs = &world.nodes[0].proxy().logs;
+    let record = logs.wait_for_access("the reason", |record| record.field("error") == reason);
+    record.expect("the reason in the log");
 }

@@ -86,6 +86,7 @@ impl Case<'_> {
         let server = delivered
             .first()
             .map(|server| **server)
+            .or_else(|| self.kept().last())
             .or_else(|| self.servers.last().copied());
         if !self.met_a_killed_proxy() {
             self.check_end(self.client, server)?;
@@ -106,7 +107,12 @@ impl Case<'_> {
                 format!("never reached its server; the client saw {:?}", self.client.saw),
             ));
         };
-        if self.servers.len() > 1 && !self.is_excused() {
+        // A service's endpoint that did not answer in time is given up for another one.
+        let reached = match self.plan.target {
+            Target::Service(_) => self.kept().count(),
+            Target::Pod(_) | Target::Nowhere => self.servers.len(),
+        };
+        if reached > 1 && !self.is_excused() {
             return Err(("served", format!("reached {} servers", self.servers.len())));
         }
         let (client_script, server_script) = (&self.plan.client_script, &self.plan.server_script);
@@ -115,6 +121,15 @@ impl Case<'_> {
         pace::check(self.world, self.plan, self.client, server)
             .filter(|_| !self.is_excused())
             .map_or(Ok(()), Err)
+    }
+
+    /// Those that were not given up: such a server got nothing of its client, and was told so by a reset.
+    fn kept(&self) -> impl Iterator<Item = &Actor> {
+        let given_up = |server: &Actor| server.received == 0 && server.saw == Some(Saw::Reset);
+        self.servers
+            .iter()
+            .copied()
+            .filter(move |server| !given_up(server))
     }
 
     /// Outside of the mesh nobody knows its services.

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::KeyPair;
 use rustls::NamedGroup;
@@ -103,6 +104,29 @@ impl Openssl {
     /// A single write: openssl takes a letter for a command only at the front of what it reads at once.
     fn type_in(&mut self, text: &[u8]) {
         self.stdin.write_all(text).expect("openssl reads");
+    }
+
+    /// A command, which openssl has read by itself when this returns: behind what was typed before, and before what is
+    /// typed next.
+    fn command(&mut self, letter: &[u8]) {
+        self.wait_until_read();
+        self.type_in(&[letter, b"\n"].concat());
+        self.wait_until_read();
+    }
+
+    fn wait_until_read(&self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut unread: libc::c_int = 0;
+            // SAFETY: an open pipe; the kernel writes one int.
+            let asked = unsafe { libc::ioctl(self.stdin.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+            assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+            if unread == 0 {
+                return;
+            }
+            assert!(Instant::now() < end, "openssl leaves {unread} bytes unread");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Its output up to the first line that starts with `start`.
@@ -236,7 +260,7 @@ fn openssl_updates_its_key_and_asks_for_ours() {
 
             // s_server has sent tickets, too.
             let before = wired.ours.controls;
-            openssl.type_in(b"k\n");
+            openssl.command(b"k");
             wired.receive_until("a key update", |ours| ours.controls > before);
             openssl.type_in(b"1 update\n");
             wired.receive_until("data under the new key", |ours| {
@@ -244,7 +268,7 @@ fn openssl_updates_its_key_and_asks_for_ours() {
             });
 
             let before = wired.ours.controls;
-            openssl.type_in(b"K\n");
+            openssl.command(b"K");
             wired.receive_until("a request to update", |ours| ours.controls > before);
             wired.send(b"2 answered\n");
             assert_eq!(openssl.line_starting_with("2 "), "2 answered");
@@ -330,9 +354,9 @@ fn sessions_with_openssl_survive_key_updates_both_ways_under_random_chunking() {
             say_lines(&mut wired, &mut random, &mut to_openssl);
             wired.receive_until("a line", |ours| ours.received.len() >= to_us.len());
 
-            // Its pipe is empty now: the letter is the first thing that it reads.
+            // Rustls asks for updates with its own, so a control is not yet the one that was typed here.
             let before = wired.ours.controls;
-            openssl.type_in(if random.bool() { b"k\n" } else { b"K\n" });
+            openssl.command(if random.bool() { b"k" } else { b"K" });
             say_lines(&mut wired, &mut random, &mut to_openssl);
             wired.receive_until("a key update", |ours| ours.controls > before);
         }

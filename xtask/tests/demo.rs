@@ -94,7 +94,7 @@ impl Demo {
         }
         let prefix = self.prefix();
         assert_eq!(names_in("/run/netns", &prefix), [""; 0], "namespaces are left");
-        assert_eq!(names_in("/tmp", &prefix), [""; 0], "files are left");
+        assert_eq!(names_in(std::env::temp_dir(), &prefix), [""; 0], "files are left");
         // The guardian ends when it has seen that the demo has.
         let soon = Instant::now() + GUARDIAN_LIMIT;
         while !processes_of(&prefix).is_empty() && Instant::now() < soon {
@@ -125,7 +125,7 @@ fn read(stream: impl Read + Send + 'static, said: &Arc<Mutex<String>>) -> JoinHa
     })
 }
 
-fn names_in(folder: &str, prefix: &str) -> Vec<String> {
+fn names_in(folder: impl AsRef<Path>, prefix: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Vec::new();
     };
@@ -162,6 +162,7 @@ fn processes_of(prefix: &str) -> Vec<String> {
 fn own_rules() -> String {
     let listed = Command::new("nft").args(["list", "ruleset"]).output();
     let listed = listed.expect("nft runs");
+    assert!(listed.status.success(), "{listed:?}");
     String::from_utf8_lossy(&listed.stdout).into_owned()
 }
 

@@ -25,6 +25,7 @@ use crate::control::admin::Live;
 use crate::control::certificates::Standing;
 use crate::control::demands::Inventory;
 use crate::control::http::Body;
+use crate::control::local_state;
 use crate::control::roster::Listed;
 use crate::limits;
 use crate::mesh::{LocalState, NamespacedHostname, Snapshot};
@@ -155,15 +156,7 @@ impl Serialize for Static<'_> {
 
 /// The start of the process has read it once without a fault; what became of it since is no reason to show nothing.
 fn read_again(source: &LocalSource) -> LocalState {
-    let read = match source {
-        LocalSource::Text(text) => LocalState::parse(text).map_err(|error| error.to_string()),
-        LocalSource::Path(path) => std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))
-            .and_then(|text| {
-                LocalState::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
-            }),
-    };
-    read.unwrap_or_else(|error| {
+    local_state::read(source).unwrap_or_else(|error| {
         tracing::warn!("the dump shows no static configuration: {error}");
         LocalState::default()
     })

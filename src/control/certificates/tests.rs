@@ -344,3 +344,66 @@ fn the_listing_says_how_every_certificate_stands() {
     let expired = start() + 24 * HOUR;
     assert_eq!(listed(&certificates, expired), states("Initializing"));
 }
+
+#[test]
+fn a_certificate_that_is_doubted_is_renewed_once_and_not_before_it_has_some_age() {
+    let mut certificates = with_pods(&["cart"]);
+    certificates.demand(0, &cart(), start());
+    requests(&mut certificates, start());
+    assert!(!certificates.doubt(&cart(), start(), 0.0), "none is held yet");
+    answer(&mut certificates, issued(1, start()), start());
+    let now = start() + Duration::from_secs(1);
+    assert!(certificates.doubt(&cart(), now, 0.0));
+    assert_eq!(
+        certificates.next_due(),
+        Some(start() + limits::CERTIFICATE_DOUBT_AGE)
+    );
+    for later in 1..1000 {
+        assert!(
+            !certificates.doubt(&cart(), now + Duration::from_secs(later), 0.0),
+            "{later}"
+        );
+    }
+    let due = start() + limits::CERTIFICATE_DOUBT_AGE;
+    assert_eq!(requests(&mut certificates, due), [cart()]);
+    assert!(!certificates.doubt(&cart(), due, 0.0), "it is under way");
+    answer(&mut certificates, issued(2, due), due);
+    assert!(
+        certificates.doubt(&cart(), due, 0.0),
+        "the next one may be doubted again"
+    );
+    assert_eq!(certificates.next_due(), Some(due + limits::CERTIFICATE_DOUBT_AGE));
+}
+
+#[test]
+fn doubts_about_many_certificates_are_spread() {
+    let names: Vec<String> = (0..50).map(|index| format!("account-{index}")).collect();
+    let accounts: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut certificates = with_pods(&accounts);
+    for account in &accounts {
+        certificates.demand(0, &identity(account), start());
+        let asked = certificates.next_request(start()).expect("one at a time");
+        certificates.issued(&asked, issued(1, start()), start(), MIDDLE);
+    }
+    let now = start() + HOUR;
+    for account in &accounts {
+        assert!(certificates.doubt(&identity(account), now, 0.0));
+    }
+    for seconds in 0..accounts.len() {
+        let now = now + Duration::from_secs(seconds as u64);
+        let due = requests(&mut certificates, now);
+        assert_eq!(due.len(), 1, "after {seconds} s: {due:?}");
+        certificates.issued(&due[0], issued(2, now), now, MIDDLE);
+    }
+    assert_eq!(requests(&mut certificates, now + HOUR), []);
+}
+
+#[test]
+fn a_doubt_delays_no_renewal() {
+    let mut certificates = with_pods(&["cart"]);
+    certificates.demand(0, &cart(), start());
+    requests(&mut certificates, start());
+    let due = answer(&mut certificates, issued(1, start()), start()).due;
+    assert!(!certificates.doubt(&cart(), due, 1.0));
+    assert_eq!(certificates.next_due(), Some(due));
+}

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::inside::Errand;
 use super::pool::{self, PoolKey};
 use super::revocation::compare_established;
-use super::session::{Answer, Held, Role, Session, SessionParts, Transport, UserState};
+use super::session::{Answer, Ending, Held, Role, Session, SessionParts, Transport, UserState};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
@@ -24,7 +24,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::outcome::{HttpStatus, Outcome};
 use crate::worker::owner::Owned;
-use crate::worker::pods::{Counted, PodState};
+use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::shell::{Elapsed, Shell, Socket};
 
 /// A stream whose other end a task is preparing. Dropping it resets the stream.
@@ -109,7 +109,9 @@ pub async fn dial<D: Driver + 'static>(
     let rules = shell.with(|core| core.handshake_rules());
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
-    let established = shake(shell, &socket, handshake, Direction::Outbound).await?;
+    let established = shake(shell, &socket, key.destination, handshake, Direction::Outbound)
+        .await
+        .inspect_err(|outcome| shell.with(|core| core.doubt_certificate(&key.identity, outcome)))?;
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
     Ok(start_session(
@@ -138,10 +140,10 @@ pub trait Medium {
 pub async fn shake<D: Driver + 'static>(
     shell: &Shell<D>,
     medium: &impl Medium,
+    peer: SocketAddr,
     mut handshake: Handshake,
     direction: Direction,
 ) -> Result<Established, Outcome> {
-    let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
     let work = async move {
         let mut received: Option<RecvBuffer> = None;
         loop {
@@ -165,8 +167,9 @@ pub async fn shake<D: Driver + 'static>(
     let established = match shell.within(limits::HANDSHAKE_TIMEOUT, work).await {
         Ok(result) => result,
         Err(Elapsed) => Err(Outcome::Deadline {
-            what: "the TLS handshake",
-            seconds,
+            peer,
+            what: "finish the TLS handshake",
+            limit: limits::HANDSHAKE_TIMEOUT,
         }),
     };
     shell.with(|core| {
@@ -191,7 +194,7 @@ pub fn start_session<D: Driver + 'static>(
     role: Role,
     pod: &Rc<PodState>,
     peer_address: SocketAddr,
-    places: Option<(LoadShare, Counted)>,
+    places: Option<(LoadShare, CountedSession)>,
 ) -> Key<Session> {
     let id = socket.release();
     let is_server = matches!(role, Role::Server);
@@ -234,7 +237,7 @@ pub async fn connect<D: Driver + 'static>(
     request: &ConnectRequest<'_>,
     errand: Option<&Rc<Errand>>,
 ) -> Result<(OpenStream<D>, Box<IncomingResponse>), Rc<Outcome>> {
-    let (mut refused, mut stale) = (0, false);
+    let (mut again, mut stale) = (0, false);
     loop {
         let session = pool::session(shell, pod, key, errand).await?;
         let Some((stream, answer)) = shell
@@ -243,16 +246,19 @@ pub async fn connect<D: Driver + 'static>(
         else {
             continue;
         };
-        let seconds = limits::CONNECT_ANSWER_TIMEOUT.as_secs();
         let answer = shell
             .within(limits::CONNECT_ANSWER_TIMEOUT, answer)
             .await
             .map_err(|Elapsed| {
                 Rc::new(Outcome::Deadline {
-                    what: "the answer to CONNECT",
-                    seconds,
+                    peer: key.destination,
+                    what: "answer CONNECT",
+                    limit: limits::CONNECT_ANSWER_TIMEOUT,
                 })
             })?;
+        if let Some(Answer::Response(_)) = answer {
+            shell.with(|core| core.pool_is_well(key));
+        }
         match answer {
             Some(Answer::Response(response)) if response.status == 200 => return Ok((stream, response)),
             // Another workload may do better: the gateway chooses anew for a session of its own.
@@ -267,8 +273,15 @@ pub async fn connect<D: Driver + 'static>(
                 return Err(Rc::new(Outcome::Status(HttpStatus(response.status))));
             }
             // RFC 9113 section 8.7: a refused stream was not processed, trying again is safe.
-            Some(Answer::Reset(ErrorCode::RefusedStream)) if refused < limits::REFUSED_RETRIES_MAX => {
-                refused += 1
+            Some(Answer::Reset(ErrorCode::RefusedStream)) if again < limits::REFUSED_RETRIES_MAX => {
+                again += 1
+            }
+            // The peer may have ended a session that was not used for long just as this asked for a stream on it.
+            // Nothing of the client's was said, so that asking another session is safe.
+            Some(Answer::SessionClosed(Ending::Said(_)))
+                if again < limits::REFUSED_RETRIES_MAX && !shell.with(|core| core.draining) =>
+            {
+                again += 1
             }
             Some(Answer::Reset(code)) => return Err(Rc::new(Outcome::StreamReset(code))),
             Some(Answer::SessionClosed(why)) => return Err(Rc::new(why.outcome())),

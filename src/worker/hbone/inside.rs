@@ -26,6 +26,7 @@ use crate::worker::pods::PodState;
 use crate::worker::shell::Shell;
 
 /// What CONNECT says of a connection: to the gateway of that for which a session inside is made.
+#[derive(Clone)]
 pub struct Errand {
     pub baggage: String,
     pub forwarded: String,
@@ -104,9 +105,12 @@ async fn shake_inside<D: Driver + 'static>(
     let (rules, records_max) = shell.with(|core| (core.handshake_rules(), core.settings.tls_records_max));
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
-    match shake(shell, &line, handshake, Direction::Outbound).await {
+    match shake(shell, &line, key.destination, handshake, Direction::Outbound).await {
         Ok(established) => Ok(start(shell, line, established, pod, key)),
-        Err(failed) => Err(line.lost().map_or(failed, |why| why.outcome())),
+        Err(failed) => {
+            shell.with(|core| core.doubt_certificate(&key.identity, &failed));
+            Err(line.lost().map_or(failed, |why| why.outcome()))
+        }
     }
 }
 

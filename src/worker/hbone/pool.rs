@@ -2,13 +2,15 @@
 //!
 //! One dial per key at a time. A session goes to as many of those who wait as it has room for, and is followed by
 //! another dial for the others; a failure goes to all of them and is remembered briefly, so that a dead destination
-//! fails its waiters at once instead of one after the other.
+//! fails its waiters at once instead of one after the other. Where there is a choice, a destination in trouble (it
+//! failed a dial, or let somebody wait) is avoided: one connection at a time finds out whether it is back, at
+//! intervals that grow, and the first success ends that.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::dial;
 use super::inside::{self, Errand};
@@ -22,7 +24,7 @@ use crate::sys::driver::Driver;
 use crate::worker::core::{Core, TimerEvent};
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::PodState;
-use crate::worker::shell::Shell;
+use crate::worker::shell::{Elapsed, Shell};
 
 /// What must be equal for two streams to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,7 +55,7 @@ pub struct Through {
 #[derive(Default)]
 pub struct Pool {
     entries: HashMap<Rc<PoolKey>, Entry>,
-    /// A timer runs that forgets failures.
+    /// A timer runs that forgets troubles; without it there are none.
     sweeping: bool,
 }
 
@@ -62,7 +64,27 @@ struct Entry {
     sessions: Vec<Key<Session>>,
     dialing: bool,
     waiting: Vec<oneshot::Sender<Dialled>>,
+    trouble: Option<Trouble>,
+}
+
+/// What went wrong with a destination since it last did what it was asked.
+struct Trouble {
+    /// A dial failed: until then nobody dials, and everybody is told why.
     failed: Option<(Instant, Rc<Outcome>)>,
+    /// Until then those who have a choice go elsewhere.
+    avoided_until: Instant,
+    /// Times that it was found like that.
+    times: u32,
+    /// One connection is finding out whether it still is.
+    is_tried: bool,
+}
+
+impl Trouble {
+    /// Whether nobody needs to know of it any more: it was not asked again although it could have been.
+    fn is_over(&self, now: Instant) -> bool {
+        let failed = self.failed.as_ref().is_some_and(|(until, _)| now < *until);
+        !failed && self.avoided_until + limits::AVOIDED_MAX <= now
+    }
 }
 
 /// The result of a dial, shared by all who waited for it.
@@ -93,7 +115,7 @@ impl Pool {
             return;
         };
         entry.sessions.retain(|known| *known != session);
-        if entry.sessions.is_empty() && !entry.dialing && entry.failed.is_none() {
+        if entry.sessions.is_empty() && !entry.dialing && entry.trouble.is_none() {
             self.entries.remove(key);
         }
     }
@@ -117,11 +139,11 @@ impl<D: Driver + 'static> Core<D> {
         if let Some((_, session)) = free {
             return Step::Use(session);
         }
-        if let Some((until, outcome)) = &entry.failed {
-            if now < *until {
-                return Step::Fail(outcome.clone());
-            }
-            entry.failed = None;
+        let failed = entry.trouble.as_ref().and_then(|trouble| trouble.failed.as_ref());
+        if let Some((until, outcome)) = failed
+            && now < *until
+        {
+            return Step::Fail(outcome.clone());
         }
         let (sender, result) = oneshot::channel();
         entry.waiting.push(sender);
@@ -149,7 +171,7 @@ impl<D: Driver + 'static> Core<D> {
         let room = match &result {
             Ok(session) => {
                 entry.sessions.push(*session);
-                entry.failed = None;
+                entry.trouble = None;
                 let streams_max = self.settings.session_streams_max;
                 let peers_max = self
                     .sessions
@@ -159,14 +181,13 @@ impl<D: Driver + 'static> Core<D> {
                 streams_max.min(peers_max as usize).max(1)
             }
             Err(outcome) => {
-                let until = self.now + limits::DIAL_FAILURE_KEPT;
-                entry.failed = Some((until, outcome.clone()));
-                if !std::mem::replace(&mut self.pool.sweeping, true) {
-                    self.timers.start(until, TimerEvent::Sweep);
-                }
+                let until = self.now + jittered(limits::DIAL_FAILURE_KEPT, &mut self.random);
+                let trouble = entry.get_into_trouble(self.now, &mut self.random);
+                trouble.failed = Some((until, outcome.clone()));
                 usize::MAX
             }
         };
+        let in_trouble = entry.trouble.is_some();
         let mut told = 0;
         for waiter in std::mem::take(&mut entry.waiting) {
             if told < room {
@@ -177,25 +198,95 @@ impl<D: Driver + 'static> Core<D> {
             }
         }
         entry.dialing = !entry.waiting.is_empty();
-        entry.dialing
+        let dials_again = entry.dialing;
+        if in_trouble {
+            self.start_sweeping();
+        }
+        dials_again
     }
 
-    /// Forgets failures whose time is over. Looks again as long as there are others.
+    /// The destination lets somebody wait who has a choice.
+    pub fn pool_is_slow(&mut self, key: &Rc<PoolKey>) {
+        let entry = self.pool.entries.entry(key.clone()).or_default();
+        entry.get_into_trouble(self.now, &mut self.random);
+        self.start_sweeping();
+    }
+
+    /// The destination answered.
+    pub fn pool_is_well(&mut self, key: &PoolKey) {
+        if self.pool.sweeping
+            && let Some(entry) = self.pool.entries.get_mut(key)
+        {
+            entry.trouble = None;
+        }
+    }
+
+    /// Whether a connection with a choice should rather go elsewhere. Once the time for that is over, one that
+    /// `may_find_out` is told no, and does so for the others.
+    pub fn pool_avoids(&mut self, key: &PoolKey, may_find_out: bool) -> bool {
+        let Some(entry) = self.pool.entries.get_mut(key) else {
+            return false;
+        };
+        let Some(trouble) = &mut entry.trouble else {
+            return false;
+        };
+        if entry.dialing || self.now < trouble.avoided_until || !may_find_out {
+            return true;
+        }
+        trouble.is_tried = true;
+        // If nothing is heard of that one, another one tries.
+        trouble.avoided_until = self.now + limits::ENDPOINT_PATIENCE + limits::AVOIDED_MIN;
+        false
+    }
+
+    /// Whether some destination is in trouble.
+    pub fn has_troubles(&self) -> bool {
+        self.pool.sweeping
+    }
+
+    fn start_sweeping(&mut self) {
+        if !std::mem::replace(&mut self.pool.sweeping, true) {
+            self.timers
+                .start(self.now + limits::AVOIDED_MAX, TimerEvent::Sweep);
+        }
+    }
+
+    /// Forgets troubles whose time is over. Looks again as long as there are others.
     pub fn sweep_pool(&mut self) {
         let now = self.now;
         self.pool.entries.retain(|_, entry| {
-            if entry.failed.as_ref().is_some_and(|(until, _)| *until <= now) {
-                entry.failed = None;
-            }
-            entry.dialing || entry.failed.is_some() || !entry.sessions.is_empty()
+            entry.trouble.take_if(|trouble| trouble.is_over(now));
+            entry.dialing || entry.trouble.is_some() || !entry.sessions.is_empty()
         });
-        let failures = self.pool.entries.values().any(|entry| entry.failed.is_some());
-        self.pool.sweeping = failures;
-        if failures {
-            self.timers
-                .start(now + limits::DIAL_FAILURE_KEPT, TimerEvent::Sweep);
+        self.pool.sweeping = false;
+        if self.pool.entries.values().any(|entry| entry.trouble.is_some()) {
+            self.start_sweeping();
         }
     }
+}
+
+impl Entry {
+    /// Counts once for all who find out at the same time.
+    fn get_into_trouble(&mut self, now: Instant, random: &mut fastrand::Rng) -> &mut Trouble {
+        let trouble = self.trouble.get_or_insert(Trouble {
+            failed: None,
+            avoided_until: now,
+            times: 0,
+            is_tried: false,
+        });
+        if std::mem::take(&mut trouble.is_tried) || trouble.avoided_until <= now {
+            let pause = limits::AVOIDED_MIN * (1 << trouble.times.min(10));
+            trouble.avoided_until = now + jittered(pause.min(limits::AVOIDED_MAX), random);
+            trouble.times += 1;
+        }
+        trouble
+    }
+}
+
+/// From three quarters to five quarters of `pause`: workers that lost a destination at the same moment do not all ask
+/// for it again at the same moment.
+fn jittered(pause: Duration, random: &mut fastrand::Rng) -> Duration {
+    pause * random.u32(750..=1250) / 1000
 }
 
 /// A session on which a stream can be opened now.
@@ -205,6 +296,7 @@ pub async fn session<D: Driver + 'static>(
     key: &Rc<PoolKey>,
     errand: Option<&Rc<Errand>>,
 ) -> Dialled {
+    let until = shell.with(|core| core.now) + limits::SESSION_WAIT;
     // Others may take the room first, or the peer may have less than it was thought to have.
     for _ in 0..limits::POOL_ROUNDS_MAX {
         match shell.with(|core| core.find_session(key)) {
@@ -230,10 +322,19 @@ pub async fn session<D: Driver + 'static>(
                         }
                     });
                 }
-                match result.await {
-                    Some(Ok(_)) => {}
-                    Some(Err(outcome)) => return Err(outcome),
-                    None => return Err(Rc::new(Outcome::Drained)),
+                let left = shell.with(|core| until.saturating_duration_since(core.now));
+                match shell.within(left, result).await {
+                    // A dial takes a while, and its peer proves an identity, not which workload of that identity it is.
+                    Ok(Some(Ok(_))) => shell.with(|core| core.check_owner(key)).map_err(Rc::new)?,
+                    Ok(Some(Err(outcome))) => return Err(outcome),
+                    Ok(None) => return Err(Rc::new(Outcome::Drained)),
+                    Err(Elapsed) => {
+                        return Err(Rc::new(Outcome::Deadline {
+                            peer: key.destination,
+                            what: "offer a session with a free stream",
+                            limit: limits::SESSION_WAIT,
+                        }));
+                    }
                 }
             }
         }
@@ -246,31 +347,4 @@ pub async fn session<D: Driver + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::tasks::Executor;
-    use crate::worker::fixture;
-
-    #[test]
-    fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
-        let mut core = fixture::core(&Executor::default());
-        let pod = fixture::pod();
-        let (session, _peer) = fixture::session(&mut core, &pod);
-        let address = ([10, 0, 0, 1], 15008).into();
-        let identity = Identity::new("cluster.local", "shop", "cart");
-        let key = Rc::new(PoolKey {
-            pod: pod.pod.uid.clone(),
-            identity,
-            source: [10, 0, 0, 2].into(),
-            destination: address,
-            accepted: Arc::new([]),
-            workload: None,
-            through: None,
-        });
-        assert!(matches!(core.find_session(&key), Step::Wait { dial: true, .. }));
-        core.close_session(session, "test");
-        assert!(!core.dialled(&key, Ok(session)));
-        assert!(matches!(core.find_session(&key), Step::Fail(_)));
-        assert!(core.pool.entries[&key].sessions.is_empty());
-    }
-}
+mod tests;

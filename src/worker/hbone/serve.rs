@@ -3,7 +3,6 @@
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::log::Direction;
-use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
 use crate::tls::handshake::Handshake;
@@ -13,7 +12,7 @@ use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
 use crate::worker::listen::Captured;
 use crate::worker::outcome::Outcome;
-use crate::worker::pods::{Counted, CountedHandshake};
+use crate::worker::pods::{CountedHandshake, CountedSession};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
 use crate::worker::workload::own_workload;
@@ -48,18 +47,16 @@ async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) ->
     } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let budget = CountedHandshake::new(&pod, peer.ip())?;
-    let limit = limits::SESSIONS_POD_MAX;
-    let place = Counted::session(&pod).ok_or(Outcome::Overloaded {
-        what: "HBONE sessions of one pod",
-        limit,
-    })?;
+    let place = CountedSession::new(&pod, peer.ip())?;
     let workload = own_workload(shell, &pod).await?;
     let certificate = certificate(shell, &workload.identity).await?;
     let (rules, records_max) = shell.with(|core| (core.handshake_rules(), core.settings.tls_records_max));
     let handshake = Handshake::server(&certificate, rules)?.with_records_max(records_max);
-    let established = shake(shell, &socket, handshake, Direction::Inbound).await?;
+    let established = shake(shell, &socket, peer, handshake, Direction::Inbound)
+        .await
+        .inspect_err(|outcome| shell.with(|core| core.doubt_certificate(&workload.identity, outcome)))?;
     drop(budget);
-    let http2 = shell.with(|core| Connection::server(core.http2_settings(Settings::server())));
+    let http2 = shell.with(|core| Connection::server(place.share(core.http2_settings(Settings::server()))));
     start_session(
         shell,
         socket,

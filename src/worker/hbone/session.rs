@@ -27,7 +27,7 @@ use crate::worker::buffers::Buffers;
 use crate::worker::hbone::carrier::Carrier;
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::outcome::Outcome;
-use crate::worker::pods::{Counted, PodState};
+use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::tunnel::Tunnel;
 
 /// Plaintext of one TLS record at most (RFC 8446 section 5.1).
@@ -93,7 +93,7 @@ pub struct Session {
     pub served: u64,
     /// Its places in the load table and among its pod's sessions (server; a client session belongs to the
     /// connections that use it).
-    _places: Option<(LoadShare, Counted)>,
+    _places: Option<(LoadShare, CountedSession)>,
     /// The first part of a record whose rest has not arrived.
     partial: Vec<u8>,
     output: Option<Output>,
@@ -250,7 +250,7 @@ pub struct SessionParts {
     pub peer_address: SocketAddr,
     pub local_address: SocketAddr,
     pub revocable: Option<Box<Revocable>>,
-    pub places: Option<(LoadShare, Counted)>,
+    pub places: Option<(LoadShare, CountedSession)>,
     pub now: Instant,
 }
 

@@ -234,13 +234,29 @@ impl Proxy {
 
     /// Resident memory, bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory_bytes("VmRSS:")
+    }
+
+    /// The most resident memory since `forget_peak`, or since its start, bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory_bytes("VmHWM:")
+    }
+
+    /// From now on the peak is that of what comes (proc_pid_clear_refs(5)).
+    pub fn forget_peak(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        std::fs::write(&path, "5").map_err(|error| RigError::new(format!("writing {path}"), error))
+    }
+
+    /// What the kernel says under `name`.
+    fn memory_bytes(&self, name: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.pid());
         let text = std::fs::read_to_string(&path)
             .map_err(|error| RigError::new(format!("reading {path}"), error))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
         kib.map(|kib| kib * 1024)
-            .ok_or_else(|| RigError::new(format!("reading {path}"), "no VmRSS"))
+            .ok_or_else(|| RigError::new(format!("reading {path}"), format!("no {name}")))
     }
 
     /// Open file descriptors.

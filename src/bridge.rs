@@ -8,6 +8,7 @@
 pub mod demands;
 pub mod load;
 pub mod log;
+pub mod lookups;
 pub mod orders;
 pub mod revocation;
 pub mod snapshot;

@@ -164,6 +164,7 @@ fn worker(env: &Environment, own: &OwnVariables, concurrency: Option<u16>) -> Re
         session_idle_timeout: duration_or(env, "POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300))?,
         localhost_app_tunnel: env.flag_or("LOCALHOST_APP_TUNNEL", true)?,
         response_baggage: env.flag_or("ENABLE_RESPONSE_BAGGAGE", true)?,
+        on_demand: env.flag_or("XDS_ON_DEMAND", false)?,
         policy_info_logging: env.get("AUTHZ_POLICY_INFO_LOGGING") == Some("true"),
     })
 }

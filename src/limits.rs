@@ -593,6 +593,31 @@ pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(10);
 /// Warnings about the contents of one response that are logged one by one.
 pub const XDS_WARNINGS_MAX: usize = 20;
 
+/// A connection waits so long for what the control plane says about its destination (`XDS_ON_DEMAND`). Upstream waits
+/// for ever.
+pub const LOOKUP_WAIT: Duration = Duration::from_secs(5);
+/// What one connection asks for: its destination, and the waypoints in front of it.
+pub const LOOKUPS_CONNECTION_MAX: usize = 4;
+/// Connections of one pod that wait for it on one worker.
+pub const LOOKUPS_POD_MAX: usize = 256;
+/// Questions of one worker that are not answered.
+pub const LOOKUPS_WORKER_MAX: usize = 4096;
+/// Questions of all workers that are not answered.
+pub const LOOKUPS_MAX: usize = 8192;
+/// When a question that nobody answered is given up, and may be asked again.
+pub const LOOKUP_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// An address that is nobody's counts as that for so long, while there is a stream: the destinations outside of the
+/// mesh are asked for again after it.
+pub const LOOKUP_ABSENT_KEPT: Duration = Duration::from_secs(5);
+/// Names remembered as nobody's. Beyond them they are asked for each time.
+pub const LOOKUPS_ABSENT_MAX: usize = 16_384;
+/// Names in one request: far below what a server takes in one message.
+pub const LOOKUPS_REQUEST_MAX: usize = 1024;
+
+const _: () = assert!(LOOKUP_FORGOTTEN_AFTER.as_secs() > LOOKUP_WAIT.as_secs());
+const _: () = assert!(LOOKUPS_POD_MAX < LOOKUPS_WORKER_MAX && LOOKUPS_POD_MAX < SETUPS_POD_MAX);
+// With the longest names that DNS has.
+const _: () = assert!(LOOKUPS_REQUEST_MAX * 512 < XDS_REQUEST_BYTES_MAX);
 const _: () = assert!(XDS_REQUEST_BYTES_WARN < XDS_REQUEST_BYTES_MAX);
 const _: () = assert!(XDS_NACK_TEXT_BYTES_MAX * 2 < XDS_REQUEST_BYTES_MAX);
 // With a fifth of jitter.

@@ -16,6 +16,7 @@ mod gateway;
 mod inbound;
 mod interner;
 mod local;
+mod missing;
 mod plan;
 mod policy;
 mod route;

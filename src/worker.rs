@@ -12,6 +12,7 @@ pub mod hbone;
 pub mod inbound;
 pub mod listen;
 pub mod live;
+mod lookups;
 pub mod outbound;
 pub mod outcome;
 pub mod owner;

@@ -487,6 +487,7 @@ impl World {
         let reports = Reports {
             inspections: inspections().1,
             metrics: Metrics::default(),
+            lookups: tokio::sync::mpsc::unbounded_channel().0,
         };
         let serving = async move {
             let ended = serve(queue, changes, snapshot, signer, orders, reports).await;

@@ -26,3 +26,4 @@ pub mod report;
 pub mod scale;
 pub mod scenario;
 pub mod server;
+pub mod tenants;

@@ -1,5 +1,6 @@
 //! `uztunnel-perf SCENARIO --variant NAME=BINARY[,VARIABLE=VALUE]... [--base NAME] [--rounds N] [--slice-ms N]
-//! [--workers N]`: measures the variants and the direct path side by side and prints Markdown.
+//! [--workers N]`: measures the variants and the direct path side by side and prints Markdown. `tenants` beside the
+//! scenarios: what the storm of one pod costs another one of its node.
 //!
 //! `uztunnel-perf scale --variant ... [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N]
 //! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
@@ -13,11 +14,12 @@ use std::time::Duration;
 
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
-use uztunnel_perf::{machine, pods, report, scale};
+use uztunnel_perf::{machine, pods, report, scale, tenants};
 use uztunnel_rig::ProxyOptions;
 
 struct Arguments {
     scenarios: Vec<Scenario>,
+    tenants: bool,
     variants: Vec<(String, ProxyOptions)>,
     base: Option<String>,
     rounds: usize,
@@ -46,6 +48,17 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
+    if arguments.tenants {
+        let table = tenants::run(&arguments.variants, arguments.rounds, arguments.slice);
+        println!(
+            "{}\n\n{}",
+            machine::describe(),
+            table.map_err(|error| error.to_string())?
+        );
+    }
+    if arguments.scenarios.is_empty() {
+        return Ok(());
+    }
     let mut variants = vec![Variant::direct().map_err(|error| error.to_string())?];
     for (name, options) in &arguments.variants {
         let variant = Variant::proxied(name, options).map_err(|error| format!("variant {name}: {error}"))?;
@@ -141,7 +154,7 @@ fn parse_control_plane(mut given: impl Iterator<Item = String>) -> Result<Contro
 }
 
 fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut scenarios = Vec::new();
+    let (mut scenarios, mut tenants) = (Vec::new(), false);
     let mut variants = Vec::new();
     let (mut base, mut rounds, mut slice_ms, mut workers) = (None, 5, 2_500, 2);
     while let Some(argument) = given.next() {
@@ -152,6 +165,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--rounds" => rounds = parse_number(&argument, &value()?)?,
             "--slice-ms" => slice_ms = parse_number(&argument, &value()?)?,
             "--workers" => workers = parse_number(&argument, &value()?)?,
+            "tenants" => tenants = true,
             name => {
                 let named = Scenario::named(name);
                 scenarios
@@ -159,7 +173,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
             }
         }
     }
-    if scenarios.is_empty() {
+    if scenarios.is_empty() && !tenants {
         return Err(format!("which scenario? One of {}", names()));
     }
     for (_, options) in &mut variants {
@@ -167,6 +181,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Arguments, String> {
     }
     Ok(Arguments {
         scenarios,
+        tenants,
         variants,
         base,
         rounds,

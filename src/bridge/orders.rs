@@ -7,6 +7,7 @@ use std::sync::mpsc;
 
 use super::load::LoadShare;
 use super::log::Direction;
+use super::lookups::{LookupAnswer, Question};
 use super::traffic::{LiveCursor, LivePage};
 use crate::identity::Identity;
 use crate::planted::{Bug, is_planted};
@@ -124,6 +125,11 @@ pub enum Order {
     Certificate {
         identity: Identity,
         result: Result<Arc<CertifiedIdentity>, CertificateError>,
+    },
+    /// The answer to a lookup.
+    Answer {
+        question: Question,
+        answer: LookupAnswer,
     },
     /// The last pod of the identity is gone.
     ForgetCertificate { identity: Identity },

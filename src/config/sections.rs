@@ -94,6 +94,8 @@ pub struct Worker {
     pub localhost_app_tunnel: bool,
     /// Read baggage of requests and answer with our own.
     pub response_baggage: bool,
+    /// `XDS_ON_DEMAND`: the control plane tells only what it is asked for.
+    pub on_demand: bool,
     /// Log policy decisions at INFO instead of DEBUG.
     pub policy_info_logging: bool,
 }

@@ -93,12 +93,20 @@ fn check_dns(metadata: &BTreeMap<String, String>, warnings: &mut Vec<String>) ->
 }
 
 fn check_control_plane(env: &Environment, dns: bool, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
-    if env.flag_or("XDS_ON_DEMAND", false)? {
-        return Err(if dns {
-            ConfigError::Invalid("DNS proxy does not currently support on-demand mode".to_owned())
-        } else {
-            ConfigError::unsupported("XDS_ON_DEMAND=true", "unset it, or set it to false")
-        });
+    let on_demand = env.flag_or("XDS_ON_DEMAND", false)?;
+    if on_demand && dns {
+        return Err(ConfigError::Invalid(
+            "DNS proxy does not currently support on-demand mode: set ISTIO_META_DNS_CAPTURE=false (and switch the \
+             capture off in istio-cni), or XDS_ON_DEMAND=false"
+                .to_owned(),
+        ));
+    }
+    if on_demand && env.get("XDS_ADDRESS") == Some("") {
+        return Err(ConfigError::Invalid(
+            "XDS_ON_DEMAND=true, but XDS_ADDRESS is empty, so there is nobody to ask: set XDS_ADDRESS, or \
+             XDS_ON_DEMAND=false"
+                .to_owned(),
+        ));
     }
     let local = ["LOCAL_XDS_PATH", "LOCAL_XDS"];
     if env.get("XDS_ADDRESS") == Some("") && local.iter().all(|name| env.get_filled(name).is_none()) {

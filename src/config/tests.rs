@@ -278,10 +278,6 @@ fn what_this_version_cannot_do_stops_the_start() {
             &[("ENABLE_PROXY", "false")],
             "ENABLE_PROXY=false is not supported",
         ),
-        (
-            &[("XDS_ON_DEMAND", "true"), ("ISTIO_META_DNS_CAPTURE", "off")],
-            "XDS_ON_DEMAND=true is not supported",
-        ),
     ] {
         let message = error(variables);
         assert!(message.starts_with(text), "{message}");
@@ -294,6 +290,17 @@ fn what_this_version_cannot_do_stops_the_start() {
     ] {
         config(&[(name, harmless)]);
     }
+}
+
+#[test]
+fn the_mesh_is_told_on_demand_where_that_is_wanted_and_nothing_speaks_against_it() {
+    assert!(!config(&[]).worker.on_demand);
+    let wanted = [
+        ("XDS_ON_DEMAND", "true"),
+        ("ISTIO_META_DNS_CAPTURE", "off"),
+        ("XDS_ADDRESS", "istiod:15012"),
+    ];
+    assert!(config(&wanted).worker.on_demand);
 }
 
 #[test]
@@ -330,7 +337,13 @@ fn contradictions_are_named() {
         ),
         (
             &[("XDS_ON_DEMAND", "true")],
-            "invalid configuration: DNS proxy does not currently support on-demand mode",
+            "invalid configuration: DNS proxy does not currently support on-demand mode: set \
+             ISTIO_META_DNS_CAPTURE=false (and switch the capture off in istio-cni), or XDS_ON_DEMAND=false",
+        ),
+        (
+            &[("XDS_ON_DEMAND", "true"), ("ISTIO_META_DNS_CAPTURE", "false")],
+            "invalid configuration: XDS_ON_DEMAND=true, but XDS_ADDRESS is empty, so there is nobody to ask: set \
+             XDS_ADDRESS, or XDS_ON_DEMAND=false",
         ),
         (
             &[("PROXY_MODE", "dedicated")],

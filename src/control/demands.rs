@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::bridge::lookups::Question;
 use crate::bridge::{CertificateError, Demand, DemandQueue, Order, Orders, PodInfo, PodUid, SnapshotCell};
 use crate::clock::{self, Duration, SystemTime};
 use crate::control::certificates::{
@@ -43,10 +44,19 @@ pub fn inspections() -> (Inspector, Inspections) {
     mpsc::channel(limits::INSPECTIONS_QUEUED_MAX)
 }
 
+/// What a worker asked about the mesh. Bounded by what workers ask at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub worker: usize,
+    pub question: Question,
+}
+
 /// What the loop tells, besides the workers.
 pub struct Reports {
     pub inspections: Inspections,
     pub metrics: Metrics,
+    /// To whoever answers such questions.
+    pub lookups: mpsc::UnboundedSender<Asked>,
 }
 
 /// Answers the workers until all of them have ended, or one has failed. Needs a `LocalSet`.
@@ -82,6 +92,10 @@ pub async fn serve(
             }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
+                Some(Demand::Lookup { worker, question }) => {
+                    // Without anybody who answers, connections find out by their deadline.
+                    let _ = reports.lookups.send(Asked { worker, question });
+                }
                 Some(Demand::Doubt { identity }) => ledger.doubted(&identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
                 Some(Demand::Ended { worker, error: Some(error) }) => {
@@ -300,6 +314,7 @@ workloads:
             let reports = Reports {
                 inspections: inspections().1,
                 metrics: Metrics::default(),
+                lookups: mpsc::unbounded_channel().0,
             };
             let serving = serve(
                 queue,

@@ -15,7 +15,9 @@ use tokio::task::yield_now;
 use tokio::time::{self, Instant};
 use tonic::Streaming;
 
+use crate::bridge::lookups::Question;
 use crate::clock;
+use crate::control::demands::Asked;
 use crate::control::grpc::{GrpcError, Server};
 use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
@@ -26,11 +28,13 @@ pub mod decode;
 pub mod envelope;
 pub mod messages;
 pub mod node;
+pub mod on_demand;
 pub mod protocol;
 pub mod state;
 
 use envelope::{Malformed, Scan};
 use messages::discovery::{DeltaDiscoveryRequest, Node};
+use on_demand::{OnDemand, Reply};
 use protocol::{Ended, Kind, Protocol, Verdict};
 use state::State;
 
@@ -47,6 +51,13 @@ pub struct Client {
     warned: Option<(String, clock::Instant)>,
     /// When the memory that a large response took is given back.
     give_back_at: Option<clock::Instant>,
+    /// What workers ask for by name, if the mesh is told on demand only.
+    lookups: Option<Lookups>,
+}
+
+struct Lookups {
+    asked: mpsc::UnboundedReceiver<Asked>,
+    names: OnDemand,
 }
 
 impl Client {
@@ -69,8 +80,22 @@ impl Client {
             synced: Some(synced),
             warned: None,
             give_back_at: None,
+            lookups: None,
         };
         (client, waiter)
+    }
+
+    /// Asks for no workload and no service but those that workers ask for, and what comes with them.
+    pub fn on_demand(self, asked: mpsc::UnboundedReceiver<Asked>) -> Self {
+        Self {
+            protocol: self.protocol.on_demand(),
+            state: self.state.telling_aliases(),
+            lookups: Some(Lookups {
+                asked,
+                names: OnDemand::default(),
+            }),
+            ..self
+        }
     }
 
     /// Follows the control plane, for ever.
@@ -80,6 +105,9 @@ impl Client {
             let ended = self.converse().await;
             // What came last must not wait for the next stream.
             self.state.publish().await;
+            if let Some(lookups) = &mut self.lookups {
+                lookups.names.closed();
+            }
             let lived = clock::now().duration_since(begun);
             let delay = self.protocol.ended(&ended, lived, fastrand::f64());
             self.report(&ended, delay);
@@ -97,6 +125,7 @@ impl Client {
                 biased;
                 () = until(at) => self.perform(chore).await,
                 done = &mut work => return done,
+                asked = next_lookup(&mut self.lookups) => self.look_up(asked),
             }
         }
     }
@@ -108,6 +137,10 @@ impl Client {
             (Chore::Sweep, self.protocol.sweep_at()),
             (Chore::Retire, self.state.retire_at()),
             (Chore::GiveBack, self.give_back_at),
+            (
+                Chore::Lookups,
+                self.lookups.as_ref().and_then(|lookups| lookups.names.next_due()),
+            ),
         ];
         let due = chores.into_iter().filter(|(_, at)| at.is_some());
         due.min_by_key(|(_, at)| *at).unwrap_or((Chore::Publish, None))
@@ -122,6 +155,28 @@ impl Client {
                 self.give_back_at = None;
                 allocator::give_back();
             }
+            Chore::Lookups => {
+                if let Some(lookups) = &mut self.lookups {
+                    let replies = lookups.names.expire(clock::now());
+                    self.state.reply(replies);
+                }
+            }
+        }
+    }
+
+    /// A worker asks.
+    fn look_up(&mut self, asked: Asked) {
+        let Asked { worker, question } = asked;
+        let Question::Mesh(target) = &question;
+        let Some(lookups) = &mut self.lookups else {
+            return;
+        };
+        if let Some(answer) = lookups.names.ask(worker, target, clock::now()) {
+            self.state.reply(vec![Reply {
+                worker,
+                question,
+                answer,
+            }]);
         }
     }
 
@@ -177,11 +232,25 @@ impl Client {
         mut responses: Streaming<Bytes>,
     ) -> Ended {
         let mut large = Bytes::new();
+        if let Some(lookups) = &mut self.lookups {
+            lookups.names.opened();
+        }
         loop {
+            let wants = self
+                .lookups
+                .as_ref()
+                .is_some_and(|lookups| lookups.names.has_request());
             let (chore, at) = self.next_chore();
             tokio::select! {
                 biased;
                 () = until(at) => self.perform(chore).await,
+                asked = next_lookup(&mut self.lookups) => self.look_up(asked),
+                // Without room the server is slow; without a receiver the stream is over, which is heard below.
+                Ok(room) = requests.reserve(), if wants => {
+                    if let Some(lookups) = &mut self.lookups {
+                        room.send(lookups.names.next_request());
+                    }
+                }
                 received = responses.message() => match received {
                     Ok(Some(response)) => {
                         // The stream reuses the memory of a message that nobody refers to any more, and would keep
@@ -239,6 +308,10 @@ impl Client {
         }
         if let Some(more @ 1..) = verdict.rejected.len().checked_sub(limits::XDS_WARNINGS_MAX) {
             tracing::warn!("and {more} more resources of this response were refused");
+        }
+        if let (Some(Kind::Address), Some(lookups)) = (kind, &mut self.lookups) {
+            let replies = lookups.names.heard(&verdict, clock::now());
+            self.state.reply(replies);
         }
         let answer = self.protocol.answer(&type_url, &nonce, verdict, clock::now());
         if self.protocol.is_synced() {
@@ -309,6 +382,8 @@ enum Chore {
     Retire,
     /// Of the memory that a large response took.
     GiveBack,
+    /// Whose time is over.
+    Lookups,
 }
 
 fn not_opened(error: GrpcError) -> Ended {
@@ -316,6 +391,17 @@ fn not_opened(error: GrpcError) -> Ended {
         Ended::Unreachable(error.to_string())
     } else {
         Ended::NotOpened(error.to_string())
+    }
+}
+
+/// The next question; never, where nobody asks.
+async fn next_lookup(lookups: &mut Option<Lookups>) -> Asked {
+    match lookups {
+        Some(lookups) => match lookups.asked.recv().await {
+            Some(asked) => asked,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

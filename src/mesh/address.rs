@@ -33,8 +33,9 @@ pub struct CidrVip {
     pub cidr: IpNet,
 }
 
-/// What a waypoint or network-gateway reference names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a waypoint or network-gateway reference names, or whoever else asks for something by address or name. Its text
+/// is the name by which a control plane is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GatewayTarget {
     Address(NetworkAddress),
     Hostname(NamespacedHostname),

@@ -137,7 +137,7 @@ impl Snapshot {
                     .any(|it| owns(it)))
     }
 
-    fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+    pub(super) fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
         self.index
             .workloads_by_hostname
             .get(namespace)?

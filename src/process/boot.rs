@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
@@ -21,7 +21,7 @@ use crate::config::{
 use crate::control::admin::dump::{Constants, process};
 use crate::control::admin::{self, Admin, Ending, Live};
 use crate::control::ca::{Ca, Signer};
-use crate::control::demands::{self, Reports, WorkerFailed};
+use crate::control::demands::{self, Asked, Reports, WorkerFailed};
 use crate::control::grpc::{self, GrpcError};
 use crate::control::local_state::{self, LocalStateError};
 use crate::control::log_line::Format;
@@ -179,7 +179,8 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
     readiness.done(Task::Proxy);
     let (changes, pod_changes) = pods::changes();
     let state = xds::state::State::new(mesh, snapshot.clone(), orders.clone(), changes.clone());
-    let synced = follow_control_plane(config, state, &readiness, metrics.clone())?;
+    let (lookups, asked) = mpsc::unbounded_channel();
+    let synced = follow_control_plane(config, state, &readiness, metrics.clone(), asked)?;
 
     let pods = WorkerPods::new(
         config.ports.clone(),
@@ -194,7 +195,11 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
             agent.run().await;
         }
     });
-    let reports = Reports { inspections, metrics };
+    let reports = Reports {
+        inspections,
+        metrics,
+        lookups,
+    };
     let serving = demands::serve(demands, pod_changes, snapshot, signer, orders.clone(), reports);
     let mut workers = std::pin::pin!(serving);
     let ending = tokio::select! {
@@ -226,6 +231,7 @@ fn follow_control_plane(
     state: xds::state::State,
     readiness: &Readiness,
     metrics: Metrics,
+    asked: mpsc::UnboundedReceiver<Asked>,
 ) -> Result<oneshot::Receiver<()>, BootError> {
     let control = &config.control;
     let Some(server) = &control.xds else {
@@ -240,6 +246,10 @@ fn follow_control_plane(
         .with_compliance(config.tls.compliance);
     let node = xds::node::node(&config.node);
     let (client, synced) = xds::Client::new(server, node, state, readiness.clone(), metrics);
+    let client = match config.worker.on_demand {
+        true => client.on_demand(asked),
+        false => client,
+    };
     tokio::task::spawn_local(client.run());
     Ok(synced)
 }

@@ -21,6 +21,7 @@ use super::hbone::serve::Request;
 use super::hbone::session::{Blocked, Session, SessionEvent};
 use super::listen::{Captured, Listener};
 use super::live::Attempt;
+use super::lookups::Lookups;
 use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
@@ -97,6 +98,7 @@ pub struct Core<D: Driver> {
     pub pods: Pods,
     pub pool: Pool,
     pub certificates: CertificateCache,
+    pub(super) lookups: Lookups,
     pub buffers: Buffers,
     pub telemetry: Telemetry,
     pub recheck: Recheck,
@@ -186,6 +188,7 @@ impl<D: Driver + 'static> Core<D> {
             pods: Pods::default(),
             pool: Pool::default(),
             certificates: CertificateCache::default(),
+            lookups: Lookups::default(),
             snapshot_waiters: Vec::new(),
             spawner,
             dirty_sessions: Vec::new(),

@@ -54,6 +54,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
             session_idle_timeout: Duration::from_secs(300),
             response_baggage: false,
             tunnels_on_loopback: true,
+            on_demand: false,
             policy_info_logging: false,
         },
         snapshot: SnapshotCell::new(Snapshot::empty(Locale::default())),

@@ -12,6 +12,7 @@ use super::hbone::dial::OpenStream;
 use super::hbone::serve::Request;
 use super::hbone::session::UserState;
 use super::live::Attempting;
+use super::lookups;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
@@ -169,6 +170,14 @@ async fn identify<D: Driver + 'static>(
         account.hbone_address = Some(*address);
     }
     let own = own_workload(shell, &origin.pod).await?;
+    if let InboundTarget::Address(address) = &target
+        && address.ip().to_canonical() != origin.local.ip().to_canonical()
+        && own.application_tunnel.is_none()
+    {
+        // Whoever owns it may have this pod for a waypoint.
+        let network = shell.with(|core| core.snapshot.load().locale().network.clone());
+        lookups::know(shell, &origin.pod, &network, address.ip()).await?;
+    }
     let delivery = shell.with(|core| core.validate(origin, &own, &target, request, account))?;
     Ok((own, delivery))
 }

@@ -14,6 +14,7 @@ use super::hbone::inside::{self, Errand, Reached};
 use super::hbone::pool::{PoolKey, Through};
 use super::listen::Captured;
 use super::live::Attempting;
+use super::lookups;
 use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell, Socket};
@@ -122,6 +123,7 @@ async fn decide<D: Driver + 'static>(
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
+    lookups::know(shell, pod, &source.network, target.ip()).await?;
     shell.with(|core| core.route(pod, &source, target, &[], account))
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::AlertDescription;
 
+use crate::bridge::lookups::LookupError;
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
 use crate::mesh::{Denial, InboundError, RouteError};
@@ -56,6 +57,8 @@ pub enum Outcome {
     Inbound(#[from] InboundError),
     #[error("failed to fetch information about local workload: {0}")]
     WorkloadUnknown(String),
+    #[error("{0}")]
+    Lookup(#[from] LookupError),
     #[error("attempted recursive call to ourselves")]
     RecursiveCall,
     #[error("connection closed because its pod was removed")]
@@ -187,6 +190,7 @@ impl Outcome {
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Route(_)
+            | Self::Lookup(_)
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::PodRemoved
@@ -231,6 +235,7 @@ impl Outcome {
             | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
             | Self::Status(_)
             | Self::Route(_)
+            | Self::Lookup(_)
             | Self::Inbound(_)
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
@@ -243,7 +248,7 @@ impl Outcome {
     /// Why there was no connection at all.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::Route(_) => Refusal::Route,
+            Self::Route(_) | Self::Lookup(_) => Refusal::Route,
             Self::OnLeg { cause, .. } => cause.refusal(),
             Self::WorkloadUnknown(_) => Refusal::WorkloadUnknown,
             Self::RecursiveCall | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,

@@ -36,6 +36,8 @@ pub struct PodState {
     pub handshakes_by_source: RefCell<BySource>,
     /// Connections of this pod that are being set up on this worker.
     pub setups: Cell<usize>,
+    /// Connections of this pod whose destinations are looked up, on this worker.
+    pub lookups: Cell<usize>,
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
     pub sessions_by_source: RefCell<BySource>,
@@ -55,6 +57,7 @@ impl PodState {
             handshakes: Cell::new(0),
             handshakes_by_source: RefCell::default(),
             setups: Cell::new(0),
+            lookups: Cell::new(0),
             sessions: Cell::new(0),
             sessions_by_source: RefCell::default(),
             judged_by: RefCell::default(),
@@ -165,6 +168,10 @@ impl Counted {
             pod: pod.clone(),
             count,
         })
+    }
+
+    pub fn lookup(pod: &Rc<PodState>) -> Option<Self> {
+        Self::new(pod, |pod| &pod.lookups, limits::LOOKUPS_POD_MAX)
     }
 
     pub fn setup(pod: &Rc<PodState>) -> Option<Self> {

@@ -24,6 +24,8 @@ pub struct Settings {
     pub response_baggage: bool,
     /// Applications that take tunnels listen on loopback.
     pub tunnels_on_loopback: bool,
+    /// The control plane tells only what it is asked for.
+    pub on_demand: bool,
     /// Policy decisions are logged at INFO instead of DEBUG.
     pub policy_info_logging: bool,
 }
@@ -68,6 +70,7 @@ impl Settings {
             session_idle_timeout: worker.session_idle_timeout,
             response_baggage: worker.response_baggage,
             tunnels_on_loopback: worker.localhost_app_tunnel,
+            on_demand: worker.on_demand,
             policy_info_logging: worker.policy_info_logging,
         }
     }

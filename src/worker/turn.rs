@@ -135,6 +135,7 @@ impl<D: Driver + 'static> Core<D> {
                 Order::AddPod { pod, listeners } => self.add_pod(pod, listeners),
                 Order::RemovePod { uid } => self.remove_pod(&uid),
                 Order::Certificate { identity, result } => self.take_certificate(identity, result),
+                Order::Answer { question, answer } => self.take_answer(&question, &answer),
                 Order::ForgetCertificate { identity } => self.forget_certificate(&identity),
                 Order::HandOver {
                     pod,

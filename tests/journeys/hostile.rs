@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uztunnel::limits;
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Family, PodSpec, ProxyOptions, World, http, wait_until};
+use uztunnel_rig::{Family, Membership, PodSpec, ProxyOptions, World, http, wait_until};
 
 use crate::frames::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
@@ -504,7 +504,7 @@ fn silent_sessions_and_half_handshakes_cost_honest_clients_nothing() {
 #[test]
 fn further_sessions_of_one_source_are_offered_smaller_windows_and_those_of_others_whole_ones() {
     const SESSIONS: usize = 3 * limits::SESSIONS_SOURCE_WHOLE;
-    let blueprint = plan().pod(PodSpec::new("other", 0));
+    let blueprint = plan().pod(PodSpec::new("other", 0).membership(Membership::Outside));
     let mut world = World::build(blueprint).expect("a world");
     // Each worker counts what it has.
     let options = options().map(|options| ProxyOptions {

@@ -189,6 +189,7 @@ pub fn settings() -> Settings {
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: true,
         tunnels_on_loopback: true,
+        on_demand: false,
         policy_info_logging: false,
     }
 }

@@ -313,6 +313,7 @@ fn settings(node: &NodePlan) -> Settings {
         session_idle_timeout: Duration::from_secs(300),
         response_baggage: node.response_baggage,
         tunnels_on_loopback: true,
+        on_demand: false,
         policy_info_logging: false,
     }
 }

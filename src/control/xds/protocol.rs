@@ -36,6 +36,16 @@ pub struct Verdict {
     /// Name and reason.
     pub rejected: Vec<(Arc<str>, String)>,
     pub removed: Vec<String>,
+    /// Of resources that have other names; only where names are asked for.
+    pub aliases: Vec<Alias>,
+}
+
+/// Another name of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    pub name: String,
+    /// Whether the resource was.
+    pub accepted: bool,
 }
 
 /// Why there is no stream any more.
@@ -61,6 +71,8 @@ pub struct Protocol {
     delay: Duration,
     /// Whether the current stream brought anything.
     answered: bool,
+    /// Addresses are asked for one by one.
+    on_demand: bool,
 }
 
 /// What is held of one kind.
@@ -98,6 +110,15 @@ impl Protocol {
             authorization: Subscription::default(),
             delay: limits::XDS_DELAY_MIN,
             answered: false,
+            on_demand: false,
+        }
+    }
+
+    /// Asks for no address but what is held.
+    pub fn on_demand(self) -> Self {
+        Self {
+            on_demand: true,
+            ..self
         }
     }
 
@@ -111,6 +132,11 @@ impl Protocol {
                 type_url: kind.type_url().to_owned(),
                 ..DeltaDiscoveryRequest::default()
             };
+            if self.on_demand && kind == Kind::Address {
+                // Everything and not everything: how a client says that it begins with nothing.
+                request.resource_names_subscribe = vec!["*".to_owned()];
+                request.resource_names_unsubscribe = vec!["*".to_owned()];
+            }
             let budget = limits::XDS_REQUEST_BYTES_MAX.saturating_sub(request.encoded_len());
             request.initial_resource_versions = self.of(kind).announce(kind, budget, &mut warnings);
             request
@@ -142,9 +168,9 @@ impl Protocol {
         }
     }
 
-    /// Every kind was once received without a fault. Stays true.
+    /// Every kind that is asked for as a whole was once received without a fault. Stays true.
     pub fn is_synced(&self) -> bool {
-        self.address.synced && self.authorization.synced
+        (self.address.synced || self.on_demand) && self.authorization.synced
     }
 
     /// When `sweep` has something to do.

@@ -12,7 +12,8 @@ use tokio::task::yield_now;
 use super::decode::{self, Address, DecodeError};
 use super::envelope::{self, Envelope};
 use super::messages::discovery::Resource;
-use super::protocol::{Kind, Verdict};
+use super::on_demand::Reply;
+use super::protocol::{Alias, Kind, Verdict};
 use crate::bridge::{Order, Orders, SnapshotCell};
 use crate::clock::{self, Instant};
 use crate::control::pods::PodChange;
@@ -31,6 +32,10 @@ pub struct State {
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
     retired: Vec<Arc<Snapshot>>,
     retire_at: Option<Instant>,
+    /// Whether other names of resources are told.
+    tells_aliases: bool,
+    /// Told when what they are about is published.
+    replies: Vec<Reply>,
 }
 
 impl State {
@@ -50,6 +55,24 @@ impl State {
             published_at: None,
             retired: Vec::new(),
             retire_at: None,
+            tells_aliases: false,
+            replies: Vec::new(),
+        }
+    }
+
+    /// Says of each resource by which other names it may have been asked for.
+    pub fn telling_aliases(self) -> Self {
+        Self {
+            tells_aliases: true,
+            ..self
+        }
+    }
+
+    /// Tells workers, as soon as they find published what it is about.
+    pub fn reply(&mut self, replies: Vec<Reply>) {
+        self.replies.extend(replies);
+        if self.publish_at.is_none() {
+            self.send_replies();
         }
     }
 
@@ -60,7 +83,7 @@ impl State {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
                 yield_now().await;
             }
-            let resource = match envelope::resource(&bytes, at) {
+            let mut resource = match envelope::resource(&bytes, at) {
                 Ok(resource) => resource,
                 Err((name, error)) => {
                     let error = DecodeError::Malformed(error);
@@ -68,7 +91,15 @@ impl State {
                     continue;
                 }
             };
-            match self.insert(kind, &resource) {
+            let inserted = self.insert(kind, &resource);
+            if self.tells_aliases {
+                let accepted = inserted.is_ok();
+                let aliases = std::mem::take(&mut resource.aliases).into_iter();
+                verdict
+                    .aliases
+                    .extend(aliases.map(|name| Alias { name, accepted }));
+            }
+            match inserted {
                 Ok(name) => verdict.accepted.push((name, resource.version.into())),
                 Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
             }
@@ -116,6 +147,7 @@ impl State {
         self.orders.send_all(|| Order::Snapshot);
         // Nobody listens when the process is on its way out.
         let _ = self.changes.send(PodChange::MeshChanged);
+        self.send_replies();
         let warnings = self.builder.take_warnings();
         for warning in warnings.iter().take(limits::XDS_WARNINGS_MAX) {
             tracing::warn!("{warning}");
@@ -161,6 +193,17 @@ impl State {
             }
         }
         Ok(resource.name.as_str().into())
+    }
+
+    fn send_replies(&mut self) {
+        for Reply {
+            worker,
+            question,
+            answer,
+        } in self.replies.drain(..)
+        {
+            self.orders.send(worker, Order::Answer { question, answer });
+        }
     }
 
     fn changed(&mut self) {

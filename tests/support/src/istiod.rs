@@ -28,6 +28,7 @@ use crate::{Result, RigError, addresses, wait_until};
 
 mod crowd;
 mod mesh;
+mod on_demand;
 mod serve;
 
 pub use crowd::Crowd;

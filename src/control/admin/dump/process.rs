@@ -300,7 +300,7 @@ pub fn settings(config: &Config) -> Value {
         ("windowSize", json!(worker.stream_window_bytes)),
         ("xdsAddress", json!(xds.map(|it| &it.uri))),
         ("xdsHeaders", json!(headers(xds))),
-        ("xdsOnDemand", json!(false)),
+        ("xdsOnDemand", json!(config.worker.on_demand)),
         ("xdsRootCert", json!(xds.map(roots))),
         ("ztunnelIdentity", json!(null)),
         ("ztunnelWorkload", json!(null)),

@@ -52,6 +52,31 @@ fn a_stream_begins_with_everything_of_both_kinds() {
 }
 
 #[test]
+fn on_demand_a_stream_begins_with_no_address_and_everything_of_the_other_kind() {
+    let mut protocol = protocol().on_demand();
+    let now = clock::now();
+    protocol.opened();
+    assert!(!protocol.is_synced());
+    protocol.answer(AUTHORIZATION, "1", Verdict::default(), now);
+    assert!(
+        protocol.is_synced(),
+        "nobody says when all that is needed is there"
+    );
+    protocol.answer(ADDRESS, "2", accepted(&[("a", "1")]), now);
+    protocol.ended(&Ended::Complete, SECOND, 0.5);
+    let (requests, _) = protocol.opened();
+    for names in [
+        &requests[0].resource_names_subscribe,
+        &requests[0].resource_names_unsubscribe,
+    ] {
+        assert_eq!(*names, ["*"]);
+    }
+    assert_eq!(versions(&requests[0]), [("a", "1")]);
+    assert!(requests[1].resource_names_subscribe.is_empty());
+    assert!(requests[1].resource_names_unsubscribe.is_empty());
+}
+
+#[test]
 fn an_answer_names_the_response_and_nothing_else() {
     let mut protocol = protocol();
     let ack = protocol.answer(ADDRESS, "n1", accepted(&[("a", "1")]), clock::now());
@@ -170,7 +195,7 @@ fn a_list_that_would_not_fit_is_cut_and_the_rest_is_swept_unless_it_comes_again(
     let verdict = Verdict {
         accepted: again,
         rejected: vec![(name(49_998).into(), "bad".to_owned())],
-        removed: Vec::new(),
+        ..Verdict::default()
     };
     protocol.answer(ADDRESS, "2", verdict, now);
     let due = protocol.sweep_at().expect("a sweep");

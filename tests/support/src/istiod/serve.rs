@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use super::messages::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use super::{Answered, Asked, Command, MESSAGE_BYTES_MAX, Sent, Shared, TOKEN, Treatment, response};
+use super::on_demand::{self, OnDemand};
+use super::{ADDRESS, Answered, Asked, Command, MESSAGE_BYTES_MAX, Sent, Shared, TOKEN, Treatment, response};
 use crate::ca::{self, Service};
 
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -96,6 +97,7 @@ async fn serve_stream(request: Request<RecvStream>, respond: SendResponse<Bytes>
         treatment,
         types: BTreeSet::new(),
         held_back: None,
+        on_demand: None,
     };
     stream.converse(body, outgoing, commands).await;
 }
@@ -109,6 +111,8 @@ struct Stream {
     types: BTreeSet<String>,
     /// The first question of all, while another one must be answered before it.
     held_back: Option<DeltaDiscoveryRequest>,
+    /// Of a client that asks for addresses by name.
+    on_demand: Option<OnDemand>,
 }
 
 impl Stream {
@@ -122,7 +126,7 @@ impl Stream {
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Push(response)) => self.send(&mut outgoing, &response),
+                    Some(Command::Push(response)) => self.push(&mut outgoing, response),
                     Some(Command::End { code, message }) => return outgoing.end(code, &message),
                     None => return,
                 },
@@ -166,7 +170,14 @@ impl Stream {
                 });
             }
         });
-        if !request.response_nonce.is_empty() || !self.types.insert(request.type_url.clone()) {
+        if !request.response_nonce.is_empty() {
+            return false;
+        }
+        if self.types.contains(&request.type_url) {
+            self.asked_again(outgoing, &request);
+            return false;
+        }
+        if !self.types.insert(request.type_url.clone()) {
             return false;
         }
         match &self.treatment {
@@ -188,7 +199,32 @@ impl Stream {
         self.treatment == Treatment::EndAtOnce
     }
 
-    fn first_response(&self, request: &DeltaDiscoveryRequest) -> DeltaDiscoveryResponse {
+    fn asked_again(&mut self, outgoing: &mut Outgoing, request: &DeltaDiscoveryRequest) {
+        let Some(on_demand) = self.on_demand.as_mut().filter(|_| request.type_url == ADDRESS) else {
+            return;
+        };
+        let response = self.shared.with(|inner| {
+            let held = inner.resources.get(ADDRESS).cloned().unwrap_or_default();
+            let found = on_demand.asked(&held, request)?;
+            Some(on_demand::response(&inner.nonce(), found))
+        });
+        if let Some(response) = response {
+            self.send(outgoing, &response);
+        }
+    }
+
+    /// A change, as far as it is this client's affair.
+    fn push(&mut self, outgoing: &mut Outgoing, mut response: DeltaDiscoveryResponse) {
+        if let Some(on_demand) = self.on_demand.as_mut().filter(|_| response.type_url == ADDRESS) {
+            on_demand.reduce(&mut response);
+            if response.resources.is_empty() && response.removed_resources.is_empty() {
+                return;
+            }
+        }
+        self.send(outgoing, &response);
+    }
+
+    fn first_response(&mut self, request: &DeltaDiscoveryRequest) -> DeltaDiscoveryResponse {
         let type_url = &request.type_url;
         let known = &request.initial_resource_versions;
         self.shared.with(|inner| {
@@ -197,6 +233,13 @@ impl Stream {
             }
             let nonce = inner.nonce();
             let held = inner.resources.get(type_url).cloned().unwrap_or_default();
+            if type_url == ADDRESS
+                && let Some(mut on_demand) = OnDemand::of(request)
+            {
+                let response = on_demand::response(&nonce, on_demand.first(&held, known));
+                self.on_demand = Some(on_demand);
+                return response;
+            }
             let missing = held
                 .values()
                 .filter(|it| known.get(&it.name) != Some(&it.version) || it.version.is_empty());

@@ -1,0 +1,153 @@
+//! Asking for what the snapshot does not hold: of the control thread, once for each question.
+//!
+//! A connection waits in its task, for `limits::LOOKUP_WAIT` at most, and a pod has only so many that wait. Invariant:
+//! a destination that could not be found out about is refused, not passed on as one that nobody knows.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use super::core::Core;
+use super::outcome::Outcome;
+use super::pods::{Counted, PodState};
+use super::shell::{Elapsed, Shell};
+use crate::bridge::demands::Demand;
+use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
+use crate::limits;
+use crate::mesh::GatewayTarget;
+use crate::runtime::oneshot;
+use crate::sys::driver::Driver;
+
+/// What this worker has asked, and who waits for it.
+#[derive(Default)]
+pub struct Lookups {
+    asked: HashMap<Question, Vec<oneshot::Sender<LookupAnswer>>>,
+}
+
+/// Sees to it that what has to be known about `ip` of `network` is in the snapshot, as far as there is anything: where
+/// the control plane tells the whole mesh unasked, that is so already.
+pub async fn know<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    network: &str,
+    ip: IpAddr,
+) -> Result<(), Outcome> {
+    let mut asked: Vec<GatewayTarget> = Vec::new();
+    let missing = |asked: &[GatewayTarget]| {
+        shell.with(|core| match core.settings.on_demand {
+            true => core.snapshot.load().missing(network, ip, asked),
+            false => None,
+        })
+    };
+    let Some(first) = missing(&asked) else {
+        return Ok(());
+    };
+    let _budget = Counted::lookup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod whose destinations are looked up",
+        limit: limits::LOOKUPS_POD_MAX,
+    })?;
+    let mut wanted = Some(first);
+    let asking = async {
+        while let Some(target) = wanted.take()
+            && asked.len() < limits::LOOKUPS_CONNECTION_MAX
+        {
+            let receiver = shell.with(|core| core.ask_control(Question::Mesh(target.clone())))?;
+            asked.push(target);
+            receiver.await.ok_or(Outcome::Drained)??;
+            wanted = missing(&asked);
+        }
+        Ok(())
+    };
+    match shell.within(limits::LOOKUP_WAIT, asking).await {
+        Ok(done) => done,
+        Err(Elapsed) => Err(Outcome::Lookup(LookupError::NoAnswer {
+            name: asked
+                .last()
+                .map(GatewayTarget::to_string)
+                .unwrap_or_default()
+                .into(),
+            seconds: limits::LOOKUP_WAIT.as_secs(),
+        })),
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    fn ask_control(&mut self, question: Question) -> Result<oneshot::Receiver<LookupAnswer>, LookupError> {
+        let (sender, receiver) = oneshot::channel();
+        let asked = &mut self.lookups.asked;
+        if let Some(waiting) = asked.get_mut(&question) {
+            waiting.push(sender);
+            return Ok(receiver);
+        }
+        let limit = limits::LOOKUPS_WORKER_MAX;
+        if asked.len() >= limit {
+            return Err(LookupError::TooMany { limit });
+        }
+        asked.insert(question.clone(), vec![sender]);
+        let worker = self.index;
+        self.demands.send(Demand::Lookup { worker, question });
+        Ok(receiver)
+    }
+
+    /// The control thread's answer.
+    pub(super) fn take_answer(&mut self, question: &Question, answer: &LookupAnswer) {
+        for waiting in self.lookups.asked.remove(question).unwrap_or_default() {
+            // A connection whose time is over does not want it.
+            let _ = waiting.send(answer.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::bridge::demands;
+    use crate::runtime::tasks::Executor;
+    use crate::worker::fixture;
+
+    fn question(octet: u8) -> Question {
+        Question::Mesh(format!("/10.0.0.{octet}").parse().expect("an address"))
+    }
+
+    #[test]
+    fn many_connections_ask_once_and_all_hear_the_answer() {
+        let mut core = fixture::core(&Executor::default());
+        let (demands, mut queue) = demands::channel();
+        core.demands = demands;
+        let waiting: Vec<_> = (0..3)
+            .map(|_| core.ask_control(question(1)).expect("within the bound"))
+            .collect();
+        let expected = Demand::Lookup {
+            worker: 0,
+            question: question(1),
+        };
+        assert_eq!(queue.try_recv(), Ok(expected));
+        assert!(queue.try_recv().is_err(), "asked once");
+        core.take_answer(&question(1), &Ok(()));
+        let mut context = Context::from_waker(Waker::noop());
+        for mut receiver in waiting {
+            assert_eq!(
+                Pin::new(&mut receiver).poll(&mut context),
+                Poll::Ready(Some(Ok(())))
+            );
+        }
+        core.ask_control(question(1)).expect("within the bound");
+        assert!(queue.try_recv().is_ok(), "what was answered is asked again");
+    }
+
+    #[test]
+    fn the_newest_question_is_shed_when_there_are_too_many() {
+        let mut core = fixture::core(&Executor::default());
+        let name = |index: usize| Question::Mesh(format!("ns/host-{index}").parse().expect("a name"));
+        for index in 0..limits::LOOKUPS_WORKER_MAX {
+            core.ask_control(name(index)).expect("within the bound");
+        }
+        let limit = limits::LOOKUPS_WORKER_MAX;
+        let refused = core.ask_control(name(limit)).err();
+        assert_eq!(refused, Some(LookupError::TooMany { limit }));
+        core.ask_control(name(0)).expect("somebody waits for it already");
+    }
+}

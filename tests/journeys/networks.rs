@@ -464,7 +464,6 @@ fn a_gateway_that_says_goodbye_keeps_what_it_carries_and_gets_nothing_new() {
     wait_until("the old session to end", || {
         (networks.gateway.connections_ended() == [Ok(())]).then_some(())
     });
-    assert_eq!(networks.gateway.ended(), 1);
 }
 
 #[test]

@@ -38,8 +38,6 @@ struct Wishes {
 struct Record {
     asked: Vec<Asked>,
     sessions: usize,
-    /// Streams that were passed on and are over.
-    ended: usize,
 }
 
 /// Ends when dropped.
@@ -89,11 +87,6 @@ impl Gateway {
     /// Sessions that were made: with a handshake that went well.
     pub fn sessions(&self) -> usize {
         lock(&self.record).sessions
-    }
-
-    /// Streams that are over.
-    pub fn ended(&self) -> usize {
-        lock(&self.record).ended
     }
 
     /// How connections to it ended.
@@ -168,7 +161,6 @@ async fn pass_on(body: RecvStream, mut respond: SendResponse<Bytes>, mut shared:
         _ = copied => {}
         Ok(_) = wished => out.send_reset(Reason::INTERNAL_ERROR),
     }
-    lock(&shared.record).ended += 1;
 }
 
 /// A stream that breaks breaks the connection.

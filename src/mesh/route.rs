@@ -34,15 +34,6 @@ pub enum RouteError {
          this version does not resolve host names of workloads yet)"
     )]
     NeedsResolution { workload: Arc<str>, hostname: Arc<str> },
-    #[error(
-        "no valid routing destination for workload: {workload} (it is on network {network:?}, the source on \
-         {source_network:?}, and this version does not reach other networks through gateways yet)"
-    )]
-    OtherNetwork {
-        workload: Arc<str>,
-        network: Arc<str>,
-        source_network: Arc<str>,
-    },
 }
 
 impl Snapshot {

@@ -32,7 +32,7 @@ pub enum Bug {
     TimerLostAtWrap,
     /// GOAWAY names the last stream but one.
     GoAwayLosesLastStream,
-    /// A slot is found by an old key.
+    /// A slot is found by an old key, and by the completion of an operation that its last socket had.
     SlotFoundByOldKey,
     /// A reset of the peer ends the application's connection in an orderly way.
     ResetTurnedIntoEnd,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use uztunnel::bridge::orders;
-use uztunnel::bridge::traffic::{LiveConnection, LiveCursor, LivePage, Original};
+use uztunnel::bridge::traffic::{LiveConnection, LiveCursor, LivePage, Original, Protocol};
 use uztunnel::bridge::{CertificateError, Direction, Order, Orders, PodInfo, PodUid};
 use uztunnel::clock;
 use uztunnel::control::certificates::Standing;
@@ -309,7 +309,7 @@ fn tell_connections(serving: &Serving, pod: &str) -> JoinHandle<()> {
             source: "198.18.16.2:6736".parse().expect("an address"),
             original: Original::Address(nobody),
             actual: nobody,
-            is_tunnelled: false,
+            protocol: Protocol::Tcp,
         }],
         next: None,
     };

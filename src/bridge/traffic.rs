@@ -338,6 +338,24 @@ impl Traffic {
     }
 }
 
+/// How a live connection goes on from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Hbone,
+    DoubleHbone,
+}
+
+impl Protocol {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Hbone => "HBONE",
+            Self::DoubleHbone => "DOUBLEHBONE",
+        }
+    }
+}
+
 /// A connection that a worker serves or sets up at this moment, as the dump shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LiveConnection {
@@ -347,7 +365,7 @@ pub struct LiveConnection {
     pub original: Original,
     /// Outbound: the next hop. Inbound: where the pod's application takes it.
     pub actual: SocketAddr,
-    pub is_tunnelled: bool,
+    pub protocol: Protocol,
 }
 
 /// What a client asked for.

@@ -187,17 +187,6 @@ impl Unresolved {
     }
 }
 
-impl DoubleHop {
-    /// Why the connection is refused by those that speak no HBONE inside of HBONE.
-    pub fn refusal(&self, source: &Workload) -> RouteError {
-        RouteError::OtherNetwork {
-            workload: self.remote.uid.clone(),
-            network: self.remote.network.clone(),
-            source_network: source.network.clone(),
-        }
-    }
-}
-
 impl Leg {
     pub(super) fn to(self, ip: IpAddr) -> Way {
         match self {

@@ -39,15 +39,6 @@ pub enum RouteError {
         "ip addresses were resolved for workload {workload}, but valid dns response had no A/AAAA records"
     )]
     NoRecords { workload: Arc<str> },
-    #[error(
-        "no valid routing destination for workload: {workload} (it is on network {network:?}, the source on \
-         {source_network:?}, and this version does not reach other networks through gateways yet)"
-    )]
-    OtherNetwork {
-        workload: Arc<str>,
-        network: Arc<str>,
-        source_network: Arc<str>,
-    },
 }
 
 impl Snapshot {

@@ -455,6 +455,8 @@ impl Driver for SimDriver {
         };
         if operations > 0 {
             self.lingering.push(Lingering {
+                index: socket.index,
+                polls: 0,
                 given_back,
                 endpoint,
                 block,
@@ -485,7 +487,7 @@ impl Driver for SimDriver {
             }
         }
         let from = events.len();
-        self.end_lingering();
+        self.end_lingering(events);
         self.serve(events);
         if self.waker.woken.swap(false, Ordering::AcqRel) {
             self.push(events, Event::Woken);

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use super::Setup;
 use super::buffers::Buffers;
 use super::certificates::CertificateCache;
+use super::hbone::carrier::Carrier;
 use super::hbone::fence::Fence;
 use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
-use super::hbone::session::{Session, SessionEvent};
+use super::hbone::session::{Blocked, Session, SessionEvent};
 use super::listen::{Captured, Listener};
 use super::live::Attempt;
 use super::lookups::Lookups;
@@ -88,6 +89,8 @@ pub struct Core<D: Driver> {
     pub waits: Slab<Wait>,
     pub listeners: Slab<Listener>,
     pub sessions: Slab<Session>,
+    /// Streams of sessions that carry other sessions.
+    pub carriers: Slab<Carrier>,
     pub tunnels: Slab<Tunnel>,
     pub pipes: Slab<Pipe>,
     /// Connections that are being set up, to be shown.
@@ -134,8 +137,9 @@ pub struct Core<D: Driver> {
 /// Memory that one turn after the other reuses.
 struct Scratch {
     events: Vec<Event>,
-    session_events: Vec<SessionEvent>,
-    unblocked: Vec<Key<Tunnel>>,
+    /// One for each level: a session inside of another takes in bytes while the outer one does.
+    session_events: Vec<Vec<SessionEvent>>,
+    unblocked: Vec<Blocked>,
     due: Vec<TimerEvent>,
 }
 
@@ -144,7 +148,7 @@ impl Scratch {
     fn new() -> Self {
         Self {
             events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
-            session_events: Vec::with_capacity(limits::EVENTS_TURN_MAX),
+            session_events: vec![Vec::with_capacity(limits::EVENTS_TURN_MAX)],
             unblocked: Vec::new(),
             due: Vec::with_capacity(limits::EVENTS_TURN_MAX),
         }
@@ -177,6 +181,7 @@ impl<D: Driver + 'static> Core<D> {
             waits: Slab::default(),
             listeners: Slab::default(),
             sessions: Slab::default(),
+            carriers: Slab::default(),
             tunnels: Slab::default(),
             pipes: Slab::default(),
             attempts: Slab::default(),
@@ -340,19 +345,19 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     pub fn take_session_events(&mut self) -> Vec<SessionEvent> {
-        std::mem::take(&mut self.scratch.session_events)
+        self.scratch.session_events.pop().unwrap_or_default()
     }
 
     pub fn put_session_events(&mut self, events: Vec<SessionEvent>) {
         debug_assert!(events.is_empty());
-        self.scratch.session_events = events;
+        self.scratch.session_events.push(events);
     }
 
-    pub fn take_unblocked(&mut self) -> Vec<Key<Tunnel>> {
+    pub fn take_unblocked(&mut self) -> Vec<Blocked> {
         std::mem::take(&mut self.scratch.unblocked)
     }
 
-    pub fn put_unblocked(&mut self, unblocked: Vec<Key<Tunnel>>) {
+    pub fn put_unblocked(&mut self, unblocked: Vec<Blocked>) {
         debug_assert!(unblocked.is_empty());
         self.scratch.unblocked = unblocked;
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Setup;
 use super::core::Core;
-use super::hbone::session::{Role, Session, SessionParts};
+use super::hbone::session::{Role, Session, SessionParts, Transport};
 use super::owner::Owned;
 use super::pods::PodState;
 use super::settings::Settings;
@@ -199,12 +199,11 @@ pub fn start(
 ) -> (Key<Session>, Peer) {
     let (near, far) = connection();
     let address = near.local_addr().expect("connected");
+    let owner = Owned::Task(Key::from_bits(0)).to_owner();
+    let socket = core.driver.adopt(near.into(), owner).expect("adopted");
     let session = Session::new(SessionParts {
         role: Role::Server,
-        socket: core
-            .driver
-            .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner())
-            .expect("adopted"),
+        transport: Transport::Socket(socket),
         channel: established.channel,
         http2: http2::Connection::server(http2::Settings::server()),
         pod: pod.clone(),
@@ -215,7 +214,6 @@ pub fn start(
         places: None,
         now: core.now,
     });
-    let socket = session.socket;
     let key = core.sessions.insert(session);
     core.driver.set_owner(socket, Owned::Session(key).to_owner());
     core.driver.receive(socket, ReceiveMode::Stream);

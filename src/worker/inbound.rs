@@ -71,9 +71,10 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     };
     shell.with(|core| core.telemetry.open(&mut account));
     let attempting = Attempting::begin(&shell, &origin.pod, &account, delivery.address);
-    let delivered = origin
-        .pod
-        .while_present(deliver(&shell, &origin, &own, &delivery));
+    let delivered =
+        origin
+            .pod
+            .while_present(deliver(&shell, &origin, &own, &delivery, account.connection_id));
     let delivered = shell.unless(given_up, delivered).await;
     drop(attempting);
     let server = match delivered {
@@ -187,11 +188,13 @@ async fn deliver<D: Driver + 'static>(
     origin: &Origin,
     own: &Arc<Workload>,
     delivery: &Delivery,
+    connection_id: u128,
 ) -> Result<Socket<D>, Outcome> {
     let facts = Facts {
         peer: origin.peer,
         application: delivery.address,
         identity: Some(&origin.identity),
+        connection_id,
     };
     let on_loopback = shell.with(|core| core.settings.tunnels_on_loopback);
     let connect_to = delivery.connect_address(on_loopback);
@@ -215,6 +218,8 @@ pub struct Facts<'a> {
     pub application: SocketAddr,
     /// `None` for a peer that did not prove one.
     pub identity: Option<&'a Identity>,
+    /// Names the connection in the log.
+    pub connection_id: u128,
 }
 
 /// Connects to the application if policies allow it, before and after: what a policy forbids from now on must
@@ -293,7 +298,10 @@ impl<D: Driver + 'static> Core<D> {
         let (wanted, given_up) = oneshot::channel();
         match &mut session.user_mut(stream.user, stream.stream)?.state {
             UserState::Preparing { held } if held.reset.is_none() => held.wanted = Some(wanted),
-            UserState::Preparing { .. } | UserState::Asked { .. } | UserState::Relaying(_) => return None,
+            UserState::Preparing { .. }
+            | UserState::Asked { .. }
+            | UserState::Relaying(_)
+            | UserState::Carrying(_) => return None,
         }
         let origin = Origin {
             pod: session.pod.clone(),
@@ -349,6 +357,7 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn authorize(&self, snapshot: &Snapshot, own: &Workload, facts: &Facts<'_>) -> Result<Permit, Denial> {
+        let (id, peer) = (format_args!("{:032x}", facts.connection_id), facts.peer);
         let facts = ConnectionFacts {
             source: facts.peer,
             destination: facts.application,
@@ -357,9 +366,9 @@ impl<D: Driver + 'static> Core<D> {
         snapshot.authorize_observed(own, &facts, &mut |event| {
             let (policy, rule) = (event.policy(), event.rule());
             if self.settings.policy_info_logging {
-                tracing::info!(target: "rbac", policy, rule, "{}", event.message());
+                tracing::info!(target: "rbac", %id, %peer, policy, rule, "{}", event.message());
             } else {
-                tracing::debug!(target: "rbac", policy, rule, "{}", event.message());
+                tracing::debug!(target: "rbac", %id, %peer, policy, rule, "{}", event.message());
             }
         })
     }

@@ -9,7 +9,7 @@ use super::core::Core;
 use super::pods::PodState;
 use super::shell::Shell;
 use super::telemetry::Account;
-use crate::bridge::traffic::{LiveConnection, LiveCursor, LivePage};
+use crate::bridge::traffic::{LiveConnection, LiveCursor, LivePage, Protocol};
 use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
@@ -99,7 +99,11 @@ fn live(pod: &PodState, account: &Account, actual: SocketAddr) -> LiveConnection
         source: account.source_address,
         original: account.original.clone(),
         actual,
-        is_tunnelled: account.source_identity.is_some(),
+        protocol: match (&account.source_identity, account.is_through_gateway) {
+            (None, _) => Protocol::Tcp,
+            (Some(_), false) => Protocol::Hbone,
+            (Some(_), true) => Protocol::DoubleHbone,
+        },
     }
 }
 
@@ -138,7 +142,9 @@ mod tests {
             assert!(page.connections.len() <= limits::LIVE_SLOTS_PAGE_MAX);
             seen.extend(page.connections.iter().map(|it| it.source.port()));
             assert!(page.connections.iter().all(|it| {
-                it.original == Original::Address(it.actual) && !it.is_tunnelled && it.pod == pod.pod.uid
+                it.original == Original::Address(it.actual)
+                    && it.protocol == Protocol::Tcp
+                    && it.pod == pod.pod.uid
             }));
             next = page.next;
             pages += 1;

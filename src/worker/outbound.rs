@@ -10,23 +10,24 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
-use super::hbone::pool::PoolKey;
+use super::hbone::inside::{self, Errand, Reached};
+use super::hbone::pool::{PoolKey, Through};
 use super::listen::Captured;
 use super::live::Attempting;
 use super::lookups;
-use super::outcome::Outcome;
+use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell, Socket};
-use super::telemetry::Account;
+use super::telemetry::{Account, Opens};
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
-use crate::mesh::{Decision, Hop, Plan, RouteError, Way, Workload};
+use crate::mesh::{Decision, DoubleHop, Hop, Plan, RouteError, Way, Workload};
 use crate::sys::driver::{Driver, SocketSpec};
 use crate::wire::baggage::Baggage;
-use crate::wire::hbone::{ConnectRequest, forwarded_value};
+use crate::wire::hbone::forwarded_value;
 use crate::wire::traceparent::TraceContext;
 
 /// Serves one captured connection up to its relay.
@@ -54,17 +55,23 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
             return;
         }
     };
-    shell.with(|core| core.telemetry.open(&mut account));
+    if course.opens() == Opens::AtOnce {
+        shell.with(|core| core.telemetry.open(&mut account));
+    }
     let connected = pod
         .while_present(connect(&shell, &pod, course, target, &mut account))
         .await;
+    if let Ok(Ok(End::Inside(reached))) = &connected {
+        account.describe_remote(reached.identity.clone(), reached.response.baggage.as_deref());
+    }
+    shell.with(|core| core.telemetry.open(&mut account));
     match connected.map_err(Rc::new).and_then(|connected| connected) {
         Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
         Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }
 }
 
-/// A plan that this version carries out.
+/// A plan, with what is needed to carry it out.
 enum Course {
     Plain { next_hop: SocketAddr },
     Tunnel(Request),
@@ -74,9 +81,9 @@ enum Course {
 struct Request {
     key: Rc<PoolKey>,
     authority: String,
-    baggage: String,
-    forwarded: String,
-    traceparent: String,
+    words: Errand,
+    /// The network that it comes from, told inside of a session to a gateway only.
+    network: Option<Arc<str>>,
 }
 
 impl Course {
@@ -86,11 +93,20 @@ impl Course {
             Self::Tunnel(request) => request.key.destination,
         }
     }
+
+    fn opens(&self) -> Opens {
+        match self {
+            Self::Tunnel(request) if request.key.through.is_some() => Opens::Connected,
+            Self::Tunnel(_) | Self::Plain { .. } => Opens::AtOnce,
+        }
+    }
 }
 
 /// The far end of a connection.
 enum End<D: Driver + 'static> {
     Stream(OpenStream<D>),
+    /// In another network.
+    Inside(Reached<D>),
     Socket(Socket<D>),
 }
 
@@ -187,10 +203,16 @@ async fn another<D: Driver + 'static>(
     let source = account.source.clone()?;
     let from = course.next_hop();
     tried.push(from);
+    let given_up = (course.opens() == Opens::Connected).then(|| account.clone());
     let other = route(shell, pod, &source, target, tried, account).await.ok()?;
     let id = format_args!("{:032x}", account.connection_id);
     tracing::debug!(%id, %from, to = %other.next_hop(), "another endpoint is tried: {why}");
-    shell.with(|core| core.telemetry.reopen(account, why));
+    shell.with(|core| {
+        if let Some(given_up) = given_up {
+            core.telemetry.give_up(given_up, why);
+        }
+        core.telemetry.reopen(account, why, other.opens());
+    });
     Some(other)
 }
 
@@ -206,7 +228,7 @@ async fn attempt<D: Driver + 'static>(
     })?;
     match course {
         Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
-        Course::Tunnel(request) => tunnel(shell, pod, request).await.map(End::Stream),
+        Course::Tunnel(request) => tunnel(shell, pod, request).await,
     }
 }
 
@@ -214,17 +236,18 @@ async fn tunnel<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     request: &Request,
-) -> Result<OpenStream<D>, Rc<Outcome>> {
-    let baggage = Some(&*request.baggage).filter(|text| !text.is_empty());
-    let connect = ConnectRequest {
-        authority: &request.authority,
-        baggage,
-        forwarded: Some(&request.forwarded),
-        traceparent: Some(&request.traceparent),
-        forwarded_network: None,
-    };
-    let (stream, _response) = dial::connect(shell, pod, &request.key, &connect).await?;
-    Ok(stream)
+) -> Result<End<D>, Rc<Outcome>> {
+    let connect = request
+        .words
+        .request(&request.authority, request.network.as_deref());
+    if request.key.through.is_none() {
+        let (stream, _response) = dial::connect(shell, pod, &request.key, &connect, None).await?;
+        return Ok(End::Stream(stream));
+    }
+    let errand = Rc::new(request.words.clone());
+    let reached = inside::connect(shell, pod, &request.key, &connect, &errand).await;
+    let inside = |cause| Rc::new(Outcome::on_leg(Leg::Inside, request.key.destination, cause));
+    reached.map(End::Inside).map_err(inside)
 }
 
 async fn pass_through<D: Driver + 'static>(
@@ -256,7 +279,7 @@ fn relay<D: Driver + 'static>(
     share: LoadShare,
 ) {
     match end {
-        End::Stream(stream) => {
+        End::Stream(stream) | End::Inside(Reached { stream, .. }) => {
             let app = client.release();
             shell.with(|core| {
                 let (session, user) = (stream.session, stream.user);
@@ -290,6 +313,21 @@ fn pool_key(pod: &PodState, source: &Workload, peer: SocketAddr, hop: &Hop, plan
         destination: hop.next_hop,
         accepted: hop.accepted.clone(),
         workload: plan.destination.as_ref().map(|to| to.uid.clone()),
+        through: None,
+    }
+}
+
+/// Of a session inside of the one to the gateway, of which `gateway` is the key.
+fn pool_key_inside(hop: &DoubleHop, gateway: PoolKey) -> PoolKey {
+    PoolKey {
+        accepted: hop.inner_accepted.clone(),
+        // Which one it is, is the gateway's choice.
+        workload: None,
+        through: Some(Rc::new(Through {
+            authority: hop.outer.authority.to_string(),
+            gateway: Rc::new(gateway.clone()),
+        })),
+        ..gateway
     }
 }
 
@@ -353,7 +391,7 @@ impl<D: Driver + 'static> Core<D> {
         let course = match &plan.way {
             Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
             Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
-            Way::DoubleHbone(hop) => return Err(hop.refusal(source).into()),
+            Way::DoubleHbone(hop) => Course::Tunnel(self.request_inside(pod, source, hop, &plan, account)),
         };
         account.describe_outbound(source, &plan);
         Ok(course)
@@ -372,9 +410,29 @@ impl<D: Driver + 'static> Core<D> {
         Request {
             key: Rc::new(pool_key(pod, source, peer, hop, plan)),
             authority: hop.authority.to_string(),
-            baggage: baggage(source).encode(),
-            forwarded: forwarded_value(peer, hostname),
-            traceparent: TraceContext::new(account.connection_id, self.random.u64(1..)).to_string(),
+            words: Errand {
+                baggage: baggage(source).encode(),
+                forwarded: forwarded_value(peer, hostname),
+                trace: TraceContext::new(account.connection_id, self.random.u64(1..)).to_string(),
+            },
+            network: None,
+        }
+    }
+
+    /// The gateway is asked for the same as whoever is behind it.
+    fn request_inside(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        hop: &DoubleHop,
+        plan: &Plan,
+        account: &Account,
+    ) -> Request {
+        let gateway = pool_key(pod, source, account.source_address, &hop.outer, plan);
+        Request {
+            key: Rc::new(pool_key_inside(hop, gateway)),
+            network: Some(source.network.clone()),
+            ..self.request(pod, source, &hop.outer, plan, account)
         }
     }
 
@@ -389,7 +447,9 @@ impl<D: Driver + 'static> Core<D> {
         may_find_out: bool,
     ) -> bool {
         match &plan.way {
-            Way::Hbone(hop) if plan.service.is_some() && self.has_troubles() => {
+            Way::Hbone(hop) | Way::DoubleHbone(DoubleHop { outer: hop, .. })
+                if plan.service.is_some() && self.has_troubles() =>
+            {
                 let key = pool_key(pod, source, peer, hop, plan);
                 self.pool_avoids(&key, may_find_out)
             }
@@ -399,7 +459,10 @@ impl<D: Driver + 'static> Core<D> {
 
     fn avoid(&mut self, course: &Course) {
         match course {
-            Course::Tunnel(request) => self.pool_is_slow(&request.key),
+            Course::Tunnel(request) => {
+                let through = request.key.through.as_ref();
+                self.pool_is_slow(through.map_or(&request.key, |through| &through.gateway));
+            }
             Course::Plain { .. } => {}
         }
     }

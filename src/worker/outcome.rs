@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustls::AlertDescription;
@@ -72,8 +73,31 @@ pub enum Outcome {
         what: &'static str,
         limit: Duration,
     },
+    /// On one of the two sessions on the way to another network.
+    #[error("{leg} {gateway}: {cause}")]
+    OnLeg {
+        leg: Leg,
+        gateway: SocketAddr,
+        cause: Rc<Outcome>,
+    },
     #[error("{0}")]
     Malformed(String),
+}
+
+/// Which of two sessions it is about, in words that the gateway's address follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leg {
+    ToGateway,
+    Inside,
+}
+
+impl std::fmt::Display for Leg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ToGateway => "at the network gateway",
+            Self::Inside => "behind the network gateway",
+        })
+    }
 }
 
 /// A status as the log shows it: `401 Unauthorized`.
@@ -99,6 +123,15 @@ impl std::fmt::Display for HttpStatus {
 }
 
 impl Outcome {
+    /// What happened on a leg. What names its leg already stays as it is.
+    pub fn on_leg(leg: Leg, gateway: SocketAddr, cause: Rc<Self>) -> Self {
+        let (leg, gateway, cause) = match &*cause {
+            Self::OnLeg { leg, gateway, cause } => (*leg, *gateway, cause.clone()),
+            _ => (leg, gateway, cause),
+        };
+        Self::OnLeg { leg, gateway, cause }
+    }
+
     /// `None` when the connection ended well.
     pub fn error(&self) -> Option<String> {
         match self {
@@ -120,6 +153,7 @@ impl Outcome {
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Deadline { .. } => true,
+            Self::OnLeg { cause, .. } => cause.is_about_an_endpoint(),
             other => matches!(other, Self::Status(HttpStatus(503))),
         }
     }
@@ -141,6 +175,7 @@ impl Outcome {
             Self::Malformed(_) => 400,
             Self::Inbound(error) => error.status(),
             Self::Denied(_) | Self::NoLongerAllowed(_) => 401,
+            Self::OnLeg { cause, .. } => cause.connect_status(),
             Self::ConnectFailed(_)
             | Self::HboneConnectTimeout(_)
             | Self::Io(_)
@@ -181,6 +216,7 @@ impl Outcome {
             Self::Complete | Self::Drained | Self::PodRemoved => ResponseFlag::None,
             Self::Denied(_) | Self::NoLongerAllowed(_) => ResponseFlag::Deny,
             Self::HboneConnectTimeout(_) => ResponseFlag::NetworkPolicy,
+            Self::OnLeg { cause, .. } => cause.flag(phase),
             Self::Identity(_) => ResponseFlag::IdentityError,
             Self::Revoked(_) | Self::Tls(TlsError::Handshake(HandshakeError::Revoked(_))) => {
                 ResponseFlag::CertRevoked
@@ -213,6 +249,7 @@ impl Outcome {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Route(_) | Self::Lookup(_) => Refusal::Route,
+            Self::OnLeg { cause, .. } => cause.refusal(),
             Self::WorkloadUnknown(_) => Refusal::WorkloadUnknown,
             Self::RecursiveCall | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,
             Self::Inbound(

@@ -47,6 +47,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
         peer,
         application: target,
         identity: None,
+        connection_id: account.connection_id,
     };
     let connected = pod.while_present(authorize_and_connect(&shell, &pod, &own, &facts, target, None));
     let connected = connected.await.and_then(|connected| connected);

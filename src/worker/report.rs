@@ -1,6 +1,7 @@
 //! What a worker holds and has done, told to whoever asks by order: tests, and the control thread for metrics.
 
 use super::core::Core;
+use super::hbone::carrier::Carrier;
 use super::hbone::session::Session;
 use super::tunnel::Tunnel;
 use crate::bridge::orders::WorkerReport;
@@ -18,6 +19,7 @@ impl<D: Driver + 'static> Core<D> {
     fn report(&self) -> WorkerReport {
         let sessions = || self.sessions.iter().map(|(_, session)| session);
         let tunnels = self.tunnels.iter().map(|(_, tunnel)| tunnel);
+        let carriers = self.carriers.iter().map(|(_, carrier)| carrier);
         WorkerReport {
             counters: self.driver.counters(),
             in_use: self.driver.in_use(),
@@ -29,7 +31,8 @@ impl<D: Driver + 'static> Core<D> {
             listeners: self.listeners.len(),
             pooled: self.pool.len(),
             buffered_bytes: sessions().map(Session::buffered_bytes).sum::<usize>()
-                + tunnels.map(Tunnel::buffered_bytes).sum::<usize>(),
+                + tunnels.map(Tunnel::buffered_bytes).sum::<usize>()
+                + carriers.map(Carrier::buffered_bytes).sum::<usize>(),
             chunks_pinned: self.buffers.chunks_pinned(),
             shed: self.shed,
         }

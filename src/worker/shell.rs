@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::core::{Core, TimerEvent, Wait};
+use super::hbone::dial::Medium;
 use super::owner::Owned;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Spawner;
@@ -209,14 +210,6 @@ impl<D: Driver + 'static> Socket<D> {
         }
     }
 
-    /// The next bytes, the end, or an error.
-    pub async fn receive(&self, bytes_max: usize) -> Received {
-        self.waiting
-            .shell
-            .with(|core| core.driver.receive(self.id(), ReceiveMode::Once { bytes_max }));
-        poll_fn(|context| self.waiting.poll(context, |wait| wait.received.take())).await
-    }
-
     /// Sends `bytes[..end]`.
     pub async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
         if end == 0 {
@@ -241,6 +234,19 @@ impl<D: Driver + 'static> Socket<D> {
         self.id
             .take()
             .expect("invariant: a socket keeps its handle until it is released or dropped")
+    }
+}
+
+impl<D: Driver + 'static> Medium for Socket<D> {
+    async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
+        Socket::send(self, bytes, end).await
+    }
+
+    async fn receive(&self, bytes_max: usize) -> Received {
+        self.waiting
+            .shell
+            .with(|core| core.driver.receive(self.id(), ReceiveMode::Once { bytes_max }));
+        poll_fn(|context| self.waiting.poll(context, |wait| wait.received.take())).await
     }
 }
 

@@ -48,14 +48,27 @@ pub struct Account {
     pub hbone_address: Option<SocketAddr>,
     pub service: Option<Arc<Service>>,
     pub destination: Option<Arc<Workload>>,
+    /// What a destination in another network says about itself. It goes before what the mesh knows, which is about the
+    /// gateway then.
+    pub destination_told: Option<Box<Baggage>>,
     /// Only with mutual TLS.
     pub destination_identity: Option<Identity>,
     /// What the client asked for.
     pub original: Original,
+    /// To another network, in a session inside of another one.
+    pub is_through_gateway: bool,
     client_to_server_bytes: u64,
     server_to_client_bytes: u64,
     /// Where it is counted, from the moment that it is opened.
     series: Option<Arc<Series>>,
+}
+
+/// From when on a connection is counted (contract: observability.md section 3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opens {
+    AtOnce,
+    /// Who the destination is, is known only then.
+    Connected,
 }
 
 impl Account {
@@ -81,8 +94,10 @@ impl Account {
             hbone_address: None,
             service: None,
             destination: None,
+            destination_told: None,
             destination_identity: None,
             original,
+            is_through_gateway: false,
             client_to_server_bytes: 0,
             server_to_client_bytes: 0,
             series: None,
@@ -123,15 +138,16 @@ impl Account {
             (None, Some(told)) => told_party(self.source_address, *told, self.source_identity),
             (source, _) => party(self.source_address, source.as_deref(), self.source_identity),
         };
+        let (address, identity) = (self.destination_address, self.destination_identity);
+        let destination = match self.destination_told {
+            Some(told) => told_party(address, *told, identity),
+            None => party(address, self.destination.as_deref(), identity),
+        };
         AccessRecord {
             time: clock::wall(),
             event,
             source,
-            destination: party(
-                self.destination_address,
-                self.destination.as_deref(),
-                self.destination_identity,
-            ),
+            destination,
             hbone_address: self.hbone_address,
             service: self.service.map(|service| service.hostname.clone()),
             direction: self.direction,
@@ -171,8 +187,11 @@ impl Telemetry {
         }
     }
 
-    /// A connection is about to be set up: who it is from and where it goes is known.
+    /// A connection is about to be set up: who it is from and where it goes is known. Once for each.
     pub fn open(&mut self, account: &mut Account) {
+        if account.series.is_some() {
+            return;
+        }
         self.begin(account);
         // The log thread would drop the line as well, but the record is not free.
         if tracing::enabled!(target: ACCESS_TARGET, Level::DEBUG) {
@@ -183,11 +202,22 @@ impl Telemetry {
 
     /// An endpoint was given up for another one, which `account` describes by now. To what is counted these are two
     /// connections, so that each destination has its own; the log has one line, at the end.
-    pub fn reopen(&mut self, account: &mut Account, given_up: &Outcome) {
+    pub fn reopen(&mut self, account: &mut Account, given_up: &Outcome, opens: Opens) {
         if let Some(series) = account.series.take() {
             series.count_closed(given_up.flag(Phase::SettingUp));
         }
-        self.begin(account);
+        match opens {
+            Opens::AtOnce => self.begin(account),
+            Opens::Connected => {}
+        }
+    }
+
+    /// The same for an endpoint that would have been counted from its success on.
+    pub fn give_up(&mut self, mut account: Account, given_up: &Outcome) {
+        self.begin(&mut account);
+        if let Some(series) = account.series {
+            series.count_closed(given_up.flag(Phase::SettingUp));
+        }
     }
 
     fn begin(&mut self, account: &mut Account) {
@@ -349,7 +379,7 @@ mod tests {
         let mut account = opened(&mut telemetry, "dead");
         let refused = Outcome::ConnectFailed(std::io::ErrorKind::ConnectionRefused.into());
         account.destination = Some(named("well"));
-        telemetry.reopen(&mut account, &refused);
+        telemetry.reopen(&mut account, &refused, Opens::AtOnce);
         assert_eq!(telemetry.batch, []);
         telemetry.close(account, clock::now(), &Outcome::Complete);
         assert_eq!(telemetry.batch.len(), 1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::core::{Core, Wait};
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
-use super::hbone::session::{Held, Role, Session};
+use super::hbone::session::{Held, Role, Session, Transport};
 use super::inbound;
 use super::owner::Owned;
 use super::pods::PodState;
@@ -298,7 +298,10 @@ fn the_last_bytes_of_a_retired_session_arrive_although_the_peer_still_sends() {
     let answer = vec![7; 160 << 10];
     peer.set_receive_buffer_size(4 << 10);
     let session = core.sessions.get(key).expect("just made");
-    let socket = core.driver.descriptor(session.socket).expect("open");
+    let Transport::Socket(socket) = session.transport else {
+        panic!("it is on a socket");
+    };
+    let socket = core.driver.descriptor(socket).expect("open");
     socket2::SockRef::from(&socket)
         .set_send_buffer_size(1 << 20)
         .expect("an open socket");
@@ -421,6 +424,7 @@ fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one
             destination,
             accepted: [].into(),
             workload: None,
+            through: None,
         };
         session.role = Role::Client {
             key: Rc::new(pool_key),

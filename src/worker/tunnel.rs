@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
-use super::hbone::session::{Held, Session, UserState};
+use super::hbone::session::{Blocked, Held, Session, UserState};
 use super::outcome::{Outcome, ends_a_copy};
 use super::owner::Owned;
 use super::pods::PodState;
@@ -137,7 +137,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         let held = match std::mem::replace(&mut found.state, UserState::Relaying(key)) {
             UserState::Preparing { held } | UserState::Asked { held, .. } => held,
-            UserState::Relaying(_) => Held::default(),
+            UserState::Relaying(_) | UserState::Carrying(_) => Held::default(),
         };
         if let Some(tunnel) = self.tunnels.get_mut(key) {
             tunnel.queue = held.backlog;
@@ -251,11 +251,11 @@ impl<D: Driver + 'static> Core<D> {
         if session.http2.send_capacity(tunnel.stream) == 0 {
             if !tunnel.listed_window {
                 tunnel.listed_window = true;
-                session.blocked_window.push(key);
+                session.blocked_window.push(Blocked::Tunnel(key));
             }
         } else if !tunnel.listed_room {
             tunnel.listed_room = true;
-            session.blocked_room.push_back(key);
+            session.blocked_room.push_back(Blocked::Tunnel(key));
         }
     }
 
@@ -517,10 +517,12 @@ impl<D: Driver + 'static> Core<D> {
             }
             // Otherwise streams that are cut off while they wait would pile up in the lists.
             if tunnel.listed_window {
-                session.blocked_window.retain(|waiting| *waiting != key);
+                let blocked = Blocked::Tunnel(key);
+                session.blocked_window.retain(|waiting| *waiting != blocked);
             }
             if tunnel.listed_room {
-                session.blocked_room.retain(|waiting| *waiting != key);
+                let blocked = Blocked::Tunnel(key);
+                session.blocked_room.retain(|waiting| *waiting != blocked);
             }
             session.remove_user(tunnel.user, tunnel.stream);
             session.last_used = self.now;

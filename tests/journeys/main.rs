@@ -22,6 +22,7 @@ mod frames;
 mod hostile;
 mod load;
 mod names;
+mod networks;
 mod on_demand;
 mod openssl;
 mod plaintext;

@@ -23,7 +23,8 @@ const NO_LONGER: &str = "connection closed because it is no longer allowed after
 
 fn world() -> World {
     let blueprint = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
-    World::start(blueprint, &options()).expect("a world with ready proxies")
+    let options = options().map(|options| options.variable("AUTHZ_POLICY_INFO_LOGGING", "true"));
+    World::start(blueprint, &options).expect("a world with ready proxies")
 }
 
 fn serve(world: &World) -> [Server; 3] {
@@ -198,6 +199,16 @@ fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
         Live::open(&world, "client", PORT).is_err(),
         "and it does not come back"
     );
+    let line = world.nodes[1]
+        .proxy()
+        .logs
+        .wait_for("the policy that decided", |line| {
+            line.contains("deny policy match") && line.contains("shop/no-entry")
+        });
+    let line = line.expect("a line");
+    // Which connection it is about, and whose.
+    let peer = format!("peer={}:", world.pod("client").addresses.v4);
+    assert!(line.contains("id=") && line.contains(&peer), "{line}");
 
     // The same policy is about somebody else from now on.
     let about_strangers = deny(

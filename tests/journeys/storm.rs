@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use uztunnel_rig::applications::reset;
+use uztunnel_rig::applications::{Server, reset};
 use uztunnel_rig::pattern::Pattern;
 use uztunnel_rig::{Family, PodSpec, World};
 
 use crate::setup::start;
 
 const PORT: u16 = 4400;
-const TASKS: u64 = 24;
+/// Of a storm that is not the main one.
+const SHORT_SECONDS: u64 = 3;
+const TASKS: usize = 24;
 
 /// What one connection does, drawn from its number. Both sides know it.
 #[derive(Debug, Clone, Copy)]
@@ -176,16 +178,16 @@ fn storm_seconds() -> u64 {
         .unwrap_or_else(|_| panic!("JOURNEYS_STORM_SECONDS={text}: expected a number of seconds"))
 }
 
-fn storm_in(world: &World) -> Arc<Counts> {
-    let servers = ["server", "other"].map(|name| world.pod(name).serve(PORT, serve));
-    let until = Instant::now() + Duration::from_secs(storm_seconds());
+/// Streams from pods to addresses, of which these servers get to see the ends.
+fn storm_between(world: &World, servers: &[(&str, u16)], calls: &[(&'static str, SocketAddr)], seconds: u64) {
+    let servers = servers
+        .iter()
+        .map(|(name, port)| world.pod(name).serve(*port, serve));
+    let servers: Vec<Server> = servers.collect();
+    let until = Instant::now() + Duration::from_secs(seconds);
     let counts = Arc::<Counts>::default();
     let mut running = Vec::new();
-    for task in 0..TASKS {
-        // Two tenants on either side, so that a foreign byte could also be another tenant's.
-        let (client, server) = [("client", "server"), ("cart", "other")][(task % 2) as usize];
-        let family = Family::BOTH[(task / 2 % 2) as usize];
-        let target = world.pod(server).address(family, PORT);
+    for (client, target) in calls.iter().copied().cycle().take(TASKS) {
         let counts = Arc::clone(&counts);
         let calling = world
             .pod(client)
@@ -205,13 +207,6 @@ fn storm_in(world: &World) -> Arc<Counts> {
             .count();
         assert_eq!(wrong, 0, "connections on which a server saw wrong bytes");
     }
-    counts
-}
-
-#[test]
-fn no_byte_ever_appears_on_another_connection_while_streams_are_reset_at_random() {
-    let world = start(crate::setup::plan().pod(PodSpec::new("other", 1)));
-    let counts = storm_in(&world);
     let (orderly, reset) = (
         counts.orderly.load(Ordering::Relaxed),
         counts.reset.load(Ordering::Relaxed),
@@ -220,5 +215,39 @@ fn no_byte_ever_appears_on_another_connection_while_streams_are_reset_at_random(
     assert!(
         orderly > 50 && reset > 50,
         "too few to mean anything: {orderly} orderly, {reset} reset"
+    );
+}
+
+/// A short one, of two pods to one server.
+pub fn storm_through(world: &World, (server, port): (&str, u16), targets: [SocketAddr; 2]) {
+    let [first, second] = targets;
+    let calls = [
+        ("client", first),
+        ("cart", first),
+        ("client", second),
+        ("cart", second),
+    ];
+    storm_between(
+        world,
+        &[(server, port)],
+        &calls,
+        storm_seconds().min(SHORT_SECONDS),
+    );
+}
+
+#[test]
+fn no_byte_ever_appears_on_another_connection_while_streams_are_reset_at_random() {
+    let world = start(crate::setup::plan().pod(PodSpec::new("other", 1)));
+    // Two tenants on either side, so that a foreign byte could also be another tenant's.
+    let pairs = [("client", "server"), ("cart", "other")];
+    let calls = Family::BOTH
+        .into_iter()
+        .flat_map(|family| pairs.map(|(client, server)| (client, world.pod(server).address(family, PORT))));
+    let calls: Vec<_> = calls.collect();
+    storm_between(
+        &world,
+        &[("server", PORT), ("other", PORT)],
+        &calls,
+        storm_seconds(),
     );
 }

@@ -55,7 +55,7 @@ fn scrape(world: &World, node: usize, prefix: &str) -> BTreeMap<String, u64> {
 }
 
 /// The one sample of the name with all these in its labels; 0 when there is none.
-fn sample(world: &World, node: usize, name: &str, labels: &[&str]) -> u64 {
+pub fn sample(world: &World, node: usize, name: &str, labels: &[&str]) -> u64 {
     let samples = scrape(world, node, &format!("{name}{{"));
     let mut fitting = samples
         .iter()

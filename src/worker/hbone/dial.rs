@@ -1,11 +1,14 @@
 //! The client's side of HBONE: dialling a session and opening streams on it.
 
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::inside::Errand;
 use super::pool::{self, PoolKey};
 use super::revocation::compare_established;
-use super::session::{Answer, Ending, Held, Role, Session, SessionParts, UserState};
+use super::session::{Answer, Ending, Held, Role, Session, SessionParts, Transport, UserState};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
@@ -19,7 +22,7 @@ use crate::wire::hbone::{ConnectRequest, IncomingResponse};
 use crate::wire::http2::{Connection, ErrorCode, Settings, StreamId};
 use crate::worker::certificates::certificate;
 use crate::worker::core::Core;
-use crate::worker::outcome::Outcome;
+use crate::worker::outcome::{HttpStatus, Outcome};
 use crate::worker::owner::Owned;
 use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::shell::{Elapsed, Shell, Socket};
@@ -123,11 +126,20 @@ pub async fn dial<D: Driver + 'static>(
     ))
 }
 
+/// What a handshake is made over.
+pub trait Medium {
+    /// Sends `bytes[..end]`.
+    fn send(&self, bytes: Vec<u8>, end: usize) -> impl Future<Output = io::Result<()>>;
+
+    /// The next bytes, the end, or an error.
+    fn receive(&self, bytes_max: usize) -> impl Future<Output = Received>;
+}
+
 /// Runs a handshake to its end. The peer gets our alert when we refuse it. To be followed by `start_session`
 /// without an await in between.
 pub async fn shake<D: Driver + 'static>(
     shell: &Shell<D>,
-    socket: &Socket<D>,
+    medium: &impl Medium,
     peer: SocketAddr,
     mut handshake: Handshake,
     direction: Direction,
@@ -139,13 +151,13 @@ pub async fn shake<D: Driver + 'static>(
             let bytes = received.as_ref().map_or(&[][..], |buffer| buffer.bytes());
             let progress = handshake.advance(bytes, &mut output);
             let (bytes, end) = output.into_parts();
-            socket.send(bytes, end).await.map_err(Outcome::Io)?;
+            medium.send(bytes, end).await.map_err(Outcome::Io)?;
             match progress? {
                 Progress::Done => return Ok(handshake.finish()?),
                 Progress::More => {}
             }
             drop(received.take());
-            received = match socket.receive(limits::READ_BYTES_MIN).await {
+            received = match medium.receive(limits::READ_BYTES_MIN).await {
                 Received::Data(buffer) => Some(buffer),
                 Received::End => return Err(Outcome::Io(std::io::ErrorKind::UnexpectedEof.into())),
                 Received::Failed(error) => return Err(Outcome::Io(error)),
@@ -190,7 +202,7 @@ pub fn start_session<D: Driver + 'static>(
         let local_address = core.local_address(id).unwrap_or(peer_address);
         let session = Session::new(SessionParts {
             role,
-            socket: id,
+            transport: Transport::Socket(id),
             channel: established.channel,
             http2,
             pod: pod.clone(),
@@ -204,12 +216,7 @@ pub fn start_session<D: Driver + 'static>(
         let key = core.sessions.insert(session);
         core.driver.set_owner(id, Owned::Session(key).to_owner());
         core.driver.receive(id, ReceiveMode::Stream);
-        core.start_session_timer(key);
-        if !established.leftover.is_empty() {
-            let buffer = RecvBuffer::copied(&established.leftover);
-            core.session_received(key, &buffer);
-        }
-        core.mark_session(key);
+        core.begin_session(key, &established.leftover);
         // One that was dialled is for connections that were accepted before the drain; it ends with them.
         if core.draining && is_server {
             if let Some(session) = core.sessions.get_mut(key) {
@@ -221,16 +228,18 @@ pub fn start_session<D: Driver + 'static>(
     })
 }
 
-/// Opens a stream to `request.authority` and waits for the peer's 200.
+/// Opens a stream to `request.authority` and waits for the peer's 200. `errand`: what is said to the gateway on the way
+/// to a session inside of another.
 pub async fn connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     key: &Rc<PoolKey>,
     request: &ConnectRequest<'_>,
+    errand: Option<&Rc<Errand>>,
 ) -> Result<(OpenStream<D>, Box<IncomingResponse>), Rc<Outcome>> {
-    let mut again = 0;
+    let (mut again, mut stale) = (0, false);
     loop {
-        let session = pool::session(shell, pod, key).await?;
+        let session = pool::session(shell, pod, key, errand).await?;
         let Some((stream, answer)) = shell
             .with(|core| core.ask(session, request))
             .map(|(stream, user, answer)| (OpenStream::new(shell, session, stream, user), answer))
@@ -252,10 +261,16 @@ pub async fn connect<D: Driver + 'static>(
         }
         match answer {
             Some(Answer::Response(response)) if response.status == 200 => return Ok((stream, response)),
+            // Another workload may do better: the gateway chooses anew for a session of its own.
+            Some(Answer::Response(response)) if response.status == 503 && key.through.is_some() => {
+                let was_shared = shell.with(|core| core.leave_choice(session));
+                if !was_shared || stale {
+                    return Err(Rc::new(Outcome::Status(HttpStatus(503))));
+                }
+                stale = true;
+            }
             Some(Answer::Response(response)) => {
-                return Err(Rc::new(Outcome::Status(crate::worker::outcome::HttpStatus(
-                    response.status,
-                ))));
+                return Err(Rc::new(Outcome::Status(HttpStatus(response.status))));
             }
             // RFC 9113 section 8.7: a refused stream was not processed, trying again is safe.
             Some(Answer::Reset(ErrorCode::RefusedStream)) if again < limits::REFUSED_RETRIES_MAX => {
@@ -276,6 +291,21 @@ pub async fn connect<D: Driver + 'static>(
 }
 
 impl<D: Driver + 'static> Core<D> {
+    /// What every new session in the table begins with.
+    pub(super) fn begin_session(&mut self, key: Key<Session>, leftover: &[u8]) {
+        self.start_session_timer(key);
+        if !leftover.is_empty() {
+            self.session_received(key, leftover);
+        }
+        self.mark_session(key);
+    }
+
+    /// A workload behind a gateway reaches no application: no further streams go there. Whether others went before.
+    fn leave_choice(&mut self, key: Key<Session>) -> bool {
+        self.retire_session(key);
+        self.sessions.get(key).is_some_and(|session| session.served > 1)
+    }
+
     /// Sends CONNECT. `None` when the session cannot take a stream any more.
     fn ask(
         &mut self,

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::serve::Request;
 use super::session::{
-    Answer, Ending, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, UserState,
+    Answer, Blocked, Ending, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, Transport,
+    UserState,
 };
 use crate::limits;
 use crate::runtime::slab::Key;
-use crate::sys::buffer::{Payload, RecvBuffer};
+use crate::sys::buffer::Payload;
 use crate::sys::driver::{Close, Driver, Event, Received, SendStatus};
 use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
@@ -21,7 +22,7 @@ impl<D: Driver + 'static> Core<D> {
     pub fn session_event(&mut self, key: Key<Session>, event: Event) {
         match event {
             Event::Received { data, .. } => match data {
-                Received::Data(buffer) => self.session_received(key, &buffer),
+                Received::Data(buffer) => self.session_received(key, buffer.bytes()),
                 Received::End => self.close_session(key, "the peer closed the connection"),
                 Received::Failed(error) => self.close_session(key, &format!("receive: {error}")),
             },
@@ -30,12 +31,12 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Takes in received ciphertext; also what a handshake left over.
-    pub fn session_received(&mut self, key: Key<Session>, buffer: &RecvBuffer) {
+    /// Takes in received ciphertext; also what a handshake left over. Called again from within for a session inside.
+    pub fn session_received(&mut self, key: Key<Session>, bytes: &[u8]) {
         let mut events = self.take_session_events();
         let result = match self.sessions.get_mut(key) {
             Some(session) if !session.is_closing() => {
-                session.receive(buffer, &mut self.buffers, self.now, &mut events)
+                session.receive(bytes, &mut self.buffers, self.now, &mut events)
             }
             Some(_) | None => Ok(()),
         };
@@ -66,6 +67,13 @@ impl<D: Driver + 'static> Core<D> {
                         let tunnel = *tunnel;
                         self.tunnel_data(tunnel, slice, end);
                     }
+                    UserState::Carrying(carrier) => {
+                        let carrier = *carrier;
+                        self.carrier_data(carrier, slice);
+                        if end {
+                            self.carrier_end(carrier);
+                        }
+                    }
                     UserState::Asked { held, .. } | UserState::Preparing { held } => {
                         held.end |= end;
                         held.backlog
@@ -82,20 +90,31 @@ impl<D: Driver + 'static> Core<D> {
                         let tunnel = *tunnel;
                         self.tunnel_end(tunnel);
                     }
+                    UserState::Carrying(carrier) => {
+                        let carrier = *carrier;
+                        self.carrier_end(carrier);
+                    }
                     UserState::Asked { held, .. } | UserState::Preparing { held } => held.end = true,
                 }
             }
             SessionEvent::Reset { stream, user, code } => self.stream_reset(key, user, stream, code),
-            SessionEvent::Writable { stream, user } => {
-                if let Some(StreamUser {
+            SessionEvent::Writable { stream, user } => match self.user(key, user, stream) {
+                Some(StreamUser {
                     state: UserState::Relaying(tunnel),
                     ..
-                }) = self.user(key, user, stream)
-                {
+                }) => {
                     let tunnel = *tunnel;
                     self.unblock_tunnel(tunnel);
                 }
-            }
+                Some(StreamUser {
+                    state: UserState::Carrying(carrier),
+                    ..
+                }) => {
+                    let carrier = *carrier;
+                    self.unblock_carrier(carrier);
+                }
+                Some(_) | None => {}
+            },
             SessionEvent::AllWritable => self.unblock_window(key),
             SessionEvent::Response {
                 stream,
@@ -160,6 +179,11 @@ impl<D: Driver + 'static> Core<D> {
                 let tunnel = *tunnel;
                 self.tunnel_reset(tunnel, code);
             }
+            UserState::Carrying(carrier) => {
+                let carrier = *carrier;
+                let why = format!("the network gateway reset the stream that carries it: {code:?}");
+                self.carrier_lost(carrier, &Ending::Said(why));
+            }
             UserState::Preparing { held } => held.give_up(code),
             UserState::Asked { .. } => {
                 let removed = self
@@ -177,21 +201,29 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Goes on with the tunnels that waited for window.
+    /// Goes on with those that waited for window.
     fn unblock_window(&mut self, key: Key<Session>) {
         let spare = self.take_unblocked();
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
         let mut waiting = std::mem::replace(&mut session.blocked_window, spare);
-        for tunnel in waiting.drain(..) {
-            self.unlist_window(tunnel);
-            self.unblock_tunnel(tunnel);
+        for blocked in waiting.drain(..) {
+            match blocked {
+                Blocked::Tunnel(tunnel) => {
+                    self.unlist_window(tunnel);
+                    self.unblock_tunnel(tunnel);
+                }
+                Blocked::Carrier(carrier) => {
+                    self.unlist_carrier_window(carrier);
+                    self.unblock_carrier(carrier);
+                }
+            }
         }
         self.put_unblocked(waiting);
     }
 
-    /// Goes on with the tunnels that waited for room in the send buffer, as long as there is some.
+    /// Goes on with those that waited for room in the send buffer, as long as there is some.
     fn unblock_room(&mut self, key: Key<Session>) {
         let Some(session) = self.sessions.get(key) else {
             return;
@@ -203,11 +235,17 @@ impl<D: Driver + 'static> Core<D> {
             if !session.has_room() {
                 return;
             }
-            let Some(tunnel) = session.blocked_room.pop_front() else {
-                return;
-            };
-            self.unlist_room(tunnel);
-            self.unblock_tunnel(tunnel);
+            match session.blocked_room.pop_front() {
+                Some(Blocked::Tunnel(tunnel)) => {
+                    self.unlist_room(tunnel);
+                    self.unblock_tunnel(tunnel);
+                }
+                Some(Blocked::Carrier(carrier)) => {
+                    self.unlist_carrier_room(carrier);
+                    self.unblock_carrier(carrier);
+                }
+                None => return,
+            }
         }
     }
 
@@ -223,11 +261,16 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let (bytes, end) = output.into_parts();
-        match self
-            .driver
-            .send(session.socket, Payload::Bytes { bytes, from: 0, end })
-        {
-            SendStatus::Queued => session.sending = true,
+        let status = match session.transport {
+            Transport::Socket(socket) => self.driver.send(socket, Payload::Bytes { bytes, from: 0, end }),
+            Transport::Carrier(carrier) => self.carrier_send(carrier, bytes, end),
+        };
+        match status {
+            SendStatus::Queued => {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.sending = true;
+                }
+            }
             SendStatus::Done(payload) => {
                 self.recycle(payload);
                 self.unblock_room(key);
@@ -235,12 +278,12 @@ impl<D: Driver + 'static> Core<D> {
             }
             SendStatus::Failed { error, payload, .. } => {
                 self.recycle(payload);
-                self.drop_session(key, &format!("send: {error}"));
+                self.drop_session(key, &Ending::Said(format!("send: {error}")));
             }
         }
     }
 
-    fn session_sent(&mut self, key: Key<Session>, error: Option<io::Error>, payload: Payload) {
+    pub(super) fn session_sent(&mut self, key: Key<Session>, error: Option<io::Error>, payload: Payload) {
         self.recycle(payload);
         let Some(session) = self.sessions.get_mut(key) else {
             return;
@@ -251,11 +294,11 @@ impl<D: Driver + 'static> Core<D> {
                 self.unblock_room(key);
                 self.mark_session(key);
             }
-            Some(error) => self.drop_session(key, &format!("send: {error}")),
+            Some(error) => self.drop_session(key, &Ending::Said(format!("send: {error}"))),
         }
     }
 
-    fn recycle(&mut self, payload: Payload) {
+    pub(super) fn recycle(&mut self, payload: Payload) {
         if let Payload::Bytes { bytes, .. } = payload {
             self.buffers.recycle_output(Output::reuse(bytes));
         }
@@ -289,6 +332,10 @@ impl<D: Driver + 'static> Core<D> {
             self.pool.forget(&pool_key.clone(), key);
         }
         self.mark_session(key);
+        // What a gateway that goes away carries has to take another way, too.
+        for inside in self.carried_by(key) {
+            self.retire_session(inside);
+        }
     }
 
     /// Ends every stream of the session, says goodbye, and closes when that has been sent. One that lingers stops
@@ -306,8 +353,8 @@ impl<D: Driver + 'static> Core<D> {
         if was_open || !lingers {
             session.stage = Stage::Goodbye { lingers };
         }
-        if !lingers {
-            self.driver.stop_receive(session.socket);
+        if let (false, Transport::Socket(socket)) = (lingers, session.transport) {
+            self.driver.stop_receive(socket);
         }
         if !was_open {
             self.mark_session(key);
@@ -337,13 +384,13 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// The connection is broken: nothing more can be said on it.
-    fn drop_session(&mut self, key: Key<Session>, why: &str) {
+    pub(super) fn drop_session(&mut self, key: Key<Session>, why: &Ending) {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
         session.stage = Stage::Goodbye { lingers: false };
         session.channel_broken = true;
-        self.end_users(key, &Ending::Said(why.to_owned()));
+        self.end_users(key, why);
         self.retire_session(key);
         self.remove_session(key);
     }
@@ -367,6 +414,10 @@ impl<D: Driver + 'static> Core<D> {
                         // Not even what had arrived before is delivered.
                         Ending::Revoked(_) => self.cut_tunnel(tunnel, why.outcome()),
                     }
+                }
+                UserState::Carrying(carrier) => {
+                    let (carrier, why) = (*carrier, why.of_gateway());
+                    self.carrier_lost(carrier, &why);
                 }
                 UserState::Preparing { held } => held.give_up(ErrorCode::Cancel),
                 UserState::Asked { .. } => {
@@ -411,8 +462,13 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         session.stage = Stage::Lingering;
-        if self.driver.shutdown_send(session.socket).is_err() {
-            self.remove_session(key);
+        match session.transport {
+            Transport::Socket(socket) => {
+                if self.driver.shutdown_send(socket).is_err() {
+                    self.remove_session(key);
+                }
+            }
+            Transport::Carrier(carrier) => self.end_carrier(carrier),
         }
     }
 
@@ -423,12 +479,21 @@ impl<D: Driver + 'static> Core<D> {
         if let Some(timer) = session.timer {
             self.timers.cancel(timer);
         }
-        self.driver.close(session.socket, Close::Orderly);
+        match session.transport {
+            Transport::Socket(socket) => self.driver.close(socket, Close::Orderly),
+            Transport::Carrier(carrier) => self.close_carrier(carrier),
+        }
     }
 
     fn peer_of(&self, key: Key<Session>) -> String {
         match self.sessions.get(key) {
-            Some(session) => format!("{} ({})", session.peer_address, session.peer.first()),
+            Some(session) => {
+                let behind = match session.transport {
+                    Transport::Socket(_) => "",
+                    Transport::Carrier(_) => "behind ",
+                };
+                format!("{behind}{} ({})", session.peer_address, session.peer.first())
+            }
             None => String::new(),
         }
     }
@@ -494,7 +559,13 @@ impl<D: Driver + 'static> Core<D> {
                 tracing::debug!(target: "hbone", %peer, "session closed: no stream for {seconds} s");
             }
         }
-        self.close_session(key, &format!("no stream for {seconds} s"));
+        let why = Ending::Said(format!("no stream for {seconds} s"));
+        // On a carrier there is no other way to end than to wait for the peer's end: a reset would overtake the goodbye.
+        let lingers = match self.sessions.get(key).map(|session| session.transport) {
+            Some(Transport::Carrier(_)) => true,
+            Some(Transport::Socket(_)) | None => false,
+        };
+        self.end_session(key, ErrorCode::NoError, &why, lingers);
     }
 
     /// The peer, or the way to it, is gone without a word: nothing that we could say would arrive.
@@ -507,7 +578,7 @@ impl<D: Driver + 'static> Core<D> {
             "session closed: nothing came for {silent} s and no answer to a PING within {timeout} s; \
              the peer or the way to it is gone, and the session's streams are reset"
         );
-        let why = format!("no answer to a PING within {timeout} s");
+        let why = Ending::Said(format!("no answer to a PING within {timeout} s"));
         self.drop_session(key, &why);
     }
 

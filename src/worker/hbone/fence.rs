@@ -131,6 +131,7 @@ mod tests {
             destination: (ADDRESS, 15008).into(),
             accepted: Arc::new([]),
             workload: Some(uid.into()),
+            through: None,
         });
         core.sessions.get_mut(session).expect("it lives").role = Role::Client { key: key.clone() };
         (session, key, peer)

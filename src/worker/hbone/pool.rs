@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::dial;
+use super::inside::{self, Errand};
 use super::session::Session;
 use crate::bridge::orders::PodUid;
 use crate::identity::Identity;
@@ -38,6 +39,17 @@ pub struct PoolKey {
     pub accepted: Arc<[Identity]>,
     /// The destination's workload uid: an address that is taken over by another workload gets other sessions.
     pub workload: Option<Arc<str>>,
+    /// Set for a session inside of another one.
+    pub through: Option<Rc<Through>>,
+}
+
+/// What else must be equal where sessions are inside of others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Through {
+    /// Of the session to the gateway.
+    pub gateway: Rc<PoolKey>,
+    /// What the gateway is asked for.
+    pub authority: String,
 }
 
 #[derive(Default)]
@@ -282,6 +294,7 @@ pub async fn session<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     key: &Rc<PoolKey>,
+    errand: Option<&Rc<Errand>>,
 ) -> Dialled {
     let until = shell.with(|core| core.now) + limits::SESSION_WAIT;
     // Others may take the room first, or the peer may have less than it was thought to have.
@@ -292,9 +305,16 @@ pub async fn session<D: Driver + 'static>(
             Step::Wait { result, dial } => {
                 if dial {
                     let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
+                    let errand = errand.cloned();
                     shell.clone().spawn(async move {
                         loop {
-                            let dialled = pod.while_present(dial::dial(&shell, &pod, &key)).await;
+                            let dialled = match (&key.through, &errand) {
+                                (Some(through), Some(errand)) => {
+                                    let dialling = inside::dial(&shell, &pod, &key, through, errand);
+                                    pod.while_present(dialling).await
+                                }
+                                _ => pod.while_present(dial::dial(&shell, &pod, &key)).await,
+                            };
                             let result = dialled.and_then(|result| result).map_err(Rc::new);
                             if !shell.with(|core| core.dialled(&key, result)) {
                                 return;

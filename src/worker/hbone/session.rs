@@ -24,6 +24,7 @@ use crate::wire::hbone::{IncomingRequest, IncomingResponse};
 use crate::wire::http2::{Connection, ConnectionError, ErrorCode, Event, StreamId};
 use crate::worker::backlog::Backlog;
 use crate::worker::buffers::Buffers;
+use crate::worker::hbone::carrier::Carrier;
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedSession, PodState};
@@ -44,9 +45,24 @@ pub enum Role {
     Server,
 }
 
+/// What a session's bytes go over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Socket(SocketId),
+    /// A stream of another session, whose peer passes it on.
+    Carrier(Key<Carrier>),
+}
+
+/// Who waits for window or room of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    Tunnel(Key<Tunnel>),
+    Carrier(Key<Carrier>),
+}
+
 pub struct Session {
     pub role: Role,
-    pub socket: SocketId,
+    pub transport: Transport,
     pub channel: Channel,
     pub http2: Connection,
     pub users: Slab<StreamUser>,
@@ -56,10 +72,10 @@ pub struct Session {
     pub local_address: SocketAddr,
     /// What later lists of revoked certificates are asked about, if there are any at all.
     pub revocable: Option<Box<Revocable>>,
-    /// Tunnels that wait for window. (Those that wait for their own stream's window are woken by it, too.)
-    pub blocked_window: Vec<Key<Tunnel>>,
-    /// Tunnels that wait for room in the send buffer, first come first served.
-    pub blocked_room: VecDeque<Key<Tunnel>>,
+    /// Those that wait for window. (Who waits for its own stream's window is woken by it, too.)
+    pub blocked_window: Vec<Blocked>,
+    /// Those that wait for room in the send buffer, first come first served.
+    pub blocked_room: VecDeque<Blocked>,
     /// Bytes that applications may deliver at any moment because their receives are armed, beyond
     /// `limits::READ_BYTES_MIN` each.
     pub armed_bytes: usize,
@@ -83,7 +99,7 @@ pub struct Session {
     output: Option<Output>,
     /// Where the record that small frames are being collected in starts.
     record_start: Option<usize>,
-    /// The kernel holds a send buffer of this session.
+    /// The kernel, or the carrier, holds a send buffer of this session.
     pub sending: bool,
 }
 
@@ -117,6 +133,8 @@ pub enum UserState {
         held: Held,
     },
     Relaying(Key<Tunnel>),
+    /// Another session's bytes are on it.
+    Carrying(Key<Carrier>),
 }
 
 /// What arrived before there was somebody to give it to. Bounded by the stream's window.
@@ -158,6 +176,14 @@ impl Ending {
         match self {
             Self::Said(why) => Outcome::SessionClosed(why.clone()),
             Self::Revoked(revoked) => Outcome::Revoked(revoked.clone()),
+        }
+    }
+
+    /// The same for the sessions that its streams carried.
+    pub fn of_gateway(&self) -> Self {
+        match self {
+            Self::Said(why) => Self::Said(format!("the session to the network gateway ended: {why}")),
+            Self::Revoked(revoked) => Self::Revoked(revoked.clone()),
         }
     }
 }
@@ -216,7 +242,7 @@ pub enum SessionError {
 /// What a new session is made of.
 pub struct SessionParts {
     pub role: Role,
-    pub socket: SocketId,
+    pub transport: Transport,
     pub channel: Channel,
     pub http2: Connection,
     pub pod: Rc<PodState>,
@@ -232,7 +258,7 @@ impl Session {
     pub fn new(parts: SessionParts) -> Self {
         Self {
             role: parts.role,
-            socket: parts.socket,
+            transport: parts.transport,
             channel: parts.channel,
             http2: parts.http2,
             users: Slab::default(),
@@ -289,14 +315,13 @@ impl Session {
     /// Opens what arrived and appends what it means to `events`.
     pub fn receive(
         &mut self,
-        buffer: &RecvBuffer,
+        mut input: &[u8],
         buffers: &mut Buffers,
         now: Instant,
         events: &mut Vec<SessionEvent>,
     ) -> Result<(), SessionError> {
         self.last_received = now;
         self.ping_sent = None;
-        let mut input = buffer.bytes();
         while !self.partial.is_empty() {
             let Some(whole) = self.complete_partial(&mut input) else {
                 return Ok(());
@@ -467,6 +492,26 @@ impl Session {
             } else {
                 self.seal_frame(&header, frame_bytes, buffer, buffers);
             }
+            taken += frame_bytes;
+        }
+        taken
+    }
+
+    /// Sends as much of `bytes` as the windows and the send buffer have room for, and tells how much. At the price of a
+    /// copy: for bytes that do not lie in a lent buffer.
+    pub fn send_copied(&mut self, stream: StreamId, bytes: &[u8], buffers: &mut Buffers) -> usize {
+        self.collect_control(buffers);
+        let mut taken = 0;
+        while taken < bytes.len() && self.has_room() {
+            let frame_bytes = (bytes.len() - taken)
+                .min(self.http2.send_capacity(stream))
+                .min(self.http2.frame_bytes_max())
+                .min(RECORD_BYTES_MAX - FRAME_HEADER_BYTES);
+            if frame_bytes == 0 {
+                break;
+            }
+            let header = self.http2.data_header(stream, frame_bytes, false);
+            self.collect(&[&header, &bytes[taken..taken + frame_bytes]], buffers);
             taken += frame_bytes;
         }
         taken

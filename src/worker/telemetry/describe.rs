@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Account;
 use crate::bridge::traffic::Original;
+use crate::identity::Identity;
 use crate::mesh::{Delivery, Plan, Snapshot, Way, Workload};
 use crate::wire::baggage::Baggage;
 use crate::wire::hbone::{IncomingRequest, forwarded_host};
@@ -17,6 +18,7 @@ impl Account {
             Way::DoubleHbone(hop) => Some(&hop.outer),
         };
         let is_tunnelled = hop.is_some();
+        self.is_through_gateway = matches!(plan.way, Way::DoubleHbone(_));
         self.source = Some(source.clone());
         self.destination_address = plan.way.next_hop();
         self.hbone_address = hop.and_then(|hop| hop.authority.address());
@@ -25,6 +27,16 @@ impl Account {
         self.destination_identity = destination.map(|to| to.identity.clone());
         self.service = plan.service.clone();
         self.destination = plan.destination.clone();
+        self.destination_told = None;
+    }
+
+    /// Who answered in another network: `identity` is proven, the rest is what it says. An answer without baggage says
+    /// that nothing is known.
+    pub fn describe_remote(&mut self, identity: Option<Identity>, baggage: Option<&str>) {
+        if let Ok(told) = Baggage::parse(baggage) {
+            self.destination_told = Some(Box::new(told));
+            self.destination_identity = identity;
+        }
     }
 
     /// What a stream to `own` is, now that it is known where it is delivered. `reads_baggage`: what the peer says about

@@ -22,7 +22,7 @@ pub struct Kinds {
     shard: Shard,
     found: HashMap<Parts, Found>,
     all: HashSet<ByLabels>,
-    /// How many of them are of sources that only their peers tell of.
+    /// How many of them are of sources, or destinations, that only their peers tell of.
     told: usize,
     has_folded: bool,
 }
@@ -85,7 +85,8 @@ impl Kinds {
 
     /// Where a connection is counted.
     pub fn series(&mut self, account: &Account) -> Arc<Series> {
-        if account.source.is_none() && account.source_told.is_some() {
+        let source_is_told = account.source.is_none() && account.source_told.is_some();
+        if source_is_told || account.destination_told.is_some() {
             return self.labelled(labels(account), true).0;
         }
         let parts = Parts {
@@ -176,16 +177,25 @@ pub fn labels(account: &Account) -> Labels {
         (None, Some(told)) => of_baggage(told),
         (None, None) => EndLabels::default(),
     };
-    let destination = account.destination.as_deref();
+    let destination = match (&account.destination_told, &account.destination) {
+        (Some(told), _) => Some(of_baggage(told)),
+        (None, Some(workload)) => Some(of_workload(workload)),
+        (None, None) => None,
+    };
+    let principal = match (&account.destination_told, &account.destination) {
+        (Some(_), _) => account.destination_identity.clone(),
+        (None, workload) => workload.as_ref().map(|workload| workload.identity.clone()),
+    };
+    let has_localities = account.source.is_some() || account.source_told.is_some() || destination.is_some();
     Labels {
         reporter: account.direction,
         source,
         source_principal: account.source_identity.clone(),
         is_mutual_tls: account.source_identity.is_some(),
         service: account.service.as_deref().map(of_service).unwrap_or_default(),
-        destination: destination.map(of_workload).unwrap_or_default(),
-        destination_principal: destination.map(|workload| workload.identity.clone()),
-        has_localities: account.source.is_some() || account.source_told.is_some() || destination.is_some(),
+        destination: destination.unwrap_or_default(),
+        destination_principal: principal,
+        has_localities,
     }
 }
 

@@ -71,7 +71,7 @@ impl HboneServer {
     }
 }
 
-fn config(credentials: Credentials) -> ServerConfig {
+pub(crate) fn config(credentials: Credentials) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(credentials.root).expect("a root");
@@ -107,7 +107,7 @@ async fn serve(
     Ok(())
 }
 
-fn record(request: &Request<RecvStream>, peer: SocketAddr) -> Asked {
+pub(crate) fn record(request: &Request<RecvStream>, peer: SocketAddr) -> Asked {
     Asked {
         method: request.method().to_string(),
         authority: request.uri().to_string(),

@@ -14,7 +14,7 @@
 //! | `Istiod` | `Istiod::start`, `World::build` where the blueprint wants it | drop closes the port and every connection |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
-//! | `HboneServer` | `HboneServer::start` | drop ends its task and its connections |
+//! | `HboneServer`, `Gateway` | their `start` | drop ends its task and its connections |
 //! | `NameServer` | `NameServer::start` | drop ends its thread |
 //! | `Capture` | `Node::capture` | `Capture::stop` gives the report |
 
@@ -27,6 +27,7 @@ pub mod authority;
 pub mod blueprint;
 pub mod ca;
 pub mod capture;
+pub mod gateway;
 pub mod guardian;
 pub mod hbone;
 pub mod http;
@@ -52,6 +53,7 @@ pub use authority::Authority;
 pub use blueprint::{Blueprint, ControlPlane, Membership, PodSpec, ServiceSpec};
 pub use ca::Ca;
 pub use capture::{Capture, CaptureReport};
+pub use gateway::Gateway;
 pub use hbone::HboneServer;
 pub use istiod::Istiod;
 pub use namespace::Namespace;

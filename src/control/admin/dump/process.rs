@@ -162,7 +162,7 @@ impl<'a> ConnectionShape<'a> {
                 Original::Address(address) => OriginalShape::Address(*address),
                 Original::Host(host) => OriginalShape::Host(host.as_deref()),
             },
-            protocol: if connection.is_tunnelled { "HBONE" } else { "TCP" },
+            protocol: connection.protocol.text(),
             src: connection.source,
         }
     }

@@ -168,21 +168,6 @@ fn the_waypoint_of_a_workload_is_dialled_whatever_its_network() {
 }
 
 #[test]
-fn who_speaks_no_hbone_inside_of_hbone_refuses_with_the_reason() {
-    let snapshot = mesh(
-        vec![client(), remote("far", waypoint(GATEWAY, 15008)), gateway()],
-        vec![web()],
-        vec![],
-    );
-    let plan = route(&snapshot, "10.96.0.1:80").expect("routed");
-    let text = double(&plan).refusal(&own(&snapshot, "client")).to_string();
-    assert!(
-        text.contains("it is on network \"net2\", the source on \"net1\""),
-        "{text}"
-    );
-}
-
-#[test]
 fn local_endpoints_are_preferred_where_the_service_says_so() {
     let load_balancer = balancer(BalanceMode::Failover, &[Scope::Network]);
     let web = Service {

@@ -25,6 +25,7 @@ fn key() -> Rc<PoolKey> {
         destination: ([10, 0, 0, 1], 15008).into(),
         accepted: Arc::new([]),
         workload: None,
+        through: None,
     })
 }
 
@@ -204,7 +205,7 @@ fn a_peer_that_does_not_answer_connect_is_given_up_by_name() {
                 traceparent: None,
                 forwarded_network: None,
             };
-            dial::connect(&shell, &pod, &key, &request).await
+            dial::connect(&shell, &pod, &key, &request, None).await
         }
     };
     assert_eq!(
@@ -222,7 +223,7 @@ fn nobody_waits_for_ever_for_a_session_that_others_dial() {
     let shell = Shell::new(core, executor.spawner());
     let work = {
         let shell = shell.clone();
-        async move { session(&shell, &pod, &key).await }
+        async move { session(&shell, &pod, &key, None).await }
     };
     assert_eq!(
         failure_after(&executor, &shell, limits::SESSION_WAIT, work),

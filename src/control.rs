@@ -15,6 +15,7 @@ pub mod log_line;
 pub mod metrics;
 pub mod pods;
 pub mod readiness;
+pub mod resolver;
 pub mod revocation;
 pub mod roster;
 pub mod xds;

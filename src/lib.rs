@@ -18,6 +18,7 @@
 //! | `bridge::LogSink`, `LogQueue` | every thread; the log thread | `process::logging::start` | the queue when all sinks are gone |
 //! | `control::xds::on_demand::OnDemand` | control | `control::xds`, with `XDS_ON_DEMAND` | with the process; a question when it is answered or given up |
 //! | `worker::lookups::Lookups` | worker | `Core::new` | with `Core`; a question with its answer |
+//! | `control::resolver::NameServers` | control | `process::boot` | with the process; its cache with it |
 //! | `control::zds::Client`, `Protocol` | control | `process::boot` | when the drain begins; pods go on |
 //! | `control::pods::WorkerPods` | control | `process::boot` | with the ZDS client |
 //! | `control::certificates::Certificates` | control | `control::demands::serve` | when all workers have ended; an entry with the last pod of its identity |

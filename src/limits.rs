@@ -614,6 +614,16 @@ pub const LOOKUPS_ABSENT_MAX: usize = 16_384;
 /// Names in one request: far below what a server takes in one message.
 pub const LOOKUPS_REQUEST_MAX: usize = 1024;
 
+/// Host names looked up at a time, by all workers.
+pub const RESOLUTIONS_MAX: usize = 64;
+/// One of them: its reason is told before those who wait give up.
+pub const RESOLUTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// Answers of name servers that are kept for their time to live. Contract: dns.md section 10.
+pub const RESOLUTIONS_KEPT_MAX: u64 = 4096;
+/// Addresses of one name that are chosen from.
+pub const RESOLVED_ADDRESSES_MAX: usize = 64;
+
+const _: () = assert!(RESOLUTION_TIMEOUT.as_secs() < LOOKUP_WAIT.as_secs());
 const _: () = assert!(LOOKUP_FORGOTTEN_AFTER.as_secs() > LOOKUP_WAIT.as_secs());
 const _: () = assert!(LOOKUPS_POD_MAX < LOOKUPS_WORKER_MAX && LOOKUPS_POD_MAX < SETUPS_POD_MAX);
 // With the longest names that DNS has.

@@ -22,7 +22,7 @@ use uztunnel::bridge::{
 use uztunnel::config::{CertificateSource, Config, Environment};
 use uztunnel::control::ca::{Ca as Client, Signer};
 use uztunnel::control::certificates::Authority as _;
-use uztunnel::control::demands::{Reports, inspections, serve};
+use uztunnel::control::demands::{Reports, inspections, lookups, serve};
 use uztunnel::control::grpc::Server;
 use uztunnel::control::metrics::Metrics;
 use uztunnel::control::pods::{self, PodChange};
@@ -487,7 +487,7 @@ impl World {
         let reports = Reports {
             inspections: inspections().1,
             metrics: Metrics::default(),
-            lookups: tokio::sync::mpsc::unbounded_channel().0,
+            lookups: lookups().0,
         };
         let serving = async move {
             let ended = serve(queue, changes, snapshot, signer, orders, reports).await;

@@ -230,7 +230,9 @@ fn choose(
         seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }) {
         Ok(Decision::Go(plan)) => Ok(plan),
-        Ok(Decision::Resolve(unresolved)) => Err(Outcome::from(unresolved.refusal())),
+        Ok(Decision::Resolve(unresolved)) => {
+            Err(Outcome::from(unresolved.refusal("no name servers".to_owned())))
+        }
         Err(error) => Err(Outcome::from(error)),
     };
     let is_elsewhere = |plan: &Plan| plan.destination.as_ref().is_some_and(|to| to.node != source.node);

@@ -3,6 +3,7 @@
 //! A worker asks once for each question, however many connections wait, and each connection has a deadline of its own
 //! (`worker::lookups`). Whoever else resolves names for a pod may ask in the same way.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::mesh::GatewayTarget;
@@ -12,10 +13,19 @@ use crate::mesh::GatewayTarget;
 pub enum Question {
     /// Whatever the mesh has under this address or name: with `XDS_ON_DEMAND`, the control plane is asked.
     Mesh(GatewayTarget),
+    /// The addresses of a host name, as the node's name servers tell them.
+    Host(Arc<str>),
 }
 
-/// Told when whatever there is to know is in the published snapshot, which may be: nothing.
-pub type LookupAnswer = Result<(), LookupError>;
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Whatever there is to know is in the published snapshot, and that may be nothing.
+    Published,
+    /// Of either family, in no order.
+    Addresses(Arc<[IpAddr]>),
+}
+
+pub type LookupAnswer = Result<Found, LookupError>;
 
 /// Why it stays unknown what is asked for. A connection is refused then: it must not be passed on in plain text
 /// because of an error.
@@ -25,6 +35,9 @@ pub enum LookupError {
     NoAnswer { name: Arc<str>, seconds: u64 },
     #[error("what the control plane says about {name} cannot be used (XDS_ON_DEMAND)")]
     Refused { name: Arc<str> },
+    /// Of a host name.
+    #[error("{reason}")]
+    Host { reason: Arc<str> },
     #[error("too many lookups at once: {limit} are allowed")]
     TooMany { limit: usize },
 }

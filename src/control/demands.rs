@@ -21,7 +21,7 @@ use crate::control::metrics::Metrics;
 use crate::control::pods::{PodChange, PodChanges};
 use crate::identity::Identity;
 use crate::limits;
-use crate::mesh::Snapshot;
+use crate::mesh::{GatewayTarget, Snapshot};
 use crate::tls::CertifiedIdentity;
 
 /// A worker ended although nobody had told it to, or in another way than it was told. Its pods are unserved, so
@@ -44,19 +44,50 @@ pub fn inspections() -> (Inspector, Inspections) {
     mpsc::channel(limits::INSPECTIONS_QUEUED_MAX)
 }
 
-/// What a worker asked about the mesh. Bounded by what workers ask at a time.
+/// What a worker asked for. Bounded by what workers ask at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct Asked<T> {
     pub worker: usize,
-    pub question: Question,
+    pub what: T,
 }
 
 /// What the loop tells, besides the workers.
 pub struct Reports {
     pub inspections: Inspections,
     pub metrics: Metrics,
-    /// To whoever answers such questions.
-    pub lookups: mpsc::UnboundedSender<Asked>,
+    pub lookups: Lookups,
+}
+
+/// The ways to those who answer questions. Without anybody who does, connections find out by their deadline.
+pub struct Lookups {
+    pub mesh: mpsc::UnboundedSender<Asked<GatewayTarget>>,
+    pub hosts: mpsc::UnboundedSender<Asked<Arc<str>>>,
+}
+
+/// The other ends of `Lookups`.
+pub struct Answering {
+    pub mesh: mpsc::UnboundedReceiver<Asked<GatewayTarget>>,
+    pub hosts: mpsc::UnboundedReceiver<Asked<Arc<str>>>,
+}
+
+pub fn lookups() -> (Lookups, Answering) {
+    let (mesh, mesh_asked) = mpsc::unbounded_channel();
+    let (hosts, hosts_asked) = mpsc::unbounded_channel();
+    let answering = Answering {
+        mesh: mesh_asked,
+        hosts: hosts_asked,
+    };
+    (Lookups { mesh, hosts }, answering)
+}
+
+impl Lookups {
+    fn ask(&self, worker: usize, question: Question) {
+        // As above.
+        match question {
+            Question::Mesh(what) => drop(self.mesh.send(Asked { worker, what })),
+            Question::Host(what) => drop(self.hosts.send(Asked { worker, what })),
+        }
+    }
 }
 
 /// Answers the workers until all of them have ended, or one has failed. Needs a `LocalSet`.
@@ -92,10 +123,7 @@ pub async fn serve(
             }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
-                Some(Demand::Lookup { worker, question }) => {
-                    // Without anybody who answers, connections find out by their deadline.
-                    let _ = reports.lookups.send(Asked { worker, question });
-                }
+                Some(Demand::Lookup { worker, question }) => reports.lookups.ask(worker, question),
                 Some(Demand::Doubt { identity }) => ledger.doubted(&identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
                 Some(Demand::Ended { worker, error: Some(error) }) => {
@@ -314,7 +342,7 @@ workloads:
             let reports = Reports {
                 inspections: inspections().1,
                 metrics: Metrics::default(),
-                lookups: mpsc::unbounded_channel().0,
+                lookups: lookups().0,
             };
             let serving = serve(
                 queue,

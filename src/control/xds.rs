@@ -22,6 +22,7 @@ use crate::control::grpc::{GrpcError, Server};
 use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
+use crate::mesh::GatewayTarget;
 use crate::sys::allocator;
 
 pub mod decode;
@@ -56,7 +57,7 @@ pub struct Client {
 }
 
 struct Lookups {
-    asked: mpsc::UnboundedReceiver<Asked>,
+    asked: mpsc::UnboundedReceiver<Asked<GatewayTarget>>,
     names: OnDemand,
 }
 
@@ -86,7 +87,7 @@ impl Client {
     }
 
     /// Asks for no workload and no service but those that workers ask for, and what comes with them.
-    pub fn on_demand(self, asked: mpsc::UnboundedReceiver<Asked>) -> Self {
+    pub fn on_demand(self, asked: mpsc::UnboundedReceiver<Asked<GatewayTarget>>) -> Self {
         Self {
             protocol: self.protocol.on_demand(),
             state: self.state.telling_aliases(),
@@ -165,16 +166,15 @@ impl Client {
     }
 
     /// A worker asks.
-    fn look_up(&mut self, asked: Asked) {
-        let Asked { worker, question } = asked;
-        let Question::Mesh(target) = &question;
+    fn look_up(&mut self, asked: Asked<GatewayTarget>) {
+        let Asked { worker, what } = asked;
         let Some(lookups) = &mut self.lookups else {
             return;
         };
-        if let Some(answer) = lookups.names.ask(worker, target, clock::now()) {
+        if let Some(answer) = lookups.names.ask(worker, &what, clock::now()) {
             self.state.reply(vec![Reply {
                 worker,
-                question,
+                question: Question::Mesh(what),
                 answer,
             }]);
         }
@@ -395,7 +395,7 @@ fn not_opened(error: GrpcError) -> Ended {
 }
 
 /// The next question; never, where nobody asks.
-async fn next_lookup(lookups: &mut Option<Lookups>) -> Asked {
+async fn next_lookup(lookups: &mut Option<Lookups>) -> Asked<GatewayTarget> {
     match lookups {
         Some(lookups) => match lookups.asked.recv().await {
             Some(asked) => asked,

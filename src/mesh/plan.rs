@@ -149,6 +149,25 @@ impl Unresolved {
         }
     }
 
+    /// The plan, now that the name was looked up: to any address of the family that is preferred, else to any.
+    pub fn with_addresses(
+        self,
+        addresses: &[IpAddr],
+        random: &mut dyn FnMut() -> u64,
+    ) -> Result<Plan, RouteError> {
+        let preferred = addresses.iter().filter(|ip| ip.is_ipv6() == self.prefers_ipv6);
+        let usable: Vec<&IpAddr> = match preferred.clone().next() {
+            Some(_) => preferred.collect(),
+            None => addresses.iter().collect(),
+        };
+        match usable.len() {
+            0 => Err(RouteError::NoRecords {
+                workload: self.destination.uid.clone(),
+            }),
+            count => Ok(self.with_address(*usable[(random() % count as u64) as usize])),
+        }
+    }
+
     /// The plan, now that the name was looked up.
     pub fn with_address(self, ip: IpAddr) -> Plan {
         Plan {
@@ -158,11 +177,12 @@ impl Unresolved {
         }
     }
 
-    /// Why the connection is refused by those that look up no names.
-    pub fn refusal(&self) -> RouteError {
-        RouteError::NeedsResolution {
+    /// Why the connection is refused when looking up the name failed.
+    pub fn refusal(&self, reason: String) -> RouteError {
+        RouteError::Unresolved {
             workload: self.destination.uid.clone(),
             hostname: self.hostname.clone(),
+            reason,
         }
     }
 }

@@ -29,11 +29,16 @@ pub enum RouteError {
     UnknownGateway(String),
     #[error("no valid routing destination for workload: {workload}")]
     NoDestination { workload: Arc<str> },
+    #[error("no ip addresses were resolved for workload: {workload} (looking up {hostname}: {reason})")]
+    Unresolved {
+        workload: Arc<str>,
+        hostname: Arc<str>,
+        reason: String,
+    },
     #[error(
-        "no ip addresses were resolved for workload: {workload} (it has only the host name {hostname}, and \
-         this version does not resolve host names of workloads yet)"
+        "ip addresses were resolved for workload {workload}, but valid dns response had no A/AAAA records"
     )]
-    NeedsResolution { workload: Arc<str>, hostname: Arc<str> },
+    NoRecords { workload: Arc<str> },
 }
 
 impl Snapshot {

@@ -29,10 +29,11 @@ use crate::control::metrics::traffic::Workers;
 use crate::control::metrics::{Metrics, exposition};
 use crate::control::pods::{self, WorkerPods};
 use crate::control::readiness::{self, Readiness, Task};
+use crate::control::resolver::{self, NameServers};
 use crate::control::roster::Roster;
 use crate::control::{revocation, xds, zds};
 use crate::limits;
-use crate::mesh::{Builder, Locale};
+use crate::mesh::{Builder, GatewayTarget, Locale};
 use crate::process::log_filter::Filter;
 use crate::process::logging::{self, FLUSH_PATIENCE, LoggingError};
 use crate::process::servers::{self, ServerError};
@@ -179,8 +180,10 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
     readiness.done(Task::Proxy);
     let (changes, pod_changes) = pods::changes();
     let state = xds::state::State::new(mesh, snapshot.clone(), orders.clone(), changes.clone());
-    let (lookups, asked) = mpsc::unbounded_channel();
-    let synced = follow_control_plane(config, state, &readiness, metrics.clone(), asked)?;
+    let (lookups, answering) = demands::lookups();
+    let synced = follow_control_plane(config, state, &readiness, metrics.clone(), answering.mesh)?;
+    let name_servers = NameServers::new(config.sockets.ipv6);
+    tokio::task::spawn_local(resolver::serve(answering.hosts, name_servers, orders.clone()));
 
     let pods = WorkerPods::new(
         config.ports.clone(),
@@ -231,7 +234,7 @@ fn follow_control_plane(
     state: xds::state::State,
     readiness: &Readiness,
     metrics: Metrics,
-    asked: mpsc::UnboundedReceiver<Asked>,
+    asked: mpsc::UnboundedReceiver<Asked<GatewayTarget>>,
 ) -> Result<oneshot::Receiver<()>, BootError> {
     let control = &config.control;
     let Some(server) = &control.xds else {

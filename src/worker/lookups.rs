@@ -6,15 +6,16 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::core::Core;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell};
 use crate::bridge::demands::Demand;
-use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
+use crate::bridge::lookups::{Found, LookupAnswer, LookupError, Question};
 use crate::limits;
-use crate::mesh::GatewayTarget;
+use crate::mesh::{GatewayTarget, Plan, RouteError, Unresolved};
 use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 
@@ -69,6 +70,42 @@ pub async fn know<D: Driver + 'static>(
             seconds: limits::LOOKUP_WAIT.as_secs(),
         })),
     }
+}
+
+/// Looks up the name of the next hop and completes the plan by one of its addresses.
+pub async fn resolve<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    unresolved: Unresolved,
+) -> Result<Plan, Outcome> {
+    let _budget = Counted::lookup(pod).ok_or(Outcome::Overloaded {
+        what: "connections of one pod whose destinations are looked up",
+        limit: limits::LOOKUPS_POD_MAX,
+    })?;
+    let question = Question::Host(unresolved.hostname.clone());
+    let asking = async {
+        let receiver = shell.with(|core| core.ask_control(question))?;
+        receiver.await.ok_or(Outcome::Drained)
+    };
+    let answer = match shell.within(limits::LOOKUP_WAIT, asking).await {
+        Ok(answer) => answer?.map_err(|error| error.to_string()),
+        Err(Elapsed) => Err(format!("no answer within {} s", limits::LOOKUP_WAIT.as_secs())),
+    };
+    let addresses = match answer {
+        Ok(Found::Addresses(addresses)) => addresses,
+        Ok(Found::Published) => Arc::default(),
+        Err(reason) => return Err(unresolved.refusal(reason).into()),
+    };
+    let plan = shell.with(|core| {
+        let random = &mut core.random;
+        let plan = unresolved.with_addresses(&addresses, &mut || random.u64(..))?;
+        // A name server may say anything.
+        match core.snapshot.load().is_recursive(plan.way.next_hop()) {
+            true => Err(RouteError::Recursive),
+            false => Ok(plan),
+        }
+    });
+    Ok(plan?)
 }
 
 impl<D: Driver + 'static> Core<D> {
@@ -126,12 +163,12 @@ mod tests {
         };
         assert_eq!(queue.try_recv(), Ok(expected));
         assert!(queue.try_recv().is_err(), "asked once");
-        core.take_answer(&question(1), &Ok(()));
+        core.take_answer(&question(1), &Ok(Found::Published));
         let mut context = Context::from_waker(Waker::noop());
         for mut receiver in waiting {
             assert_eq!(
                 Pin::new(&mut receiver).poll(&mut context),
-                Poll::Ready(Some(Ok(())))
+                Poll::Ready(Some(Ok(Found::Published)))
             );
         }
         core.ask_control(question(1)).expect("within the bound");

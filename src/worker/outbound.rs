@@ -124,7 +124,27 @@ async fn decide<D: Driver + 'static>(
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
     lookups::know(shell, pod, &source.network, target.ip()).await?;
-    shell.with(|core| core.route(pod, &source, target, &[], account))
+    route(shell, pod, &source, target, &[], account).await
+}
+
+/// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
+async fn route<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    source: &Arc<Workload>,
+    target: SocketAddr,
+    tried: &[SocketAddr],
+    account: &mut Account,
+) -> Result<Course, Outcome> {
+    let peer = account.source_address;
+    let plan = match shell.with(|core| core.choose(pod, source, peer, target, tried))? {
+        Decision::Go(plan) => plan,
+        Decision::Resolve(unresolved) => lookups::resolve(shell, pod, unresolved).await?,
+    };
+    if tried.contains(&plan.way.next_hop()) {
+        return Err(RouteError::NoHealthyUpstream(target).into());
+    }
+    shell.with(|core| core.course(pod, source, plan, account))
 }
 
 /// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection,
@@ -148,16 +168,17 @@ async fn connect<D: Driver + 'static>(
             match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
                 Ok(Ok(end)) => return Ok(end),
                 Ok(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
-                Ok(Err(failed)) => {
-                    another(shell, pod, &course, target, &mut tried, account, &failed).ok_or(failed)?
-                }
+                Ok(Err(failed)) => another(shell, pod, &course, target, &mut tried, account, &failed)
+                    .await
+                    .ok_or(failed)?,
                 Err(Elapsed) => {
                     let slow = Outcome::Deadline {
                         peer: course.next_hop(),
                         what: "answer",
                         limit: limits::ENDPOINT_PATIENCE,
                     };
-                    let Some(other) = another(shell, pod, &course, target, &mut tried, account, &slow) else {
+                    let other = another(shell, pod, &course, target, &mut tried, account, &slow).await;
+                    let Some(other) = other else {
                         return work.await;
                     };
                     shell.with(|core| core.avoid(&course));
@@ -170,7 +191,7 @@ async fn connect<D: Driver + 'static>(
 }
 
 /// Chooses another endpoint than that of `course` and those tried before, if there is one.
-fn another<D: Driver + 'static>(
+async fn another<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     course: &Course,
@@ -183,8 +204,7 @@ fn another<D: Driver + 'static>(
     let from = course.next_hop();
     tried.push(from);
     let given_up = (course.opens() == Opens::Connected).then(|| account.clone());
-    let other = shell.with(|core| core.route(pod, &source, target, tried, account));
-    let other = other.ok()?;
+    let other = route(shell, pod, &source, target, tried, account).await.ok()?;
     let id = format_args!("{:032x}", account.connection_id);
     tracing::debug!(%id, %from, to = %other.next_hop(), "another endpoint is tried: {why}");
     shell.with(|core| {
@@ -329,35 +349,45 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// A course other than those that lead to `tried`, described in `account`. With nothing tried, the first one.
-    /// Endpoints in trouble are the last choice.
-    fn route(
+    /// Decides otherwise than for what leads to `tried`, as far as that is known yet. Endpoints in trouble are the last
+    /// choice.
+    fn choose(
         &mut self,
         pod: &PodState,
         source: &Arc<Workload>,
+        peer: SocketAddr,
         target: SocketAddr,
         tried: &[SocketAddr],
-        account: &mut Account,
-    ) -> Result<Course, Outcome> {
+    ) -> Result<Decision, RouteError> {
         let snapshot = self.snapshot.load();
-        let peer = account.source_address;
         let mut chosen = None;
         for _ in 0..limits::ENDPOINT_DRAWS_MAX {
             let random = &mut self.random;
             let plan = match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
                 Decision::Go(plan) => plan,
-                Decision::Resolve(unresolved) => return Err(unresolved.refusal().into()),
+                Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
             };
             if tried.contains(&plan.way.next_hop()) {
                 continue;
             }
             if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
-                chosen = Some(plan);
-                break;
+                return Ok(Decision::Go(plan));
             }
             chosen.get_or_insert(plan);
         }
-        let plan = chosen.ok_or(RouteError::NoHealthyUpstream(target))?;
+        chosen
+            .map(Decision::Go)
+            .ok_or(RouteError::NoHealthyUpstream(target))
+    }
+
+    /// How a plan is carried out; `account` says what it leads to.
+    fn course(
+        &mut self,
+        pod: &PodState,
+        source: &Arc<Workload>,
+        plan: Plan,
+        account: &mut Account,
+    ) -> Result<Course, Outcome> {
         let course = match &plan.way {
             Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
             Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),

@@ -21,6 +21,7 @@ mod failover;
 mod frames;
 mod hostile;
 mod load;
+mod names;
 mod networks;
 mod on_demand;
 mod openssl;

@@ -15,6 +15,7 @@
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
 //! | `HboneServer`, `Gateway` | their `start` | drop ends its task and its connections |
+//! | `NameServer` | `NameServer::start` | drop ends its thread |
 //! | `Capture` | `Node::capture` | `Capture::stop` gives the report |
 
 #![deny(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod http;
 pub mod istiod;
 pub mod logs;
 pub mod mesh_file;
+pub mod name_server;
 pub mod namespace;
 pub mod pattern;
 pub mod proxy;

@@ -68,13 +68,19 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
     // What else is told is for nobody.
     assert_eq!(names.heard(&by_alias("/10.0.0.2", true), now), []);
     let replies = names.heard(&by_alias("/10.0.0.1", true), now);
-    assert_eq!(replies, [0, 1].map(|worker| reply(worker, "/10.0.0.1", Ok(()))));
+    assert_eq!(
+        replies,
+        [0, 1].map(|worker| reply(worker, "/10.0.0.1", Ok(Found::Published)))
+    );
     assert_eq!(names.heard(&by_alias("/10.0.0.1", true), now), []);
     let verdict = Verdict {
         accepted: vec![("ns/host".into(), "7".into())],
         ..Verdict::default()
     };
-    assert_eq!(names.heard(&verdict, now), [reply(0, "ns/host", Ok(()))]);
+    assert_eq!(
+        names.heard(&verdict, now),
+        [reply(0, "ns/host", Ok(Found::Published))]
+    );
     assert_eq!(names.next_due(), None);
 }
 
@@ -86,8 +92,12 @@ fn what_is_nobodys_is_remembered_for_a_while_and_then_asked_for_anew() {
     names.ask(3, &stranger, now);
     told(&mut names);
     let replies = names.heard(&removed("net/1.2.3.4"), now);
-    assert_eq!(replies, [reply(3, "net/1.2.3.4", Ok(()))]);
-    assert_eq!(names.ask(0, &stranger, now), Some(Ok(())), "known to be nobody's");
+    assert_eq!(replies, [reply(3, "net/1.2.3.4", Ok(Found::Published))]);
+    assert_eq!(
+        names.ask(0, &stranger, now),
+        Some(Ok(Found::Published)),
+        "known to be nobody's"
+    );
     assert!(!names.has_request());
     let later = now + limits::LOOKUP_ABSENT_KEPT;
     assert_eq!(names.next_due(), Some(later));
@@ -146,7 +156,10 @@ fn questions_outlive_a_stream_and_so_does_what_was_nobodys_until_the_next_one() 
     names.closed();
     let later = now + limits::LOOKUP_ABSENT_KEPT;
     assert_eq!(names.expire(later), []);
-    assert_eq!(names.ask(1, &target("/10.0.0.2"), later), Some(Ok(())));
+    assert_eq!(
+        names.ask(1, &target("/10.0.0.2"), later),
+        Some(Ok(Found::Published))
+    );
     assert_eq!(names.ask(1, &target("/10.0.0.3"), later), None);
     assert!(!names.has_request(), "there is nobody to tell");
     names.opened();

@@ -96,13 +96,32 @@ fn a_gateway_may_have_only_a_name() {
 }
 
 #[test]
-fn who_looks_up_no_names_refuses_with_the_reason() {
+fn a_name_that_cannot_be_looked_up_is_refused_with_the_reason() {
     let web = vec![service("web", "10.96.0.1")];
     let snapshot = mesh(vec![client(), external(TunnelProtocol::Tcp)], web, vec![]);
-    let text = unresolved(&snapshot, "10.96.0.1:80").refusal().to_string();
-    assert!(
-        text.starts_with("no ip addresses were resolved for workload: c1//Pod/shop/api"),
-        "{text}"
+    let refusal = unresolved(&snapshot, "10.96.0.1:80").refusal("no such name".to_owned());
+    assert_eq!(
+        refusal.to_string(),
+        "no ip addresses were resolved for workload: c1//Pod/shop/api (looking up api.example: no such name)"
     );
-    assert!(text.contains("api.example"), "{text}");
+}
+
+#[test]
+fn of_the_addresses_of_a_name_those_of_the_clients_family_are_chosen_from() {
+    let web = vec![service("web", "10.96.0.1")];
+    let snapshot = mesh(vec![client(), external(TunnelProtocol::Tcp)], web, vec![]);
+    let chosen = |addresses: &[&str], random: u64| {
+        let addresses: Vec<_> = addresses.iter().map(|text| ip(text)).collect();
+        let plan = unresolved(&snapshot, "10.96.0.1:80").with_addresses(&addresses, &mut || random);
+        plan.map(|plan| plan.way.next_hop().ip())
+    };
+    let mixed = ["fd00::1", "192.0.2.1", "fd00::2", "192.0.2.2"];
+    assert_eq!(chosen(&mixed, 0), Ok(ip("192.0.2.1")));
+    assert_eq!(chosen(&mixed, 7), Ok(ip("192.0.2.2")));
+    assert_eq!(chosen(&["fd00::1", "fd00::2"], 1), Ok(ip("fd00::2")));
+    let empty = chosen(&[], 0).expect_err("nothing to choose from").to_string();
+    assert_eq!(
+        empty,
+        "ip addresses were resolved for workload c1//Pod/shop/api, but valid dns response had no A/AAAA records"
+    );
 }

@@ -1,0 +1,107 @@
+//! Workloads that have only a host name: looked up by the node's name servers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use prost::Message;
+use uztunnel_rig::istiod::messages::workload as wire;
+use uztunnel_rig::istiod::{ADDRESS, Resource};
+use uztunnel_rig::name_server::NameServer;
+use uztunnel_rig::{Blueprint, ControlPlane, Family, ServiceSpec, World, http, wait_until};
+
+use crate::setup::{BODY_BYTES, HTTP_PORT, options, serve_http};
+
+const HOST: &str = "legacy.example";
+
+/// Two nodes, the first of which has a name server, and a service whose only endpoint is `HOST`.
+fn world() -> (World, NameServer) {
+    let plan = Blueprint::two_nodes()
+        .control_plane(ControlPlane::Istiod)
+        .service(ServiceSpec::new("legacy", &[(80, HTTP_PORT)], &[]));
+    let mut world = World::build(plan).expect("a world");
+    let server = NameServer::start(&world.nodes[0].namespace).expect("a name server");
+    let resolv_conf = world.scratch().join("resolv.conf");
+    std::fs::write(&resolv_conf, NameServer::resolv_conf()).expect("written");
+    world.istiod().update(ADDRESS, vec![endpoint()]);
+    let [mut first, second] = options();
+    // In place of the machine's, for this process alone.
+    let script = format!(
+        "mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"",
+        resolv_conf.display()
+    );
+    first.wrapper = ["unshare", "--mount", "sh", "-c", &script]
+        .map(str::to_owned)
+        .into();
+    world.start_proxies(&[first, second]).expect("ready proxies");
+    (world, server)
+}
+
+fn endpoint() -> Resource {
+    let workload = wire::Workload {
+        uid: "Kubernetes/networking.istio.io/ServiceEntry/shop/legacy".to_owned(),
+        name: "legacy".to_owned(),
+        namespace: "shop".to_owned(),
+        hostname: HOST.to_owned(),
+        services: [(
+            "shop/legacy.shop.svc.cluster.local".to_owned(),
+            wire::PortList {
+                ports: vec![wire::Port {
+                    service_port: 80,
+                    target_port: u32::from(HTTP_PORT),
+                }],
+            },
+        )]
+        .into(),
+        ..wire::Workload::default()
+    };
+    let address = wire::Address {
+        r#type: Some(wire::address::Type::Workload(workload.clone())),
+    };
+    Resource {
+        name: workload.uid,
+        version: "1".to_owned(),
+        value: address.encode_to_vec(),
+    }
+}
+
+fn fetch(world: &World) -> std::io::Result<usize> {
+    let target = world.service("legacy", Family::V4, 80);
+    let response = world.pod("client").run(http::get(target, "/"));
+    response.map(|response| response.body.len())
+}
+
+#[test]
+fn an_endpoint_that_has_only_a_name_is_looked_up_and_the_answer_is_kept_for_its_time() {
+    let (world, server) = world();
+    let _application = serve_http(world.pod("stranger"));
+    let address: IpAddr = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
+    server.tell(HOST, &[address], Duration::from_secs(3600));
+    for _ in 0..3 {
+        assert_eq!(fetch(&world).expect("a response"), BODY_BYTES);
+    }
+    assert_eq!(server.asked(HOST), 1, "the first answer is good for all of them");
+    let record = world.nodes[0].proxy().logs.wait_for_access("a record", |record| {
+        record.field("dst.service") == "legacy.shop.svc.cluster.local" && record.field("error").is_empty()
+    });
+    record.expect("a connection that names the service");
+}
+
+#[test]
+fn a_name_that_nobody_knows_refuses_the_connection_with_the_reason_until_somebody_does() {
+    let (world, server) = world();
+    let _application = serve_http(world.pod("stranger"));
+    fetch(&world).expect_err("nobody knows the name");
+    let refused = world.nodes[0]
+        .proxy()
+        .logs
+        .wait_for_access("the refusal", |record| {
+            record
+                .field("error")
+                .contains("no ip addresses were resolved for workload: Kubernetes/networking.istio.io")
+        });
+    let error = refused.expect("a record").field("error").to_owned();
+    assert!(error.contains(&format!("looking up {HOST}: ")), "{error}");
+    let address = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
+    server.tell(HOST, &[address], Duration::from_secs(3600));
+    wait_until("the name is looked up again", || fetch(&world).ok());
+}

@@ -104,8 +104,9 @@ fn roots_that_are_swapped_in_one_step_part_the_mesh_only_until_a_handshake_tells
         .add(&server.uid, server.workload_info(), server.namespace.fd())
         .expect("acknowledged");
     let reason = "peer's certificate was issued by an unknown CA";
+    // One may be all that is refused, and its line comes after its end.
     wait_until("a connection that is refused for want of trust", || {
-        fetch(&world).err()?;
+        let _ = fetch(&world);
         world.nodes[0].proxy().logs.contain(reason).then_some(())
     });
     wait_until("a request that is answered", || fetch(&world).ok());

@@ -24,9 +24,10 @@ fn world() -> (World, NameServer) {
     std::fs::write(&resolv_conf, NameServer::resolv_conf()).expect("written");
     world.istiod().update(ADDRESS, vec![endpoint()]);
     let [mut first, second] = options();
-    // In place of the machine's, for this process alone.
+    // In place of the machine's, for this process alone. An empty file says what a missing one does.
     let script = format!(
-        "mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"",
+        "{{ test -e /etc/resolv.conf || : > /etc/resolv.conf; }} && mount --bind {} /etc/resolv.conf && \
+         exec \"$0\" \"$@\"",
         resolv_conf.display()
     );
     first.wrapper = ["unshare", "--mount", "sh", "-c", &script]

@@ -3,7 +3,7 @@
 //! Machines of one kind differ by up to 1.7x and a machine differs from itself by the minute, so nothing absolute
 //! counts: all variants (proxies and the direct path) are alive at once in worlds of the rig, and are measured in
 //! short slices, round-robin, the order reversed every round. Ratios are taken within a round; their median is the
-//! result. CPU time is what the scheduler charged to the proxy processes (`schedstat`), and beside it what the
+//! result. CPU time is what the scheduler charged to the proxy processes (their CPU clocks), and beside it what the
 //! whole machine spent: part of the network's work is done in other processes' time.
 //!
 //! | module | what |

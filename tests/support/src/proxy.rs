@@ -214,22 +214,10 @@ impl Proxy {
             .map_err(|error| RigError::new("sending SIGTERM to the proxy", error))
     }
 
-    /// CPU time of all its threads, from the scheduler (nanoseconds; user and kernel).
+    /// CPU time of all its threads, also of those that have ended (nanoseconds; user and kernel).
     pub fn cpu_ns(&self) -> Result<u64> {
-        let path = format!("/proc/{}/task", self.pid());
-        let tasks =
-            std::fs::read_dir(&path).map_err(|error| RigError::new(format!("reading {path}"), error))?;
-        let mut total = 0;
-        for task in tasks.flatten() {
-            // A thread may end between the listing and the reading; its time is lost to any reader.
-            let Ok(text) = std::fs::read_to_string(task.path().join("schedstat")) else {
-                continue;
-            };
-            let running = text.split(' ').next().and_then(|field| field.parse::<u64>().ok());
-            total +=
-                running.ok_or_else(|| RigError::new("reading schedstat", format!("unexpected {text:?}")))?;
-        }
-        Ok(total)
+        sys::process_cpu_ns(self.pid())
+            .map_err(|error| RigError::new(format!("reading the CPU clock of process {}", self.pid()), error))
     }
 
     /// Resident memory, bytes.

@@ -31,6 +31,23 @@ pub fn send_signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::kill(pid as libc::pid_t, signal) }).map(drop)
 }
 
+/// CPU time of a process: of its threads, and of those that it had.
+pub fn process_cpu_ns(pid: u32) -> io::Result<u64> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the C library writes one clock id.
+    let outcome = unsafe { libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) };
+    if outcome != 0 {
+        return Err(io::Error::from_raw_os_error(outcome));
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one `timespec`.
+    check(unsafe { libc::clock_gettime(clock, &mut time) })?;
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
 /// The calling thread runs before all ordinary ones of its CPU: for clocks that measure what others wait for.
 pub fn run_first() -> io::Result<()> {
     let priority = libc::sched_param { sched_priority: 1 };
@@ -331,5 +348,30 @@ fn interrupt_set() -> libc::sigset_t {
         libc::sigaddset(&mut set, libc::SIGINT);
         libc::sigaddset(&mut set, libc::SIGTERM);
         set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_thread_that_ended_still_counts() {
+        const WORK_NS: u64 = 20_000_000;
+        let pid = std::process::id();
+        let before = process_cpu_ns(pid).expect("readable");
+        let worked = std::thread::spawn(move || {
+            while process_cpu_ns(pid).expect("readable") < before + WORK_NS {
+                std::hint::black_box(0);
+            }
+        });
+        worked.join().expect("ended");
+        let after = process_cpu_ns(pid).expect("readable");
+        assert!(after >= before + WORK_NS, "{before} {after}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_has_no_clock() {
+        assert!(process_cpu_ns(u32::MAX >> 1).is_err());
     }
 }

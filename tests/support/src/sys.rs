@@ -372,6 +372,9 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_has_no_clock() {
-        assert!(process_cpu_ns(u32::MAX >> 1).is_err());
+        let mut child = std::process::Command::new("true").spawn().expect("runs");
+        assert!(child.wait().expect("ended").success());
+        let error = process_cpu_ns(child.id()).expect_err("it is gone");
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
     }
 }

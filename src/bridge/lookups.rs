@@ -17,15 +17,9 @@ pub enum Question {
     Host(Arc<str>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    /// Whatever there is to know is in the published snapshot, and that may be nothing.
-    Published,
-    /// Of either family, in no order.
-    Addresses(Arc<[IpAddr]>),
-}
-
-pub type LookupAnswer = Result<Found, LookupError>;
+/// Of a host name: its addresses, of either family, in no order. Of anything else none: whatever there is to know of it,
+/// and that may be nothing, is in the published snapshot.
+pub type LookupAnswer = Result<Arc<[IpAddr]>, LookupError>;
 
 /// Why it stays unknown what is asked for. A connection is refused then: it must not be passed on in plain text
 /// because of an error.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio::time::timeout;
 
-use crate::bridge::lookups::{Found, LookupAnswer, LookupError, Question};
+use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::bridge::{Order, Orders};
 use crate::control::demands::Asked;
 use crate::limits;
@@ -115,8 +115,9 @@ pub async fn serve(
                     Err(error) => (error.id(), Err(format!("the look-up failed: {error}"))),
                 };
                 let host = hosts.remove(&id).expect("invariant: each task has its name");
-                let answer = result.map(|addresses| Found::Addresses(addresses.into()));
-                let answer = answer.map_err(|reason| LookupError::Host { reason: reason.into() });
+                let answer = result
+                    .map(Arc::from)
+                    .map_err(|reason| LookupError::Host { reason: reason.into() });
                 for worker in waiting.by_host.remove(&host).unwrap_or_default() {
                     tell(&orders, worker, Arc::clone(&host), answer.clone());
                 }
@@ -252,7 +253,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             world.slow.answers.add_permits(1);
-            let expected = Ok(Found::Addresses([IpAddr::from([192, 0, 2, 1])].into()));
+            let expected = Ok([IpAddr::from([192, 0, 2, 1])].into());
             for worker in [0, 1] {
                 assert_eq!(world.answer(worker, "api.example").await, expected);
             }

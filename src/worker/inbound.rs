@@ -16,7 +16,7 @@ use super::lookups;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
-use super::shell::{Shell, Socket};
+use super::shell::{Medium, Shell, Socket};
 use super::telemetry::Account;
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
@@ -264,11 +264,7 @@ async fn connect_application<D: Driver + 'static>(
     application: SocketAddr,
     _permit: &Permit,
 ) -> Result<Socket<D>, Outcome> {
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
+    let _budget = Counted::setup(pod)?;
     let options = shell.with(|core| core.settings.local_options());
     // A pod that calls itself cannot be its own foreign source, and nobody foreign reaches loopback.
     let source = peer.ip().to_canonical();

@@ -6,14 +6,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::core::Core;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell};
 use crate::bridge::demands::Demand;
-use crate::bridge::lookups::{Found, LookupAnswer, LookupError, Question};
+use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::limits;
 use crate::mesh::{GatewayTarget, Plan, RouteError, Unresolved};
 use crate::runtime::oneshot;
@@ -43,10 +42,7 @@ pub async fn know<D: Driver + 'static>(
     let Some(first) = missing(&asked) else {
         return Ok(());
     };
-    let _budget = Counted::lookup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod whose destinations are looked up",
-        limit: limits::LOOKUPS_POD_MAX,
-    })?;
+    let _budget = Counted::lookup(pod)?;
     let mut wanted = Some(first);
     let asking = async {
         while let Some(target) = wanted.take()
@@ -78,10 +74,7 @@ pub async fn resolve<D: Driver + 'static>(
     pod: &Rc<PodState>,
     unresolved: Unresolved,
 ) -> Result<Plan, Outcome> {
-    let _budget = Counted::lookup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod whose destinations are looked up",
-        limit: limits::LOOKUPS_POD_MAX,
-    })?;
+    let _budget = Counted::lookup(pod)?;
     let question = Question::Host(unresolved.hostname.clone());
     let asking = async {
         let receiver = shell.with(|core| core.ask_control(question))?;
@@ -91,11 +84,7 @@ pub async fn resolve<D: Driver + 'static>(
         Ok(answer) => answer?.map_err(|error| error.to_string()),
         Err(Elapsed) => Err(format!("no answer within {} s", limits::LOOKUP_WAIT.as_secs())),
     };
-    let addresses = match answer {
-        Ok(Found::Addresses(addresses)) => addresses,
-        Ok(Found::Published) => Arc::default(),
-        Err(reason) => return Err(unresolved.refusal(reason).into()),
-    };
+    let addresses = answer.map_err(|reason| unresolved.refusal(reason))?;
     let plan = shell.with(|core| {
         let random = &mut core.random;
         let plan = unresolved.with_addresses(&addresses, &mut || random.u64(..))?;
@@ -138,6 +127,7 @@ impl<D: Driver + 'static> Core<D> {
 #[cfg(test)]
 mod tests {
     use std::pin::Pin;
+    use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
 
     use super::*;
@@ -163,12 +153,12 @@ mod tests {
         };
         assert_eq!(queue.try_recv(), Ok(expected));
         assert!(queue.try_recv().is_err(), "asked once");
-        core.take_answer(&question(1), &Ok(Found::Published));
+        core.take_answer(&question(1), &Ok(Arc::default()));
         let mut context = Context::from_waker(Waker::noop());
         for mut receiver in waiting {
             assert_eq!(
                 Pin::new(&mut receiver).poll(&mut context),
-                Poll::Ready(Some(Ok(Found::Published)))
+                Poll::Ready(Some(Ok(Arc::default())))
             );
         }
         core.ask_control(question(1)).expect("within the bound");

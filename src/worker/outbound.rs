@@ -221,11 +221,7 @@ async fn attempt<D: Driver + 'static>(
     pod: &Rc<PodState>,
     course: &Course,
 ) -> Result<End<D>, Rc<Outcome>> {
-    let limit = limits::SETUPS_POD_MAX;
-    let _budget = Counted::setup(pod).ok_or(Outcome::Overloaded {
-        what: "connections of one pod being set up",
-        limit,
-    })?;
+    let _budget = Counted::setup(pod)?;
     match course {
         Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
         Course::Tunnel(request) => tunnel(shell, pod, request).await,

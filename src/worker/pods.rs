@@ -157,25 +157,31 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// `None` when `limit` of them exist already: the newest is shed.
-    pub fn new(pod: &Rc<PodState>, count: fn(&PodState) -> &Cell<usize>, limit: usize) -> Option<Self> {
+    /// # Errors
+    /// `limit` of them exist already: the newest is shed.
+    pub fn new(
+        pod: &Rc<PodState>,
+        count: fn(&PodState) -> &Cell<usize>,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<Self, Outcome> {
         let cell = count(pod);
         if cell.get() >= limit {
-            return None;
+            return Err(Outcome::Overloaded { what, limit });
         }
         cell.set(cell.get() + 1);
-        Some(Self {
-            pod: pod.clone(),
-            count,
-        })
+        let pod = pod.clone();
+        Ok(Self { pod, count })
     }
 
-    pub fn lookup(pod: &Rc<PodState>) -> Option<Self> {
-        Self::new(pod, |pod| &pod.lookups, limits::LOOKUPS_POD_MAX)
+    pub fn lookup(pod: &Rc<PodState>) -> Result<Self, Outcome> {
+        let what = "connections of one pod whose destinations are looked up";
+        Self::new(pod, |pod| &pod.lookups, limits::LOOKUPS_POD_MAX, what)
     }
 
-    pub fn setup(pod: &Rc<PodState>) -> Option<Self> {
-        Self::new(pod, |pod| &pod.setups, limits::SETUPS_POD_MAX)
+    pub fn setup(pod: &Rc<PodState>) -> Result<Self, Outcome> {
+        let what = "connections of one pod being set up";
+        Self::new(pod, |pod| &pod.setups, limits::SETUPS_POD_MAX, what)
     }
 }
 
@@ -237,11 +243,8 @@ impl CountedHandshake {
                 limit: limits::HANDSHAKES_SOURCE_MAX,
             });
         }
-        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX);
-        let all = all.ok_or(Outcome::Overloaded {
-            what: "TLS handshakes of one pod",
-            limit: limits::HANDSHAKES_POD_MAX,
-        })?;
+        let what = "TLS handshakes of one pod";
+        let all = Counted::new(pod, |pod| &pod.handshakes, limits::HANDSHAKES_POD_MAX, what)?;
         let (of_source, _) = OfSource::new(pod, source, |pod| &pod.handshakes_by_source);
         Ok(Self {
             _all: all,
@@ -261,11 +264,8 @@ impl CountedSession {
     /// # Errors
     /// The pod has as many as are allowed.
     pub fn new(pod: &Rc<PodState>, source: IpAddr) -> Result<Self, Outcome> {
-        let limit = limits::SESSIONS_POD_MAX;
-        let all = Counted::new(pod, |pod| &pod.sessions, limit).ok_or(Outcome::Overloaded {
-            what: "HBONE sessions of one pod",
-            limit,
-        })?;
+        let what = "HBONE sessions of one pod";
+        let all = Counted::new(pod, |pod| &pod.sessions, limits::SESSIONS_POD_MAX, what)?;
         let (of_source, number) = OfSource::new(pod, source, |pod| &pod.sessions_by_source);
         Ok(Self {
             _all: all,

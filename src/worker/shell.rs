@@ -13,7 +13,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::core::{Core, TimerEvent, Wait};
-use super::hbone::dial::Medium;
 use super::owner::Owned;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Spawner;
@@ -210,8 +209,25 @@ impl<D: Driver + 'static> Socket<D> {
         }
     }
 
+    /// Gives the socket away, to a slot of the worker that becomes its owner.
+    pub fn release(mut self) -> SocketId {
+        self.id
+            .take()
+            .expect("invariant: a socket keeps its handle until it is released or dropped")
+    }
+}
+
+/// What a handshake is made over.
+pub trait Medium {
     /// Sends `bytes[..end]`.
-    pub async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
+    fn send(&self, bytes: Vec<u8>, end: usize) -> impl Future<Output = io::Result<()>>;
+
+    /// The next bytes, the end, or an error.
+    fn receive(&self, bytes_max: usize) -> impl Future<Output = Received>;
+}
+
+impl<D: Driver + 'static> Medium for Socket<D> {
+    async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
         if end == 0 {
             return Ok(());
         }
@@ -227,19 +243,6 @@ impl<D: Driver + 'static> Socket<D> {
                 poll_fn(|context| self.waiting.poll(context, |wait| wait.sent.take())).await
             }
         }
-    }
-
-    /// Gives the socket away, to a slot of the worker that becomes its owner.
-    pub fn release(mut self) -> SocketId {
-        self.id
-            .take()
-            .expect("invariant: a socket keeps its handle until it is released or dropped")
-    }
-}
-
-impl<D: Driver + 'static> Medium for Socket<D> {
-    async fn send(&self, bytes: Vec<u8>, end: usize) -> io::Result<()> {
-        Socket::send(self, bytes, end).await
     }
 
     async fn receive(&self, bytes_max: usize) -> Received {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
-use super::hbone::session::{Blocked, Held, Session, UserState};
+use super::hbone::session::{Blocked, Held, Listed, Session, UserState};
 use super::outcome::{Outcome, ends_a_copy};
 use super::owner::Owned;
 use super::pods::PodState;
@@ -43,8 +43,7 @@ pub struct Tunnel {
     _share: LoadShare,
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
-    listed_window: bool,
-    listed_room: bool,
+    pub listed: Listed,
     remains: Option<Remains>,
 }
 
@@ -121,8 +120,7 @@ impl<D: Driver + 'static> Core<D> {
             actual,
             _share: share,
             dirty: false,
-            listed_window: false,
-            listed_room: false,
+            listed: Listed::default(),
             remains: None,
         });
         self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
@@ -248,27 +246,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(session) = self.sessions.get_mut(tunnel.session) else {
             return;
         };
-        if session.http2.send_capacity(tunnel.stream) == 0 {
-            if !tunnel.listed_window {
-                tunnel.listed_window = true;
-                session.blocked_window.push(Blocked::Tunnel(key));
-            }
-        } else if !tunnel.listed_room {
-            tunnel.listed_room = true;
-            session.blocked_room.push_back(Blocked::Tunnel(key));
-        }
-    }
-
-    pub fn unlist_window(&mut self, key: Key<Tunnel>) {
-        if let Some(tunnel) = self.tunnels.get_mut(key) {
-            tunnel.listed_window = false;
-        }
-    }
-
-    pub fn unlist_room(&mut self, key: Key<Tunnel>) {
-        if let Some(tunnel) = self.tunnels.get_mut(key) {
-            tunnel.listed_room = false;
-        }
+        session.list(Blocked::Tunnel(key), tunnel.stream, &mut tunnel.listed);
     }
 
     /// The application ended its direction: so does the stream. The other direction goes on.
@@ -515,15 +493,7 @@ impl<D: Driver + 'static> Core<D> {
             if let Reading::Armed { bytes } = tunnel.reading {
                 session.armed_bytes -= beyond_minimum(bytes);
             }
-            // Otherwise streams that are cut off while they wait would pile up in the lists.
-            if tunnel.listed_window {
-                let blocked = Blocked::Tunnel(key);
-                session.blocked_window.retain(|waiting| *waiting != blocked);
-            }
-            if tunnel.listed_room {
-                let blocked = Blocked::Tunnel(key);
-                session.blocked_room.retain(|waiting| *waiting != blocked);
-            }
+            session.unlist(Blocked::Tunnel(key), tunnel.listed);
             session.remove_user(tunnel.user, tunnel.stream);
             session.last_used = self.now;
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::messages::discovery::DeltaDiscoveryRequest;
 use super::protocol::{Kind, Verdict};
-use crate::bridge::lookups::{Found, LookupAnswer, LookupError, Question};
+use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::clock::Instant;
 use crate::limits;
 use crate::mesh::GatewayTarget;
@@ -67,7 +67,7 @@ impl OnDemand {
     pub fn ask(&mut self, worker: usize, target: &GatewayTarget, now: Instant) -> Option<LookupAnswer> {
         let name: Arc<str> = target.to_string().into();
         match self.names.get_mut(&name) {
-            Some(Entry::Absent { .. }) => return Some(Ok(Found::Published)),
+            Some(Entry::Absent { .. }) => return Some(Ok(Arc::default())),
             Some(Entry::Waiting { workers, .. }) => {
                 workers.insert(worker);
                 return None;
@@ -213,7 +213,7 @@ impl OnDemand {
                 self.due.remove(&(until, name.clone()));
                 self.subscribe.remove(&name);
                 let told = match said {
-                    Said::Is | Said::IsNot => Ok(Found::Published),
+                    Said::Is | Said::IsNot => Ok(Arc::default()),
                     Said::IsRefused => Err(LookupError::Refused { name: name.clone() }),
                 };
                 answer(target, workers, &told, replies);

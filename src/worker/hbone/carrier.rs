@@ -7,8 +7,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-use super::dial::{Medium, OpenStream};
-use super::session::{Blocked, Ending, Session, UserState};
+use super::dial::OpenStream;
+use super::session::{Blocked, Ending, Listed, Session, UserState};
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
 use crate::sys::buffer::{Payload, RecvBuffer, Slice};
@@ -16,7 +16,7 @@ use crate::sys::driver::{Driver, Received, SendStatus};
 use crate::wire::http2::{ErrorCode, StreamId};
 use crate::worker::core::Core;
 use crate::worker::outcome::Outcome;
-use crate::worker::shell::Shell;
+use crate::worker::shell::{Medium, Shell};
 
 pub struct Carrier {
     /// The session to the gateway.
@@ -28,9 +28,8 @@ pub struct Carrier {
     has_ended: bool,
     /// What the windows, or the send buffer of the session to the gateway, have no room for yet.
     pending: Option<Pending>,
-    /// In the outer session's list of those that wait for window, for room.
-    listed_window: bool,
-    listed_room: bool,
+    /// In the outer session's lists.
+    pub(super) listed: Listed,
 }
 
 enum Owner {
@@ -202,8 +201,7 @@ impl<D: Driver + 'static> Core<D> {
             },
             has_ended: held.end,
             pending: None,
-            listed_window: false,
-            listed_room: false,
+            listed: Listed::default(),
         });
         found.state = UserState::Carrying(key);
         Ok(key)
@@ -306,7 +304,8 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// Sends `bytes[..end]`. As `Driver::send`: what there is no room for now is sent when there is, and `session_sent` tells of its end.
+    /// Sends `bytes[..end]`. As `Driver::send`: what there is no room for now is sent when there is, and `session_sent`
+    /// tells of its end.
     pub(super) fn carrier_send(&mut self, key: Key<Carrier>, bytes: Vec<u8>, end: usize) -> SendStatus {
         let failed = |bytes| SendStatus::Failed {
             taken: 0,
@@ -338,14 +337,7 @@ impl<D: Driver + 'static> Core<D> {
         let done = if pending.from == pending.end {
             carrier.pending.take()
         } else {
-            // It is found there when what it lacks is there.
-            if outer.http2.send_capacity(carrier.stream) == 0 {
-                if !std::mem::replace(&mut carrier.listed_window, true) {
-                    outer.blocked_window.push(Blocked::Carrier(key));
-                }
-            } else if !std::mem::replace(&mut carrier.listed_room, true) {
-                outer.blocked_room.push_back(Blocked::Carrier(key));
-            }
+            outer.list(Blocked::Carrier(key), carrier.stream, &mut carrier.listed);
             None
         };
         self.mark_session(outer_key);
@@ -363,18 +355,6 @@ impl<D: Driver + 'static> Core<D> {
         match carrier.owner {
             Owner::Task { .. } => carrier.tell(),
             Owner::Session(inside) => self.session_sent(inside, None, payload),
-        }
-    }
-
-    pub(super) fn unlist_carrier_window(&mut self, key: Key<Carrier>) {
-        if let Some(carrier) = self.carriers.get_mut(key) {
-            carrier.listed_window = false;
-        }
-    }
-
-    pub(super) fn unlist_carrier_room(&mut self, key: Key<Carrier>) {
-        if let Some(carrier) = self.carriers.get_mut(key) {
-            carrier.listed_room = false;
         }
     }
 
@@ -399,13 +379,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(session) = self.sessions.get_mut(outer) else {
             return;
         };
-        let blocked = Blocked::Carrier(key);
-        if carrier.listed_window {
-            session.blocked_window.retain(|waiting| *waiting != blocked);
-        }
-        if carrier.listed_room {
-            session.blocked_room.retain(|waiting| *waiting != blocked);
-        }
+        session.unlist(Blocked::Carrier(key), carrier.listed);
         if carrier.has_ended && carrier.pending.is_none() {
             session.send_end(stream, &mut self.buffers);
         }

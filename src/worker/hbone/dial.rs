@@ -1,7 +1,5 @@
 //! The client's side of HBONE: dialling a session and opening streams on it.
 
-use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -25,7 +23,7 @@ use crate::worker::core::Core;
 use crate::worker::outcome::{HttpStatus, Outcome};
 use crate::worker::owner::Owned;
 use crate::worker::pods::{CountedSession, PodState};
-use crate::worker::shell::{Elapsed, Shell, Socket};
+use crate::worker::shell::{Elapsed, Medium, Shell, Socket};
 
 /// A stream whose other end a task is preparing. Dropping it resets the stream.
 pub struct OpenStream<D: Driver + 'static> {
@@ -124,15 +122,6 @@ pub async fn dial<D: Driver + 'static>(
         key.destination,
         None,
     ))
-}
-
-/// What a handshake is made over.
-pub trait Medium {
-    /// Sends `bytes[..end]`.
-    fn send(&self, bytes: Vec<u8>, end: usize) -> impl Future<Output = io::Result<()>>;
-
-    /// The next bytes, the end, or an error.
-    fn receive(&self, bytes_max: usize) -> impl Future<Output = Received>;
 }
 
 /// Runs a handshake to its end. The peer gets our alert when we refuse it. To be followed by `start_session`

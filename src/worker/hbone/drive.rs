@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::serve::Request;
 use super::session::{
-    Answer, Blocked, Ending, Held, Role, Session, SessionError, SessionEvent, Stage, StreamUser, Transport,
-    UserState,
+    Answer, Blocked, Ending, Held, Listed, Role, Session, SessionError, SessionEvent, Stage, StreamUser,
+    Transport, UserState,
 };
 use crate::limits;
 use crate::runtime::slab::Key;
@@ -98,23 +98,14 @@ impl<D: Driver + 'static> Core<D> {
                 }
             }
             SessionEvent::Reset { stream, user, code } => self.stream_reset(key, user, stream, code),
-            SessionEvent::Writable { stream, user } => match self.user(key, user, stream) {
-                Some(StreamUser {
-                    state: UserState::Relaying(tunnel),
-                    ..
-                }) => {
-                    let tunnel = *tunnel;
-                    self.unblock_tunnel(tunnel);
-                }
-                Some(StreamUser {
-                    state: UserState::Carrying(carrier),
-                    ..
-                }) => {
-                    let carrier = *carrier;
-                    self.unblock_carrier(carrier);
-                }
-                Some(_) | None => {}
-            },
+            SessionEvent::Writable { stream, user } => {
+                let blocked = match self.user(key, user, stream).map(|user| &user.state) {
+                    Some(UserState::Relaying(tunnel)) => Blocked::Tunnel(*tunnel),
+                    Some(UserState::Carrying(carrier)) => Blocked::Carrier(*carrier),
+                    Some(UserState::Asked { .. } | UserState::Preparing { .. }) | None => return,
+                };
+                self.unblock(blocked);
+            }
             SessionEvent::AllWritable => self.unblock_window(key),
             SessionEvent::Response {
                 stream,
@@ -201,6 +192,20 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
+    fn unblock(&mut self, blocked: Blocked) {
+        match blocked {
+            Blocked::Tunnel(tunnel) => self.unblock_tunnel(tunnel),
+            Blocked::Carrier(carrier) => self.unblock_carrier(carrier),
+        }
+    }
+
+    fn listed(&mut self, blocked: Blocked) -> Option<&mut Listed> {
+        match blocked {
+            Blocked::Tunnel(tunnel) => Some(&mut self.tunnels.get_mut(tunnel)?.listed),
+            Blocked::Carrier(carrier) => Some(&mut self.carriers.get_mut(carrier)?.listed),
+        }
+    }
+
     /// Goes on with those that waited for window.
     fn unblock_window(&mut self, key: Key<Session>) {
         let spare = self.take_unblocked();
@@ -209,16 +214,10 @@ impl<D: Driver + 'static> Core<D> {
         };
         let mut waiting = std::mem::replace(&mut session.blocked_window, spare);
         for blocked in waiting.drain(..) {
-            match blocked {
-                Blocked::Tunnel(tunnel) => {
-                    self.unlist_window(tunnel);
-                    self.unblock_tunnel(tunnel);
-                }
-                Blocked::Carrier(carrier) => {
-                    self.unlist_carrier_window(carrier);
-                    self.unblock_carrier(carrier);
-                }
+            if let Some(listed) = self.listed(blocked) {
+                listed.window = false;
             }
+            self.unblock(blocked);
         }
         self.put_unblocked(waiting);
     }
@@ -235,17 +234,13 @@ impl<D: Driver + 'static> Core<D> {
             if !session.has_room() {
                 return;
             }
-            match session.blocked_room.pop_front() {
-                Some(Blocked::Tunnel(tunnel)) => {
-                    self.unlist_room(tunnel);
-                    self.unblock_tunnel(tunnel);
-                }
-                Some(Blocked::Carrier(carrier)) => {
-                    self.unlist_carrier_room(carrier);
-                    self.unblock_carrier(carrier);
-                }
-                None => return,
+            let Some(blocked) = session.blocked_room.pop_front() else {
+                return;
+            };
+            if let Some(listed) = self.listed(blocked) {
+                listed.room = false;
             }
+            self.unblock(blocked);
         }
     }
 

@@ -60,6 +60,13 @@ pub enum Blocked {
     Carrier(Key<Carrier>),
 }
 
+/// In which of the lists somebody is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Listed {
+    pub window: bool,
+    pub room: bool,
+}
+
 pub struct Session {
     pub role: Role,
     pub transport: Transport,
@@ -495,6 +502,27 @@ impl Session {
             taken += frame_bytes;
         }
         taken
+    }
+
+    /// Puts who is blocked where it will be found when what its stream lacks is there.
+    pub fn list(&mut self, blocked: Blocked, stream: StreamId, listed: &mut Listed) {
+        if self.http2.send_capacity(stream) == 0 {
+            if !std::mem::replace(&mut listed.window, true) {
+                self.blocked_window.push(blocked);
+            }
+        } else if !std::mem::replace(&mut listed.room, true) {
+            self.blocked_room.push_back(blocked);
+        }
+    }
+
+    /// Takes who has gone off the lists: streams that are cut off while they wait would pile up there.
+    pub fn unlist(&mut self, blocked: Blocked, listed: Listed) {
+        if listed.window {
+            self.blocked_window.retain(|waiting| *waiting != blocked);
+        }
+        if listed.room {
+            self.blocked_room.retain(|waiting| *waiting != blocked);
+        }
     }
 
     /// Sends as much of `bytes` as the windows and the send buffer have room for, and tells how much. At the price of a

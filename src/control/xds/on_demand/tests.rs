@@ -70,7 +70,7 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
     let replies = names.heard(&by_alias("/10.0.0.1", true), now);
     assert_eq!(
         replies,
-        [0, 1].map(|worker| reply(worker, "/10.0.0.1", Ok(Found::Published)))
+        [0, 1].map(|worker| reply(worker, "/10.0.0.1", Ok(Arc::default())))
     );
     assert_eq!(names.heard(&by_alias("/10.0.0.1", true), now), []);
     let verdict = Verdict {
@@ -79,7 +79,7 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
     };
     assert_eq!(
         names.heard(&verdict, now),
-        [reply(0, "ns/host", Ok(Found::Published))]
+        [reply(0, "ns/host", Ok(Arc::default()))]
     );
     assert_eq!(names.next_due(), None);
 }
@@ -92,10 +92,10 @@ fn what_is_nobodys_is_remembered_for_a_while_and_then_asked_for_anew() {
     names.ask(3, &stranger, now);
     told(&mut names);
     let replies = names.heard(&removed("net/1.2.3.4"), now);
-    assert_eq!(replies, [reply(3, "net/1.2.3.4", Ok(Found::Published))]);
+    assert_eq!(replies, [reply(3, "net/1.2.3.4", Ok(Arc::default()))]);
     assert_eq!(
         names.ask(0, &stranger, now),
-        Some(Ok(Found::Published)),
+        Some(Ok(Arc::default())),
         "known to be nobody's"
     );
     assert!(!names.has_request());
@@ -158,7 +158,7 @@ fn questions_outlive_a_stream_and_so_does_what_was_nobodys_until_the_next_one() 
     assert_eq!(names.expire(later), []);
     assert_eq!(
         names.ask(1, &target("/10.0.0.2"), later),
-        Some(Ok(Found::Published))
+        Some(Ok(Arc::default()))
     );
     assert_eq!(names.ask(1, &target("/10.0.0.3"), later), None);
     assert!(!names.has_request(), "there is nobody to tell");

@@ -3,7 +3,7 @@
 use super::endpoint::Endpoint;
 use super::receiving::Scribbled;
 use super::sending::Sending;
-use super::{Receive, Setup, SimDriver, Socket};
+use super::{Receive, Setup, SimDriver};
 use std::io;
 
 use crate::planted::{Bug, is_planted};
@@ -13,7 +13,7 @@ use crate::sys::driver::{Close, Event, Received, SocketId};
 pub(super) struct Lingering {
     /// The slot that the socket had.
     pub(super) index: u32,
-    /// Through which it has gone on.
+    /// Polls that it has gone on for.
     pub(super) polls: u32,
     pub(super) endpoint: Option<(Endpoint, Close)>,
     pub(super) block: Option<Scribbled>,
@@ -32,58 +32,46 @@ impl SimDriver {
                 let (block, byte) = (*block, *byte);
                 self.memory(block).fill(byte);
             }
-            if self.percent(self.habits.linger) || self.waits_for_next_socket(at) {
-                continue;
+            let goes_on = match is_planted(Bug::SlotFoundByOldKey) {
+                true => !self.ends_as_of_another(at, events),
+                false => self.percent(self.habits.linger),
+            };
+            if !goes_on {
+                let left = self.lingering.swap_remove(at);
+                self.end_one_lingering(left);
             }
-            let left = self.lingering.swap_remove(at);
-            if is_planted(Bug::SlotFoundByOldKey) {
-                self.apply_late_completion(left.index, events);
-            }
-            self.end_one_lingering(left);
         }
     }
 
-    /// When the bug is planted, completions are late: if the slot gets another socket soon, then after that.
-    fn waits_for_next_socket(&mut self, at: usize) -> bool {
+    /// What no driver may do: the end of a cancelled operation is taken for one of the socket that has the slot by now. It
+    /// comes as late as it needs to for that, within reason.
+    fn ends_as_of_another(&mut self, at: usize, events: &mut Vec<Event>) -> bool {
         const POLLS_MAX: u32 = 2_000;
         let left = &mut self.lingering[at];
         left.polls += 1;
-        let is_taken = self.slots[left.index as usize].socket.is_some();
-        is_planted(Bug::SlotFoundByOldKey) && !is_taken && left.polls < POLLS_MAX
-    }
-
-    /// The cancelled operation's end is taken for one of the socket that has the slot now. A driver never does this.
-    fn apply_late_completion(&mut self, index: u32, events: &mut Vec<Event>) {
+        let (index, is_over) = (left.index, left.polls > POLLS_MAX);
         let slot = &self.slots[index as usize];
         let Some(socket) = &slot.socket else {
-            return;
+            return is_over;
         };
-        let owner = socket.owner;
-        let socket_id = SocketId {
-            index,
-            generation: slot.generation,
-        };
+        let (owner, generation) = (socket.owner, slot.generation);
+        let id = SocketId { index, generation };
         let error = io::Error::from_raw_os_error(libc::ECANCELED);
-        let event = match socket {
-            Socket {
-                setup: Setup::Connecting,
-                ..
-            } => Event::Connected {
+        let event = match (socket.setup, &socket.receive) {
+            (Setup::Connecting, _) => Event::Connected {
                 owner,
-                socket: socket_id,
+                socket: id,
                 result: Err(error),
             },
-            Socket {
-                receive: Receive::Armed { .. },
-                ..
-            } => Event::Received {
+            (Setup::Nothing, Receive::Armed { .. }) => Event::Received {
                 owner,
-                socket: socket_id,
+                socket: id,
                 data: Received::Failed(error),
             },
-            _ => return,
+            _ => return is_over,
         };
         self.push(events, event);
+        true
     }
 
     pub(super) fn end_one_lingering(&mut self, left: Lingering) {

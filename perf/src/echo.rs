@@ -7,11 +7,12 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use uztunnel_rig::lock;
 use uztunnel_rig::{Pod, Result, RigError, sys};
 
 pub const PORT: u16 = 7007;
@@ -52,7 +53,7 @@ impl Echo {
 
     /// What was measured since the last call, microseconds.
     pub fn take(&self) -> Histogram<u64> {
-        let mut recorded = self.latency_us.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recorded = lock(&self.latency_us);
         std::mem::replace(&mut *recorded, histogram())
     }
 
@@ -99,7 +100,7 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Histogram<u64>>) 
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
         let took_us = begun.elapsed().as_micros() as u64;
-        let mut histogram = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut histogram = lock(recorded);
         histogram.saturating_record(took_us.max(1));
         due = begun + INTERVAL;
     }

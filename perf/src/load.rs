@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use uztunnel_rig::Namespace;
+use uztunnel_rig::lock;
 
 const REQUEST_KEPT: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n";
 const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
@@ -198,7 +199,7 @@ impl Requests {
         counters.units.fetch_add(1, Ordering::Relaxed);
         if counters.recording.load(Ordering::Relaxed) {
             let elapsed_us = self.slots[index].started.elapsed().as_micros() as u64;
-            let mut histogram = counters.latency_us.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut histogram = lock(&counters.latency_us);
             histogram.saturating_record(elapsed_us.max(1));
         }
         if self.kept {

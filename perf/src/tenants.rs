@@ -5,7 +5,7 @@
 //! runs bulk streams beside them.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uztunnel_rig::proxy::Output;
 use uztunnel_rig::{Blueprint, Family, Namespace, PodSpec, ProxyOptions, Result, RigError, World};
@@ -93,12 +93,10 @@ impl Pair {
         let bulk = self.load(["storm", "storms"], SINK_PORT, BULK);
         let storm = self.load(["storm", "storms"], HTTP_PORT, STORM);
         let beside = CALM.map(|(_, calm)| -> Result<(f64, f64)> {
-            let before = storm.units();
+            let (before, started) = (storm.units(), Instant::now());
             let p99 = self.p99_us(calm, slice)?;
-            Ok((
-                p99,
-                (storm.units() - before) as f64 / (WARM_UP + slice).as_secs_f64(),
-            ))
+            let connections = (storm.units() - before) as f64 / started.elapsed().as_secs_f64();
+            Ok((p99, connections))
         });
         drop((bulk, storm));
         let rounds = alone.into_iter().zip(beside).map(|(alone, beside)| {

@@ -9,9 +9,9 @@ use prost::Message;
 use uztunnel::limits;
 use uztunnel_rig::istiod::messages::workload;
 use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment, deny_namespace};
-use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, proxy, wait_until};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, World, proxy, wait_until};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, number, options, serve_http};
+use crate::setup::{self, BODY_BYTES, HTTP_PORT, assert_tunnelled, number, options, serve_http};
 use crate::traffic::Traffic;
 
 /// Both nodes open a stream of their own, and ask for workloads and policies.
@@ -37,11 +37,7 @@ fn ready() -> World {
 
 /// One request of `client` to the service in front of `server`.
 fn fetch(world: &World, family: Family) -> io::Result<usize> {
-    let target = world.service("shop", family, 80);
-    let response = world
-        .pod("client")
-        .run(async move { http::get(target, "/").await });
-    response.map(|response| response.body.len())
+    setup::fetch(world, world.service("shop", family, 80))
 }
 
 #[test]
@@ -52,14 +48,7 @@ fn traffic_follows_what_the_control_plane_says() {
     for family in Family::BOTH {
         assert_eq!(fetch(&world, family).expect("a response"), BODY_BYTES);
     }
-    let inbound = world.nodes[1]
-        .proxy()
-        .logs
-        .wait_for_access("an inbound tunnel", |record| {
-            record.field("direction") == "inbound" && record.message == "connection complete"
-        });
-    let identity = world.pod("client").identity();
-    assert_eq!(inbound.expect("a record").field("src.identity"), identity);
+    assert_tunnelled(&world);
 
     for nonce in istiod.update(AUTHORIZATION, vec![deny_namespace("shop")]) {
         assert_eq!(istiod.wait_for_answer(&nonce).error, None);

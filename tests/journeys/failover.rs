@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use uztunnel_rig::applications::Server;
 use uztunnel_rig::istiod::{ADDRESS, Istiod};
+use uztunnel_rig::lock;
 use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, ServiceSpec, World, http, mesh_file, wait_until};
 
 use crate::setup::{BODY_BYTES, HTTP_PORT, options, serve_http, start};
@@ -54,7 +55,7 @@ impl<'a> Callers<'a> {
                         ended: Instant::now(),
                         failure: response.err(),
                     };
-                    record.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+                    lock(&record).push(call);
                 });
             }
             while let Some(call) = calls.join_next().await {
@@ -73,7 +74,7 @@ impl<'a> Callers<'a> {
         self.stop.send(()).expect("it runs");
         let running = self.running;
         self.client.run(async move { running.await.expect("no panic") });
-        std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.done))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Workloads that have only a host name: looked up by the node's name servers.
 
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -7,9 +8,9 @@ use prost::Message;
 use uztunnel_rig::istiod::messages::workload as wire;
 use uztunnel_rig::istiod::{ADDRESS, Resource};
 use uztunnel_rig::name_server::NameServer;
-use uztunnel_rig::{Blueprint, ControlPlane, Family, ServiceSpec, World, http, wait_until};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, ServiceSpec, World, wait_until};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, options, serve_http};
+use crate::setup::{self, BODY_BYTES, HTTP_PORT, options, serve_http, wait_for_error};
 
 const HOST: &str = "legacy.example";
 
@@ -65,10 +66,8 @@ fn endpoint() -> Resource {
     }
 }
 
-fn fetch(world: &World) -> std::io::Result<usize> {
-    let target = world.service("legacy", Family::V4, 80);
-    let response = world.pod("client").run(http::get(target, "/"));
-    response.map(|response| response.body.len())
+fn fetch(world: &World) -> io::Result<usize> {
+    setup::fetch(world, world.service("legacy", Family::V4, 80))
 }
 
 #[test]
@@ -92,15 +91,10 @@ fn a_name_that_nobody_knows_refuses_the_connection_with_the_reason_until_somebod
     let (world, server) = world();
     let _application = serve_http(world.pod("stranger"));
     fetch(&world).expect_err("nobody knows the name");
-    let refused = world.nodes[0]
-        .proxy()
-        .logs
-        .wait_for_access("the refusal", |record| {
-            record
-                .field("error")
-                .contains("no ip addresses were resolved for workload: Kubernetes/networking.istio.io")
-        });
-    let error = refused.expect("a record").field("error").to_owned();
+    let error = wait_for_error(
+        &world,
+        "no ip addresses were resolved for workload: Kubernetes/networking.istio.io",
+    );
     assert!(error.contains(&format!("looking up {HOST}: ")), "{error}");
     let address = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
     server.tell(HOST, &[address], Duration::from_secs(3600));

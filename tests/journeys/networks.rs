@@ -23,7 +23,7 @@ use uztunnel_rig::{
 
 use crate::admin::dump;
 use crate::openssl::HOUR;
-use crate::setup::{authority, options};
+use crate::setup::{authority, exchange, options};
 use crate::storm::storm_through;
 use crate::telemetry::sample;
 
@@ -134,19 +134,8 @@ impl Networks {
         self.world.pod("server").serve(PORT, echo)
     }
 
-    /// A line from `pod` and what comes back until the end, and the client's own address.
     fn exchange(&self, pod: &str) -> (Vec<u8>, SocketAddr) {
-        let target = self.service();
-        self.world.pod(pod).run(async move {
-            let mut stream = TcpStream::connect(target).await.expect("captured");
-            let own = stream.local_addr().expect("an address");
-            let mut answer = Vec::new();
-            // A proxy that refuses may have closed already.
-            if stream.write_all(b"a line\n").await.is_ok() && stream.shutdown().await.is_ok() {
-                let _ = stream.read_to_end(&mut answer).await;
-            }
-            (answer, own)
-        })
+        exchange(self.world.pod(pod), self.service())
     }
 
     /// A connection that stands end to end.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -13,7 +12,7 @@ use uztunnel_rig::istiod::messages::workload;
 use uztunnel_rig::istiod::{ADDRESS, Resource};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, wait_until};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, options, serve_http};
+use crate::setup::{BODY_BYTES, HTTP_PORT, assert_tunnelled, fetch, options, serve_http, wait_for_error};
 
 const SERVER: &str = "Kubernetes//Pod/shop/server";
 const SERVICE: &str = "shop/shop.shop.svc.cluster.local";
@@ -28,11 +27,6 @@ fn world() -> World {
     });
     world.start_proxies(&options).expect("ready proxies");
     world
-}
-
-fn fetch(world: &World, target: SocketAddr) -> io::Result<usize> {
-    let response = world.pod("client").run(http::get(target, "/"));
-    response.map(|response| response.body.len())
 }
 
 /// How often a name was asked for.
@@ -96,14 +90,7 @@ fn what_is_asked_for_is_found_by_its_address_and_what_is_nobodys_is_passed_on() 
         1,
         "once for all of them"
     );
-    let inbound = world.nodes[1]
-        .proxy()
-        .logs
-        .wait_for_access("an inbound tunnel", |record| {
-            record.field("direction") == "inbound" && record.message == "connection complete"
-        });
-    let identity = world.pod("client").identity();
-    assert_eq!(inbound.expect("a record").field("src.identity"), identity);
+    assert_tunnelled(&world);
 
     for family in Family::BOTH {
         let service = world.service("shop", family, 80);
@@ -174,15 +161,7 @@ fn without_an_answer_a_connection_is_refused_and_what_is_known_goes_on() {
     let stranger = world.pod("stranger").address(Family::V4, HTTP_PORT);
     fetch(&world, stranger)
         .expect_err("it could be in the mesh, and is not to be reached in plain text then");
-    let refused = world.nodes[0]
-        .proxy()
-        .logs
-        .wait_for_access("the refusal", |record| {
-            record
-                .field("error")
-                .contains(&format!("what /{} is", stranger.ip()))
-        });
-    let error = refused.expect("a record").field("error").to_owned();
+    let error = wait_for_error(&world, &format!("what /{} is", stranger.ip()));
     assert!(
         error.contains("the control plane has not said within 5 s"),
         "{error}"

@@ -7,11 +7,12 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use uztunnel::identity::Identity;
 use uztunnel::tls::fake_ca::{FakeCa, Issued};
+use uztunnel_rig::lock;
 use uztunnel_rig::{Namespace, World};
 
 use crate::setup::authority;
@@ -150,7 +151,7 @@ impl Peer {
         std::thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
             while let Ok(got @ 1..) = stdout.read(&mut buffer) {
-                let mut received = receiving.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut received = lock(&receiving);
                 received.extend_from_slice(&buffer[..got]);
             }
         });
@@ -163,9 +164,7 @@ impl Peer {
 
     /// Waits until `found` finds something in all that was received.
     pub fn wait_for<T>(&self, what: &str, found: impl Fn(&[u8]) -> Option<T>) -> T {
-        uztunnel_rig::wait_until(what, || {
-            found(&self.received.lock().unwrap_or_else(PoisonError::into_inner))
-        })
+        uztunnel_rig::wait_until(what, || found(&lock(&self.received)))
     }
 
     /// False when the peer is gone: the proxy has cut it off.

@@ -1,8 +1,12 @@
 //! What every journey starts with: the binary under test, its drivers, who tells it about the mesh, the usual servers.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uztunnel::tls::fake_ca::FakeCa;
 use uztunnel_rig::applications::Server;
 use uztunnel_rig::{Backend, Blueprint, ControlPlane, Pod, ProxyOptions, World, http};
@@ -104,4 +108,41 @@ pub fn start(blueprint: Blueprint) -> World {
 /// Starts an HTTP server with bodies of 1 KiB in the pod.
 pub fn serve_http(pod: &Pod) -> Server {
     pod.serve(HTTP_PORT, |stream, peer| http::serve(stream, peer, BODY_BYTES))
+}
+
+/// One request of `client`: the bytes of the body that come back.
+pub fn fetch(world: &World, target: SocketAddr) -> io::Result<usize> {
+    let response = world.pod("client").run(http::get(target, "/"));
+    response.map(|response| response.body.len())
+}
+
+/// Says a line from a pod and gives what comes back until the end, and the pod's own address.
+pub fn exchange(pod: &Pod, target: SocketAddr) -> (Vec<u8>, SocketAddr) {
+    pod.run(async move {
+        let mut stream = TcpStream::connect(target).await.expect("captured");
+        let own = stream.local_addr().expect("an address");
+        let mut answer = Vec::new();
+        // A proxy that refuses may have closed already.
+        if stream.write_all(b"a line\n").await.is_ok() && stream.shutdown().await.is_ok() {
+            let _ = stream.read_to_end(&mut answer).await;
+        }
+        (answer, own)
+    })
+}
+
+/// Waits until a connection of `client` has come through a tunnel to node 1, and was known there by its certificate.
+pub fn assert_tunnelled(world: &World) {
+    let logs = &world.nodes[1].proxy().logs;
+    let inbound = logs.wait_for_access("an inbound tunnel", |record| {
+        record.field("direction") == "inbound" && record.message == "connection complete"
+    });
+    let identity = world.pod("client").identity();
+    assert_eq!(inbound.expect("a record").field("src.identity"), identity);
+}
+
+/// The error of a connection that node 0 ended with these words among others.
+pub fn wait_for_error(world: &World, words: &str) -> String {
+    let logs = &world.nodes[0].proxy().logs;
+    let record = logs.wait_for_access(words, |record| record.field("error").contains(words));
+    record.expect("a record").field("error").to_owned()
 }

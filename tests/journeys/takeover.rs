@@ -2,8 +2,7 @@
 //! no chance to say goodbye.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,11 +10,13 @@ use tokio::net::TcpStream;
 use uztunnel_rig::applications::Server;
 use uztunnel_rig::istiod::messages::workload;
 use uztunnel_rig::istiod::{ADDRESS, Istiod, Resource};
+use uztunnel_rig::lock;
 use uztunnel_rig::zds::WorkloadInfo;
-use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, World, mesh_file};
+use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, World, mesh_file, wait_until};
 
 use crate::setup::options;
 use crate::silence::{end_silence, silence};
+use crate::telemetry::sample;
 
 const PORT: u16 = 4700;
 
@@ -28,7 +29,7 @@ fn serve(pod: &Pod, name: u8) -> (Server, Arc<Mutex<Vec<u8>>>) {
         async move {
             loop {
                 let byte = stream.read_u8().await?;
-                record.lock().unwrap_or_else(PoisonError::into_inner).push(byte);
+                lock(&record).push(byte);
                 stream.write_u8(name).await?;
             }
         }
@@ -103,7 +104,11 @@ fn take_over(account: &str) {
         let answer = ask(&mut stream, b'x').await;
         answer.map_err(|error| error.kind())
     });
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until("the old conversation to be on its way", || {
+        let labels = ["reporter=\"source\"", "source_workload=\"client\""];
+        let moved = sample(&world, 0, "istio_tcp_received_bytes_total", &labels);
+        (moved == 3).then_some(())
+    });
     end_silence(pod);
     let mut answer = client.run(async move {
         let mut stream = TcpStream::connect(target).await?;
@@ -118,7 +123,7 @@ fn take_over(account: &str) {
         Err(io::ErrorKind::ConnectionReset),
         "the old conversation is over"
     );
-    let got = |by: &Mutex<Vec<u8>>| by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let got = |by: &Mutex<Vec<u8>>| lock(by).clone();
     assert_eq!(got(&got_by_old), b"12");
     assert_eq!(
         got(&got_by_new),

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use uztunnel::identity::Identity;
 use uztunnel::tls::fake_ca::Issued;
@@ -13,7 +13,7 @@ use uztunnel_rig::hbone::{Asked, Credentials, HboneServer};
 use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, ServiceSpec, World, http};
 
 use crate::openssl::HOUR;
-use crate::setup::{BODY_BYTES, HTTP_PORT, authority, plan, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, authority, exchange, plan, serve_http, start, two_nodes};
 
 const TUNNEL_PORT: u16 = 15088;
 const SERVICE: &str = "shop.shop.svc.cluster.local";
@@ -37,20 +37,6 @@ fn serve_waypoint(world: &World, status: u16) -> HboneServer {
     let Issued { chain, key } = authority.sign(&identity, now - HOUR, now + HOUR).expect("signed");
     let root = authority.root().clone();
     HboneServer::start(pod, Credentials { chain, key, root }, status)
-}
-
-/// Says a line from `client` and gives what comes back until the end, and the client's own address.
-fn exchange(world: &World, target: SocketAddr) -> (Vec<u8>, SocketAddr) {
-    world.pod("client").run(async move {
-        let mut stream = TcpStream::connect(target).await.expect("captured");
-        let own = stream.local_addr().expect("an address");
-        let mut answer = Vec::new();
-        // A proxy that refuses may have closed already.
-        if stream.write_all(b"a line\n").await.is_ok() && stream.shutdown().await.is_ok() {
-            let _ = stream.read_to_end(&mut answer).await;
-        }
-        (answer, own)
-    })
 }
 
 fn assert_told(asked: &Asked, client: SocketAddr, host: &str) {
@@ -79,7 +65,7 @@ fn a_service_with_a_waypoint_is_called_by_its_own_address_at_the_waypoint() {
     let waypoint = serve_waypoint(&world, 200);
     for family in Family::BOTH {
         let target = world.service("shop", family, 80);
-        let (answer, client) = exchange(&world, target);
+        let (answer, client) = exchange(world.pod("client"), target);
         assert_eq!(answer, b"a line\n");
         let asked = waypoint.asked();
         let asked = asked.last().expect("it was asked");
@@ -106,7 +92,7 @@ fn a_pod_with_a_waypoint_is_called_by_its_own_address_at_the_waypoint() {
     let server = serve_http(world.pod("server"));
     let waypoint = serve_waypoint(&world, 200);
     let target = world.pod("server").address(Family::V4, HTTP_PORT);
-    let (answer, client) = exchange(&world, target);
+    let (answer, client) = exchange(world.pod("client"), target);
     assert_eq!(answer, b"a line\n");
     let asked = waypoint.asked();
     assert_eq!(asked.len(), 1);
@@ -131,7 +117,7 @@ fn what_a_waypoint_refuses_is_closed_and_the_log_says_with_which_status() {
         let world = with_waypoint(before_service);
         let waypoint = serve_waypoint(&world, status);
         let server = serve_http(world.pod("server"));
-        let (answer, _) = exchange(&world, world.service("shop", Family::V4, 80));
+        let (answer, _) = exchange(world.pod("client"), world.service("shop", Family::V4, 80));
         assert!(answer.is_empty(), "{answer:?}");
         assert_eq!(waypoint.asked().len(), 1);
         assert!(server.peers().is_empty(), "the waypoint was bypassed");
@@ -146,7 +132,7 @@ fn what_a_waypoint_refuses_is_closed_and_the_log_says_with_which_status() {
 fn a_waypoint_that_is_not_there_is_not_bypassed() {
     let world = with_waypoint(before_service);
     let server = serve_http(world.pod("server"));
-    let (answer, _) = exchange(&world, world.service("shop", Family::V4, 80));
+    let (answer, _) = exchange(world.pod("client"), world.service("shop", Family::V4, 80));
     assert!(answer.is_empty(), "{answer:?}");
     assert!(server.peers().is_empty());
     let record = world.nodes[0]
@@ -196,7 +182,7 @@ fn an_application_that_takes_tunnels_reads_a_header_in_front_of_the_bytes() {
         world.pod("gateway").address(Family::V4, 4400),
     ];
     for target in targets {
-        let (answer, _) = exchange(&world, target);
+        let (answer, _) = exchange(world.pod("client"), target);
         assert_eq!(answer, b"a line\n", "{target}");
         let (source, destination, texts) = headers.recv_timeout(uztunnel_rig::PATIENCE).expect("a header");
         assert_eq!(source.ip(), client.addresses.of(Family::V4));
@@ -247,7 +233,7 @@ fn an_endpoint_that_refuses_is_given_up_for_another() {
 fn a_pod_that_refuses_is_not_called_twice() {
     let world = two_nodes();
     let target = world.pod("server").address(Family::V4, HTTP_PORT);
-    let (answer, _) = exchange(&world, target);
+    let (answer, _) = exchange(world.pod("client"), target);
     assert!(answer.is_empty());
     let logs = &world.nodes[1].proxy().logs;
     let refused =

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::lock;
 use crate::namespace::Namespace;
 use crate::{PATIENCE, Result, RigError};
 
@@ -126,10 +127,6 @@ impl Drop for Applications {
 struct ServerLog {
     peers: Vec<SocketAddr>,
     ended: Vec<std::result::Result<(), io::ErrorKind>>,
-}
-
-fn lock(log: &Mutex<ServerLog>) -> std::sync::MutexGuard<'_, ServerLog> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A listener that tells when it was closed: fields are dropped in this order.

@@ -1,6 +1,6 @@
 //! A certificate authority of a test: a root of its own that signs requests and servers. Keys live as long as it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
@@ -11,6 +11,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::lock;
 use crate::{Result, RigError};
 
 pub struct Authority {
@@ -106,7 +107,7 @@ impl Authority {
     }
 
     fn remember(&self, name: String) -> u64 {
-        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed = lock(&self.signed);
         let serial = FIRST_SERIAL + signed.len() as u64;
         signed.push((name, serial));
         serial
@@ -115,7 +116,7 @@ impl Authority {
     /// A list, as PEM, of all certificates that were signed for these names so far.
     pub fn revocation_list(&self, names: &[&str]) -> Result<String> {
         let now = SystemTime::now();
-        let signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let signed = lock(&self.signed);
         let revoked = signed.iter().filter(|(name, _)| names.contains(&name.as_str()));
         let list = CertificateRevocationListParams {
             this_update: now.into(),

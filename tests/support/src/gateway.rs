@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::applications::Server;
 use crate::hbone::{Asked, Credentials, PORT, config, record};
+use crate::lock;
 use crate::world::Pod;
 
 /// Bytes read from the other network at once.
@@ -200,8 +201,4 @@ async fn send_back(mut reader: OwnedReadHalf, out: &mut SendStream<Bytes>) -> io
             return out.send_data(Bytes::new(), true).map_err(io::Error::other);
         }
     }
-}
-
-fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
 }

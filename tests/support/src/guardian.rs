@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use crate::lock;
 use crate::{Result, RigError};
 
 /// First part of every name that the rig gives to a namespace or scratch folder.
@@ -45,17 +46,17 @@ pub fn own_prefix() -> String {
 
 /// Changes the time limit; has to be called before the first world is built.
 pub fn set_limit(limit: Duration) {
-    *LIMIT.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+    *lock(&LIMIT) = limit;
 }
 
 /// Starts the guardian of this process unless it runs already, and clears what dead processes left.
 pub fn ensure() -> Result<()> {
-    let mut guardian = GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guardian = lock(&GUARDIAN);
     if guardian.is_some() {
         return Ok(());
     }
     clear_leftovers()?;
-    let limit = *LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = *lock(&LIMIT);
     let child = Command::new("bash")
         .args(["-c", SCRIPT, "guardian"])
         .arg(std::process::id().to_string())
@@ -87,7 +88,7 @@ pub fn hold_open() -> Result<RwLockReadGuard<'static, bool>> {
 /// without dropping its worlds.
 pub fn clean_up_now() {
     *OPEN.write().unwrap_or_else(PoisonError::into_inner) = false;
-    let child = GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let child = lock(&GUARDIAN).take();
     if let Some(mut child) = child {
         drop(child.stdin.take());
         // Fails only when the guardian was killed; `clear_leftovers` of the next run does its work then.

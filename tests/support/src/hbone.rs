@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::applications::Server;
+use crate::lock;
 use crate::world::Pod;
 
 pub const PORT: u16 = 15008;
@@ -67,7 +68,7 @@ impl HboneServer {
     }
 
     pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.asked).clone()
     }
 }
 
@@ -98,10 +99,7 @@ async fn serve(
     let mut streams = tokio::task::JoinSet::new();
     while let Some(request) = connection.accept().await {
         let (request, respond) = request.map_err(io::Error::other)?;
-        asked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(record(&request, peer));
+        lock(&asked).push(record(&request, peer));
         streams.spawn(answer(request.into_body(), respond, status));
     }
     Ok(())

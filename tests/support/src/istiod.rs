@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use crate::applications::when_free;
 use crate::authority::Authority;
 use crate::ca::{self, Script, Service};
+use crate::lock;
 use crate::proxy::ProxyOptions;
 use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
@@ -440,10 +441,6 @@ impl Drop for Istiod {
             let _ = thread.join();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -61,7 +61,13 @@ pub use proxy::{Backend, Proxy, ProxyOptions};
 pub use redirect::Redirect;
 pub use world::{Node, Pod, World};
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Also what a thread that panicked had locked: its test fails, and tells more than the lock could.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How long a wait for something that should happen at once may take before it counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, Record, RecordType};
+
+use crate::lock;
 use crate::namespace::Namespace;
 use crate::{Result, RigError};
-
-const HEADER_BYTES: usize = 12;
-const TYPE_A: u16 = 1;
-const TYPE_AAAA: u16 = 28;
-const NAME_ERROR: u8 = 3;
 
 /// How soon it notices that it is to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -28,7 +27,7 @@ pub struct NameServer {
 #[derive(Default)]
 struct State {
     addresses: BTreeMap<String, (Vec<IpAddr>, Duration)>,
-    asked: BTreeMap<(String, u16), usize>,
+    asked: BTreeMap<(String, RecordType), usize>,
 }
 
 impl NameServer {
@@ -61,7 +60,10 @@ impl NameServer {
     /// How often it was asked for IPv4 addresses of a name.
     pub fn asked(&self, name: &str) -> usize {
         let asked = &lock(&self.state).asked;
-        asked.get(&(name.to_owned(), TYPE_A)).copied().unwrap_or_default()
+        asked
+            .get(&(name.to_owned(), RecordType::A))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -88,58 +90,27 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>, ending: &AtomicBool) {
     }
 }
 
+/// `None` for what is no question.
 fn answer(query: &[u8], state: &mut State) -> Option<Vec<u8>> {
-    let mut name = String::new();
-    let mut at = HEADER_BYTES;
-    loop {
-        let length = usize::from(*query.get(at)?);
-        at += 1;
-        if length == 0 {
-            break;
+    let query = Message::from_vec(query).ok()?;
+    let question = query.queries.first()?;
+    let kind = question.query_type();
+    let name = question.name().to_lowercase().to_string();
+    let name = name.trim_end_matches('.').to_owned();
+    let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
+    answer.metadata.recursion_desired = query.metadata.recursion_desired;
+    answer.metadata.recursion_available = true;
+    answer.add_query(question.clone());
+    match state.addresses.get(&name) {
+        Some((addresses, ttl)) => {
+            let records = addresses.iter().map(|address| RData::from(*address));
+            let wanted = records.filter(|data| data.record_type() == kind);
+            let ttl_s = ttl.as_secs() as u32;
+            let records = wanted.map(|data| Record::from_rdata(question.name().clone(), ttl_s, data));
+            answer.add_answers(records.collect::<Vec<_>>());
         }
-        let label = query.get(at..at + length)?;
-        if !name.is_empty() {
-            name.push('.');
-        }
-        name.push_str(&String::from_utf8_lossy(label).to_ascii_lowercase());
-        at += length;
+        None => answer.metadata.response_code = ResponseCode::NXDomain,
     }
-    let kind = u16::from_be_bytes(query.get(at..at + 2)?.try_into().ok()?);
-    let question = query.get(HEADER_BYTES..at + 4)?;
-    *state.asked.entry((name.clone(), kind)).or_default() += 1;
-    let known = state.addresses.get(&name);
-    let records: Vec<Vec<u8>> = known
-        .iter()
-        .flat_map(|(addresses, ttl)| addresses.iter().map(move |address| (address, ttl)))
-        .filter_map(|(address, ttl)| record(address, kind, *ttl))
-        .collect();
-    let code = if known.is_some() { 0 } else { NAME_ERROR };
-    let mut answer = query[..2].to_vec();
-    // A response to a query that may be answered by others, too.
-    answer.extend([0x81, 0x80 | code, 0, 1]);
-    answer.extend((records.len() as u16).to_be_bytes());
-    answer.extend([0; 4]);
-    answer.extend_from_slice(question);
-    answer.extend(records.concat());
-    Some(answer)
-}
-
-fn record(address: &IpAddr, kind: u16, ttl: Duration) -> Option<Vec<u8>> {
-    let data = match (address, kind) {
-        (IpAddr::V4(address), TYPE_A) => address.octets().to_vec(),
-        (IpAddr::V6(address), TYPE_AAAA) => address.octets().to_vec(),
-        (_, _) => return None,
-    };
-    // The name is that of the question.
-    let mut record = vec![0xc0, HEADER_BYTES as u8];
-    record.extend(kind.to_be_bytes());
-    record.extend(1_u16.to_be_bytes());
-    record.extend((ttl.as_secs() as u32).to_be_bytes());
-    record.extend((data.len() as u16).to_be_bytes());
-    record.extend(data);
-    Some(record)
-}
-
-fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    *state.asked.entry((name, kind)).or_default() += 1;
+    answer.to_vec().ok()
 }

@@ -30,9 +30,8 @@ const HONEST_SECONDS: u32 = 3;
 /// Bytes after which an attack that nobody stopped gives up: far more than any bound allows it to make us hold.
 const ATTACK_BYTES_MAX: usize = 256 << 20;
 
-/// What the allocator may keep beyond what is held, at the worst moment: it frees late what one thread allocated and
-/// another freed.
-const ALLOCATOR_BYTES: usize = 16 << 20;
+/// What the allocator may keep beyond what is held.
+const ALLOCATOR_BYTES: usize = 8 << 20;
 /// Plaintext that slices may pin on the worker of the attack before small ones are copied out: how much of it they do
 /// depends on how much comes in one turn, and so on how busy the machine is.
 const PINNED_BYTES: usize = limits::CHUNKS_PINNED_SOFT * limits::CHUNK_BYTES;

@@ -16,7 +16,7 @@ pub use incoming::{
 };
 
 /// What a client asks for. Only `authority` is required.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConnectRequest<'a> {
     pub authority: &'a str,
     pub baggage: Option<&'a str>,

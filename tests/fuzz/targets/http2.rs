@@ -79,10 +79,7 @@ impl Session {
         for key in 0..3 {
             let request = ConnectRequest {
                 authority: "10.0.0.1:80",
-                baggage: None,
-                forwarded: None,
-                traceparent: None,
-                forwarded_network: None,
+                ..ConnectRequest::default()
             };
             session.connection.open(key, &request).expect("a stream is left");
         }

@@ -200,10 +200,7 @@ fn a_peer_that_does_not_answer_connect_is_given_up_by_name() {
         async move {
             let request = ConnectRequest {
                 authority: "10.0.0.1:80",
-                baggage: None,
-                forwarded: None,
-                traceparent: None,
-                forwarded_network: None,
+                ..ConnectRequest::default()
             };
             dial::connect(&shell, &pod, &key, &request, None).await
         }

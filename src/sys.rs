@@ -11,6 +11,7 @@ pub mod fd_passing;
 pub mod netns;
 pub mod reactor;
 pub mod rlimit;
+pub mod schedule;
 pub mod select;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -2,9 +2,10 @@
 //!
 //! A test binary of its own, with one test: memory of the process is what it looks at.
 
+use bytes::Bytes;
+use prost::Message;
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::control::pods;
-use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
@@ -29,7 +30,7 @@ fn resident_bytes() -> usize {
     kib.parse::<usize>().expect("a number") * 1024
 }
 
-fn response() -> Envelope {
+fn message() -> Bytes {
     let crowd = Crowd {
         workloads: WORKLOADS,
         services: WORKLOADS / 20,
@@ -38,14 +39,16 @@ fn response() -> Envelope {
         name: it.name,
         version: it.version,
         resource: Some(Any {
+            type_url: Kind::Address.type_url().to_owned(),
             value: it.value.into(),
         }),
         ..Resource::default()
     });
-    Envelope::of(&DeltaDiscoveryResponse {
+    let message = DeltaDiscoveryResponse {
         resources: resources.collect(),
         ..DeltaDiscoveryResponse::default()
-    })
+    };
+    message.encode_to_vec().into()
 }
 
 #[test]
@@ -59,10 +62,11 @@ fn a_large_mesh_leaves_little_more_resident_than_it_uses() {
     let mut state = State::new(builder, snapshots, Orders::new(Vec::new()), changes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let response = response();
+    let message = message();
     allocator::give_back();
     let before = resident_bytes();
-    let verdict = runtime.block_on(state.apply(Kind::Address, &response));
+    let response = state.read(message.clone()).expect("a response");
+    let verdict = runtime.block_on(state.apply(Kind::Address, response));
     assert!(verdict.rejected.is_empty(), "{:?}", verdict.rejected);
     runtime.block_on(state.publish());
     drop(verdict);

@@ -304,11 +304,11 @@ fn candidates(
 
 fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
     match scope {
-        Scope::Region => &workload.locality.region,
-        Scope::Zone => &workload.locality.zone,
-        Scope::Subzone => &workload.locality.subzone,
-        Scope::Node => &workload.node,
-        Scope::Cluster => &workload.cluster_id,
+        Scope::Region => &workload.place.locality.region,
+        Scope::Zone => &workload.place.locality.zone,
+        Scope::Subzone => &workload.place.locality.subzone,
+        Scope::Node => &workload.place.node,
+        Scope::Cluster => &workload.place.cluster_id,
         Scope::Network => &workload.network,
     }
 }

@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use super::envelope::Malformed;
 use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
+use super::version::Version;
 use crate::clock::Instant;
 use crate::limits;
 
@@ -32,7 +33,7 @@ pub enum Kind {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Name and version.
-    pub accepted: Vec<(Arc<str>, Box<str>)>,
+    pub accepted: Vec<(Arc<str>, Version)>,
     /// Name and reason.
     pub rejected: Vec<(Arc<str>, String)>,
     pub removed: Vec<String>,
@@ -79,7 +80,7 @@ pub struct Protocol {
 #[derive(Debug, Default)]
 struct Subscription {
     /// Name to version.
-    held: BTreeMap<Arc<str>, Box<str>>,
+    held: BTreeMap<Arc<str>, Version>,
     /// A response without a fault was received, now or on an earlier stream.
     synced: bool,
     /// Held, but the server does not know it on this stream, and has not sent it.

@@ -168,7 +168,7 @@ fn a_list_that_would_not_fit_is_cut_and_the_rest_is_swept_unless_it_comes_again(
     let mut protocol = protocol();
     let now = clock::now();
     let name = |index: usize| format!("{index:06}-{}", "n".repeat(100));
-    let all: Vec<(Arc<str>, Box<str>)> = (0..50_000)
+    let all: Vec<(Arc<str>, Version)> = (0..50_000)
         .map(|index| (name(index).into(), "v".into()))
         .collect();
     let verdict = Verdict {

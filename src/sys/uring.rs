@@ -261,6 +261,23 @@ impl UringDriver {
         });
     }
 
+    fn register(&mut self, fd: OwnedFd, owner: Owner) -> SocketId {
+        // Here, not by the first turn in which all sockets send at once.
+        if self.frames.len() <= self.sockets.len() && self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
+            self.frames.push(Frame::new());
+        }
+        let key = self.sockets.insert(Socket {
+            fd,
+            owner,
+            receive: Receive::Idle,
+            flow: Flow::default(),
+            send: None,
+            setup: None,
+            broken: None,
+        });
+        key.socket_id()
+    }
+
     /// As `Driver::send`, with these flags of `send(2)`.
     fn send_with(&mut self, socket: SocketId, payload: Payload, flags: i32) -> SendStatus {
         assert!(!payload.is_empty(), "there is nothing to send");
@@ -340,25 +357,12 @@ impl Driver for UringDriver {
         if outcome == -1 {
             return Err(io::Error::last_os_error());
         }
-        // Here, not by the first turn in which all sockets send at once.
-        if self.frames.len() <= self.sockets.len() && self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
-            self.frames.push(Frame::new());
-        }
-        let key = self.sockets.insert(Socket {
-            fd,
-            owner,
-            receive: Receive::Idle,
-            flow: Flow::default(),
-            send: None,
-            setup: None,
-            broken: None,
-        });
-        Ok(key.socket_id())
+        Ok(self.register(fd, owner))
     }
 
     fn open(&mut self, spec: &SocketSpec, family_of: IpAddr, owner: Owner) -> io::Result<SocketId> {
-        let fd = socket::open(spec, family_of)?;
-        self.adopt(fd.into(), owner)
+        self.counters.calls += 1;
+        Ok(self.register(socket::open(spec, family_of)?, owner))
     }
 
     fn set_owner(&mut self, socket: SocketId, owner: Owner) {

@@ -389,6 +389,10 @@ impl Builder {
 
     /// All workloads of an identity share one copy.
     fn intern(&mut self, workload: &mut Workload) {
+        if Arc::strong_count(&workload.accepted) > 1 {
+            // As decoders have it from the interner.
+            return;
+        }
         let identity = &workload.identity;
         if *identity.trust_domain() != *workload.trust_domain
             || *identity.namespace() != *workload.namespace

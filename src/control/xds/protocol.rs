@@ -7,7 +7,7 @@
 //! not fit a message, is taken out if the server does not send it again; no sequence of outcomes makes the client
 //! try more often than once in `XDS_DELAY_MIN`, nor that often for longer than a stream or two.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ pub struct Protocol {
 #[derive(Debug, Default)]
 struct Subscription {
     /// Name to version.
-    held: BTreeMap<Arc<str>, Version>,
+    held: HashMap<Arc<str>, Version>,
     /// A response without a fault was received, now or on an earlier stream.
     synced: bool,
     /// Held, but the server does not know it on this stream, and has not sent it.

@@ -23,7 +23,7 @@ use uztunnel_rig::istiod::{Crowd, Resource};
 
 /// What a workload may take, its part of its service and of the list of what is held included. 100,000 of them have
 /// to stay below 100 MiB.
-const WORKLOAD_BYTES_MAX: usize = 1000;
+const WORKLOAD_BYTES_MAX: usize = 900;
 
 /// How long the thread may be kept from other work: a hundred times what it takes when optimised.
 const STRETCH_MAX: Duration = Duration::from_millis(100);

@@ -323,6 +323,14 @@ impl Subscription {
             self.unannounced.remove(name.as_str());
             self.held.remove(name.as_str());
         }
+        self.shrink();
+    }
+
+    /// A mesh that has become small keeps no room for a large one.
+    fn shrink(&mut self) {
+        if self.held.len() < self.held.capacity() / 4 {
+            self.held.shrink_to(2 * self.held.len());
+        }
     }
 
     fn sweep(&mut self, now: Instant) -> BTreeSet<Arc<str>> {
@@ -333,6 +341,7 @@ impl Subscription {
         for name in &self.unannounced {
             self.held.remove(name);
         }
+        self.shrink();
         std::mem::take(&mut self.unannounced)
     }
 }

@@ -11,7 +11,6 @@ pub mod fd_passing;
 pub mod netns;
 pub mod reactor;
 pub mod rlimit;
-pub mod schedule;
 pub mod select;
 #[cfg(feature = "sim")]
 pub mod sim;

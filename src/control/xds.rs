@@ -22,7 +22,7 @@ use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
 use crate::mesh::GatewayTarget;
-use crate::sys::{allocator, schedule};
+use crate::sys::allocator;
 
 pub mod decode;
 pub mod envelope;
@@ -305,10 +305,10 @@ impl Client {
         let (updates, removals) = (response.resources.len(), response.envelope.removed.len());
         let kind = Kind::of(&type_url);
         self.metrics.response_received(kind, response.payload_bytes);
-        if updates > limits::XDS_LARGE_RESOURCES {
+        if updates + removals > limits::XDS_LARGE_RESPONSE {
             self.give_back_at = Some(clock::now() + limits::XDS_GIVE_BACK_DELAY);
         }
-        let verdict = match kind {
+        let mut verdict = match kind {
             Some(kind) => self.state.apply(kind, response).await,
             None => {
                 tracing::error!("unknown type {type_url:?} in a response of the control plane");
@@ -331,6 +331,15 @@ impl Client {
         if let (Some(Kind::Address), Some(lookups)) = (kind, &mut self.lookups) {
             let replies = lookups.names.heard(&verdict, clock::now());
             self.state.reply(replies);
+        }
+        if let Some(kind) = kind {
+            let mut accepted = std::mem::take(&mut verdict.accepted).into_iter();
+            while accepted.len() > limits::XDS_HELD_SLICE {
+                self.protocol
+                    .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));
+                give_way().await;
+            }
+            self.protocol.hold(kind, accepted);
         }
         let answer = self.protocol.answer(&type_url, &nonce, verdict, clock::now());
         if self.protocol.is_synced() {
@@ -405,9 +414,10 @@ enum Chore {
     Lookups,
 }
 
-/// After a slice of long work: other tasks of this thread, and workers on the same CPU, get their turn.
+/// After a slice of long work: workers on the same CPU, and other tasks of this thread, get their turn. The kernel lets a
+/// worker that wakes in only when its clock ticks, which is every 4 or 10 ms, unless somebody gives way before.
 async fn give_way() {
-    schedule::give_way();
+    std::thread::yield_now();
     task::yield_now().await;
 }
 

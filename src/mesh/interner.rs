@@ -37,6 +37,8 @@ struct Pool<T: ?Sized> {
 const SWEEP_MIN: usize = 1024;
 /// Beyond this many the encoded services are forgotten: 100 bytes each, and made again within a microsecond.
 const ENCODED_MAX: usize = 8192;
+/// Longer ones are rare, and not kept.
+const ENCODED_BYTES_MAX: usize = 256;
 
 /// Trust domain, namespace, service account: those of equal texts that the interner has given out. Told apart by where
 /// they lie, and owned, so that nothing else ever lies there.
@@ -136,6 +138,9 @@ impl Interner {
     }
 
     pub fn know_memberships(&mut self, encoded: &[u8], list: &Memberships) {
+        if encoded.len() > ENCODED_BYTES_MAX {
+            return;
+        }
         if self.encoded.len() >= ENCODED_MAX {
             self.encoded = HashMap::new();
         }
@@ -267,6 +272,9 @@ mod tests {
             );
         }
         assert!(interner.encoded.len() <= ENCODED_MAX);
+        let long = [0; ENCODED_BYTES_MAX + 1];
+        interner.know_memberships(&long, &list);
+        assert_eq!(interner.known_memberships(&long), None);
         assert_eq!(interner.known_memberships(b"never seen"), None);
     }
 }

@@ -44,7 +44,7 @@ use crate::sys::netns::Namespace;
 use crate::sys::select::{self, Choice, IoMode, Refusal};
 use crate::sys::socket::{self, Options};
 use crate::sys::uring::FeatureSet;
-use crate::sys::{cpu, rlimit, schedule};
+use crate::sys::{cpu, rlimit};
 use crate::tls::FakeCa;
 use crate::worker::{self, Setup, settings::Settings};
 
@@ -166,10 +166,6 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
         .clone()
         .map(|path| revocation::Watch::start(path, shared.revocations.clone()));
     let (orders, demands) = start_workers(config, log, snapshot.clone(), &shared, &backend)?;
-    // Not before: workers would inherit it.
-    if let Err(error) = schedule::set_slice(limits::CONTROL_SLICE) {
-        tracing::debug!(%error, "cannot ask for short slices of the CPU");
-    }
     live.serve(orders.clone());
     if let Some(watch) = watch {
         tokio::task::spawn_local(watch.run(orders.clone()));

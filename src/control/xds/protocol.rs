@@ -145,6 +145,11 @@ impl Protocol {
         (requests.into(), warnings)
     }
 
+    /// A part of what was accepted of a response that `answer` is about to be asked about.
+    pub fn hold(&mut self, kind: Kind, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
+        self.of(kind).hold(accepted);
+    }
+
     /// A response was dealt with: what to answer.
     pub fn answer(
         &mut self,
@@ -314,16 +319,20 @@ impl Subscription {
         for (name, _) in &verdict.rejected {
             self.unannounced.remove(name);
         }
-        for (name, version) in verdict.accepted {
-            self.unannounced.remove(&name);
-            self.held.insert(name, version);
-        }
+        self.hold(verdict.accepted.into_iter());
         // Last, as they are applied last.
         for name in &verdict.removed {
             self.unannounced.remove(name.as_str());
             self.held.remove(name.as_str());
         }
         self.shrink();
+    }
+
+    fn hold(&mut self, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
+        for (name, version) in accepted {
+            self.unannounced.remove(&name);
+            self.held.insert(name, version);
+        }
     }
 
     /// A mesh that has become small keeps no room for a large one.

@@ -188,7 +188,7 @@ fn play() -> [Node; 2] {
 }
 
 fn node_of<'a>(nodes: &'a mut [Node; 2], workload: &Workload) -> &'a mut Node {
-    let node = nodes.iter_mut().find(|node| *node.name == *workload.place.node);
+    let node = nodes.iter_mut().find(|node| *node.name == *workload.site.node);
     node.expect("one of the two")
 }
 
@@ -235,7 +235,7 @@ fn choose(
     let is_elsewhere = |plan: &Plan| {
         plan.destination
             .as_ref()
-            .is_some_and(|to| to.place.node != source.place.node)
+            .is_some_and(|to| to.site.node != source.site.node)
     };
     let elsewhere = (1..64).find_map(|seed| draw(seed).ok().filter(is_elsewhere));
     elsewhere.map_or_else(|| draw(0), Ok)

@@ -574,7 +574,7 @@ impl Bench {
         let snapshot = self.snapshots.load();
         let wanted = format!("round {}", self.round);
         match self.kind {
-            Kind::Address => snapshot.workload(name).is_some_and(|it| *it.place.node == wanted),
+            Kind::Address => snapshot.workload(name).is_some_and(|it| *it.site.node == wanted),
             Kind::Authorization => snapshot
                 .policies()
                 .any(|it| *it.key == *name && *it.namespace == wanted),

@@ -304,11 +304,11 @@ fn candidates(
 
 fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
     match scope {
-        Scope::Region => &workload.place.locality.region,
-        Scope::Zone => &workload.place.locality.zone,
-        Scope::Subzone => &workload.place.locality.subzone,
-        Scope::Node => &workload.place.node,
-        Scope::Cluster => &workload.place.cluster_id,
+        Scope::Region => &workload.site.locality.region,
+        Scope::Zone => &workload.site.locality.zone,
+        Scope::Subzone => &workload.site.locality.subzone,
+        Scope::Node => &workload.site.node,
+        Scope::Cluster => &workload.site.cluster_id,
         Scope::Network => &workload.network,
     }
 }

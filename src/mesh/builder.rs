@@ -458,7 +458,7 @@ impl Index {
         self.locale
             .node
             .as_ref()
-            .is_none_or(|node| *node == workload.place.node)
+            .is_none_or(|node| *node == workload.site.node)
     }
 
     /// Adds a service to every view. By address there is one service per namespace: the latest.

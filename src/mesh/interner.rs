@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::address::{NamespacedHostname, PortMap};
-use super::workload::{Locality, Place};
+use super::workload::{Locality, Site};
 use crate::identity::Identity;
 
 /// A workload's services, with its own port mapping.
@@ -23,8 +23,8 @@ pub struct Interner {
     identities: HashMap<Key, Arc<[Identity]>>,
     identities_sweep_at: usize,
     /// By node: what the last of its workloads said.
-    places: HashMap<Arc<str>, Arc<Place>>,
-    places_sweep_at: usize,
+    sites: HashMap<Arc<str>, Arc<Site>>,
+    sites_sweep_at: usize,
     texts: Pool<str>,
 }
 
@@ -148,20 +148,20 @@ impl Interner {
     }
 
     /// Region, zone and subzone are the locality.
-    pub fn place(&mut self, node: &str, cluster_id: &str, locality: [&str; 3]) -> Arc<Place> {
-        if let Some(known) = self.places.get(node)
+    pub fn site(&mut self, node: &str, cluster_id: &str, locality: [&str; 3]) -> Arc<Site> {
+        if let Some(known) = self.sites.get(node)
             && *known.cluster_id == *cluster_id
             && known.locality.parts().each_ref().map(|text| &***text) == locality
         {
             return known.clone();
         }
-        if self.places.len() >= self.places_sweep_at {
-            self.places.retain(|_, it| Arc::strong_count(it) > 1);
-            self.places_sweep_at = (2 * self.places.len()).max(SWEEP_MIN);
+        if self.sites.len() >= self.sites_sweep_at {
+            self.sites.retain(|_, it| Arc::strong_count(it) > 1);
+            self.sites_sweep_at = (2 * self.sites.len()).max(SWEEP_MIN);
         }
         let node = self.text(node);
         let [region, zone, subzone] = locality.map(|text| self.text(text));
-        let place = Arc::new(Place {
+        let site = Arc::new(Site {
             node: node.clone(),
             cluster_id: self.text(cluster_id),
             locality: Locality {
@@ -170,8 +170,8 @@ impl Interner {
                 subzone,
             },
         });
-        self.places.insert(node, place.clone());
-        place
+        self.sites.insert(node, site.clone());
+        site
     }
 
     /// An identity, as the set of one that peers are checked against.
@@ -231,30 +231,26 @@ mod tests {
     }
 
     #[test]
-    fn workloads_of_one_node_share_their_place_as_long_as_they_agree() {
+    fn workloads_of_one_node_share_their_site_as_long_as_they_agree() {
         let mut interner = Interner::default();
-        let mut place = |node, cluster, zone| interner.place(node, cluster, ["r", zone, ""]);
-        let first = place("node", "c", "z");
-        assert!(Arc::ptr_eq(&first, &place("node", "c", "z")));
+        let mut site = |node, cluster, zone| interner.site(node, cluster, ["r", zone, ""]);
+        let first = site("node", "c", "z");
+        assert!(Arc::ptr_eq(&first, &site("node", "c", "z")));
         for (node, cluster, zone) in [
             ("node", "c", "other"),
             ("node", "other", "z"),
             ("other", "c", "z"),
             ("", "", ""),
         ] {
-            let other = place(node, cluster, zone);
+            let other = site(node, cluster, zone);
             let said = (&*other.node, &*other.cluster_id, &*other.locality.zone);
             assert_eq!(said, (node, cluster, zone));
         }
-        assert_eq!(*place("node", "c", "z"), *first);
+        assert_eq!(*site("node", "c", "z"), *first);
         for number in 0..10 * SWEEP_MIN {
-            interner.place(&number.to_string(), "c", ["", "", ""]);
+            interner.site(&number.to_string(), "c", ["", "", ""]);
         }
-        assert!(
-            interner.places.len() <= SWEEP_MIN + 1,
-            "{}",
-            interner.places.len()
-        );
+        assert!(interner.sites.len() <= SWEEP_MIN + 1, "{}", interner.sites.len());
     }
 
     #[test]

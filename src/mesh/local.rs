@@ -18,7 +18,7 @@ use super::service::{
     WeightedWaypoint,
 };
 use super::workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Place, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
 };
 use crate::identity::Identity;
 
@@ -372,7 +372,7 @@ impl From<WorkloadShape> for Workload {
             network_gateway: shape.network_gateway.map(|it| Box::new(it.into())),
             services: shape.services.into_iter().collect(),
             authorization_policies: shape.authorization_policies,
-            place: Arc::new(Place {
+            site: Arc::new(Site {
                 node: shape.node,
                 cluster_id: shape.cluster_id,
                 locality: shape.locality.map_or_else(Locality::default, |it| Locality {

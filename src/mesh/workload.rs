@@ -36,7 +36,7 @@ pub struct Workload {
     pub services: Memberships,
     /// Names of the selector-scoped policies, `namespace/name`.
     pub authorization_policies: Arc<[Arc<str>]>,
-    pub place: Arc<Place>,
+    pub site: Arc<Site>,
     /// Weight among the endpoints of a service; 0 is never chosen.
     pub capacity: u32,
     pub workload_name: Arc<str>,
@@ -93,7 +93,7 @@ pub enum ApplicationProtocol {
 
 /// Where a workload runs: what it has in common with the others of its node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
+pub struct Site {
     pub node: Arc<str>,
     pub cluster_id: Arc<str>,
     pub locality: Locality,
@@ -133,7 +133,7 @@ impl Workload {
             network_gateway: None,
             services: Memberships::default(),
             authorization_policies: Arc::default(),
-            place: Arc::default(),
+            site: Arc::default(),
             capacity: 1,
             workload_name: Arc::default(),
             workload_type: Arc::default(),
@@ -146,7 +146,7 @@ impl Workload {
 
     /// On another node.
     pub fn on_node(mut self, node: &str) -> Self {
-        Arc::make_mut(&mut self.place).node = node.into();
+        Arc::make_mut(&mut self.site).node = node.into();
         self
     }
 

@@ -5,7 +5,7 @@ mod naive;
 use super::weighted::LOOKS;
 use super::*;
 use crate::mesh::fixture::*;
-use crate::mesh::{HealthPolicy, Locality, Place, Scope, Snapshot};
+use crate::mesh::{HealthPolicy, Locality, Scope, Site, Snapshot};
 
 /// A service `web` with the given workloads behind it.
 fn balanced(load_balancer: Option<super::super::LoadBalancer>, workloads: Vec<Workload>) -> Snapshot {
@@ -43,10 +43,10 @@ fn hits(snapshot: &Snapshot, source: &Workload, draws: usize) -> HashMap<String,
     hits
 }
 
-fn place_at(locality: Locality) -> Arc<Place> {
-    Arc::new(Place {
+fn site_at(locality: Locality) -> Arc<Site> {
+    Arc::new(Site {
         locality,
-        ..Place::default()
+        ..Site::default()
     })
 }
 
@@ -57,7 +57,7 @@ fn placed(name: &str, region: &str, zone: &str, network: &str) -> Workload {
         subzone: "".into(),
     };
     Workload {
-        place: place_at(locality),
+        site: site_at(locality),
         network: network.into(),
         ..pod(name, "10.0.0.2")
     }
@@ -221,7 +221,7 @@ fn looks_max(endpoints: u32, capacity: fn(u32) -> u32, modes: BalanceMode) -> us
         };
         Workload {
             capacity: capacity(at),
-            place: place_at(locality),
+            site: site_at(locality),
             ..pod(&format!("p{at}"), "10.0.0.2")
         }
     });

@@ -123,7 +123,7 @@ impl<'a> Sent<'a> {
             network_gateway: gateway("network_gateway", self.network_gateway)?,
             services: memberships(&self.services, interner)?,
             authorization_policies: interner.texts(&self.authorization_policies),
-            place: interner.place(
+            site: interner.site(
                 self.node,
                 or_default(self.cluster_id, "Kubernetes"),
                 self.locality,

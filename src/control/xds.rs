@@ -302,7 +302,7 @@ impl Client {
             response.envelope.type_url.clone(),
             response.envelope.nonce.clone(),
         );
-        let (updates, removals) = (response.resources.len(), response.envelope.removed.len());
+        let (updates, removals) = (response.resources, response.envelope.removed.len());
         let kind = Kind::of(&type_url);
         self.metrics.response_received(kind, response.payload_bytes);
         if updates + removals > limits::XDS_LARGE_RESPONSE {
@@ -334,6 +334,7 @@ impl Client {
         }
         if let Some(kind) = kind {
             let mut accepted = std::mem::take(&mut verdict.accepted).into_iter();
+            self.protocol.make_room(kind, accepted.len());
             while accepted.len() > limits::XDS_HELD_SLICE {
                 self.protocol
                     .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));

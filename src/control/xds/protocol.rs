@@ -150,6 +150,14 @@ impl Protocol {
         self.of(kind).hold(accepted);
     }
 
+    /// So many are about to be held. A table that grows while it is filled keeps everybody waiting each time.
+    pub fn make_room(&mut self, kind: Kind, resources: usize) {
+        let held = &mut self.of(kind).held;
+        if held.is_empty() {
+            held.reserve(resources);
+        }
+    }
+
     /// A response was dealt with: what to answer.
     pub fn answer(
         &mut self,

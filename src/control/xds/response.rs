@@ -17,6 +17,7 @@ use super::envelope::{Envelope, Malformed, Scan};
 use super::fields::{Fields, FieldsError};
 use super::protocol::Kind;
 use super::version::Version;
+use crate::limits;
 use crate::mesh::{Interner, Policy, Service, Workload};
 
 // Numbers of the fields, in proto/discovery.proto.
@@ -31,7 +32,10 @@ const PAYLOAD_VALUE: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Response {
     pub envelope: Envelope,
-    pub resources: Vec<Resource>,
+    /// In slices, none of which grows beyond `XDS_SLICE`: to move a hundred thousand would take a worker's patience.
+    slices: Vec<Vec<Resource>>,
+    /// How many resources it has.
+    pub resources: usize,
     /// Of all resources together, without their envelopes.
     pub payload_bytes: usize,
     /// Other names of resources, by their place, if they are asked for.
@@ -111,6 +115,11 @@ impl Arriving {
 }
 
 impl Response {
+    /// Its resources, in their order.
+    pub fn take_resources(&mut self) -> impl Iterator<Item = Resource> + use<> {
+        std::mem::take(&mut self.slices).into_iter().flatten()
+    }
+
     fn add(&mut self, bytes: &Bytes, tells_aliases: bool, interner: &mut Interner) {
         let mut parts = Parts::default();
         let read = parts.read(bytes);
@@ -128,16 +137,21 @@ impl Response {
             Content::Policy(policy) => policy.key.clone(),
             // It has to be called something where it is refused.
             Content::Refused(_) if parts.name.is_empty() => {
-                format!("resource {} of the response", self.resources.len()).into()
+                format!("resource {} of the response", self.resources).into()
             }
             _ => parts.name.into(),
         };
         if tells_aliases {
-            let place = self.resources.len();
+            let place = self.resources;
             let names = parts.aliases.iter().map(|name| (*name).to_owned());
             self.aliases.extend(names.map(|name| (place, name)));
         }
-        self.resources.push(Resource {
+        if self.resources.is_multiple_of(limits::XDS_SLICE) {
+            self.slices.push(Vec::new());
+        }
+        self.resources += 1;
+        let slice = self.slices.last_mut().expect("invariant: one was begun");
+        slice.push(Resource {
             name,
             version: parts.version.into(),
             content,

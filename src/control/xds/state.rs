@@ -98,11 +98,12 @@ impl State {
     }
 
     /// Applies one response: resources in their order, then removals.
-    pub async fn apply(&mut self, kind: Kind, response: Response) -> Verdict {
+    pub async fn apply(&mut self, kind: Kind, mut response: Response) -> Verdict {
         let mut verdict = Verdict::default();
-        verdict.accepted.reserve_exact(response.resources.len());
+        verdict.accepted.reserve_exact(response.resources);
+        let resources = response.take_resources();
         let mut aliases = response.aliases.into_iter().peekable();
-        for (at, resource) in response.resources.into_iter().enumerate() {
+        for (at, resource) in resources.enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
                 give_way().await;
             }

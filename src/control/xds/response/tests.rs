@@ -62,16 +62,15 @@ fn a_resource_is_made_on_arrival_or_when_the_type_is_known_with_the_same_outcome
             sent("d", address, Vec::new()),
             sent("e", "", Vec::new()),
         ];
-        let response = received(resources, piece_bytes, interner);
+        let mut response = received(resources, piece_bytes, interner);
         let decoded = |resource: &Resource| !matches!(resource.content, Content::Undecoded(_));
-        let decoded: Vec<bool> = response.resources.iter().map(decoded).collect();
+        let decoded: Vec<bool> = response.slices.iter().flatten().map(decoded).collect();
         assert_eq!(decoded, [true, false, false, true, false]);
         assert_eq!(response.payload_bytes, 3 * workload("a").len());
         let aliases = response.aliases.iter().map(|(at, name)| (*at, name.as_str()));
         assert!(aliases.eq([(0, "/a"), (1, "/b"), (2, "/c"), (3, "/d"), (4, "/e")]));
         for (resource, expected) in response
-            .resources
-            .into_iter()
+            .take_resources()
             .zip([None, None, None, Some(()), Some(())])
         {
             assert_eq!(resource.version.to_string(), "c7ae5efe1698a7f");
@@ -100,8 +99,8 @@ fn a_resource_that_says_it_is_of_the_other_type_is_refused() {
         sent("ns/p", Kind::Authorization.type_url(), policy.encode_to_vec()),
     ];
     for (kind, refused) in [(Kind::Address, 1), (Kind::Authorization, 0)] {
-        let response = received(resources.clone(), 1000, interner);
-        for (at, resource) in response.resources.into_iter().enumerate() {
+        let mut response = received(resources.clone(), 1000, interner);
+        for (at, resource) in response.take_resources().enumerate() {
             let refusal = refusal(resource.of_kind(kind, interner));
             let expected = format!(
                 "is of another type than the response, which is of {}",
@@ -131,8 +130,7 @@ fn a_resource_that_cannot_be_decoded_keeps_its_name_if_it_has_one() {
         response.add(&bytes.into(), false, interner);
     }
     let refused: Vec<_> = response
-        .resources
-        .into_iter()
+        .take_resources()
         .map(|it| (it.name.to_string(), refusal(it).expect("a refusal")))
         .collect();
     let expected = [

@@ -59,18 +59,19 @@ enum Reading {
     Armed {
         bytes: usize,
     },
-    /// Waits for window or for room in the session's send buffer.
+    /// Waits for window or for room in the session's send buffer; `rest` was received but not sent yet.
     Blocked {
-        rest: Option<Rest>,
+        rest: Option<RecvBuffer>,
     },
     Ended,
 }
 
-/// What was received but not sent yet.
-struct Rest {
-    buffer: RecvBuffer,
-    /// Nothing follows it.
-    last: bool,
+/// Whether bytes follow those that were received last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Likely,
+    /// They were fewer than asked for.
+    Unlikely,
 }
 
 /// Stream to application.
@@ -209,9 +210,11 @@ impl<D: Driver + 'static> Core<D> {
         match data {
             Received::Data(buffer) => {
                 tunnel.adapt_read(bytes, buffer.len());
-                // One that says all and ends is passed on in one record.
-                let last = buffer.len() < bytes && self.driver.take_end(tunnel.app);
-                self.send_app_bytes(key, Rest { buffer, last });
+                let more = match buffer.len() < bytes {
+                    true => More::Unlikely,
+                    false => More::Likely,
+                };
+                self.send_app_bytes(key, buffer, more);
             }
             Received::End => self.end_app_reading(key),
             Received::Failed(error) if ends_a_copy(&error) => self.reset_stream(key, Outcome::Complete),
@@ -220,8 +223,7 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// Seals received bytes into the session; what the window does not allow waits.
-    fn send_app_bytes(&mut self, key: Key<Tunnel>, received: Rest) {
-        let Rest { mut buffer, last } = received;
+    fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer, more: More) {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
@@ -238,15 +240,14 @@ impl<D: Driver + 'static> Core<D> {
             } else {
                 buffer
             };
-            tunnel.reading = Reading::Blocked {
-                rest: Some(Rest { buffer: rest, last }),
-            };
+            tunnel.reading = Reading::Blocked { rest: Some(rest) };
             self.list_blocked(key);
             self.mark_session(session_key);
             return;
         }
         drop(buffer);
-        if last {
+        // An application that says all and ends is passed on in one record.
+        if more == More::Unlikely && self.driver.take_end(tunnel.app) {
             self.end_app_reading(key);
         } else {
             self.mark_session(session_key);
@@ -288,7 +289,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         match rest.take() {
-            Some(rest) => self.send_app_bytes(key, rest),
+            Some(buffer) => self.send_app_bytes(key, buffer, More::Likely),
             None => self.read_app(key),
         }
     }
@@ -578,7 +579,7 @@ impl Tunnel {
     /// Bytes of buffers that this tunnel owns. Zero when it is idle.
     pub fn buffered_bytes(&self) -> usize {
         let rest = match &self.reading {
-            Reading::Blocked { rest } => rest.as_ref().map_or(0, |rest| rest.buffer.pinned_bytes()),
+            Reading::Blocked { rest } => rest.as_ref().map_or(0, RecvBuffer::pinned_bytes),
             Reading::Armed { .. } | Reading::Ended => 0,
         };
         let sending = match self.writing {

@@ -552,6 +552,10 @@ pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CONTROL_CONNECT_TIMEOUT.as_secs());
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.as_secs());
 
+/// What a server of the control plane may send before it is looked at: much more than a round trip's worth, little
+/// enough that it is still in the cache when its turn comes.
+pub const CONTROL_WINDOW_BYTES: u32 = 512 << 10;
+
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;
 /// Our first request of a stream, with the list of what is held.
@@ -560,8 +564,11 @@ pub const XDS_REQUEST_BYTES_MAX: usize = GRPC_MESSAGE_BYTES_DEFAULT - (64 << 10)
 pub const XDS_REQUEST_BYTES_WARN: usize = GRPC_MESSAGE_BYTES_DEFAULT / 4 * 3;
 /// Contract: wire.md section 6.
 pub const XDS_RESPONSE_BYTES_MAX: usize = 200 << 20;
-/// Memory for messages that a stream may keep.
-pub const XDS_STREAM_BYTES_KEPT: usize = 256 << 10;
+/// Resources, removed names and what else a response has: forty times as many as the largest mesh that is measured.
+/// An empty resource has two bytes on the wire, and some fifty here.
+pub const XDS_RESPONSE_FIELDS_MAX: usize = 4 << 20;
+/// With more resources and removed names than these a response is large.
+pub const XDS_LARGE_RESPONSE: usize = 512;
 /// From a large response until what it took is given back: workers have let go of the snapshots before it.
 pub const XDS_GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 /// Text of a refusal. A server logs it.
@@ -580,12 +587,13 @@ pub const XDS_STREAM_SETTLED: Duration = Duration::from_secs(1);
 pub const XDS_SWEEP_DELAY: Duration = Duration::from_secs(30);
 /// The same failure is a warning once in this time.
 pub const XDS_WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// Resources decoded and applied before other work of the control thread gets its turn: half a millisecond.
-pub const XDS_SLICE: usize = 128;
-/// Fields of a response looked at in one go: a tenth of a microsecond each.
-pub const XDS_SCAN_SLICE: usize = 4096;
+/// Resources decoded or applied before other work of the control thread, and workers on its CPU, get their turn: a
+/// quarter of a millisecond.
+pub const XDS_SLICE: usize = 64;
+/// Names and versions written down in one go.
+pub const XDS_HELD_SLICE: usize = 1024;
 /// Services whose tables are built in one go, with some twenty endpoints each.
-pub const XDS_SERVICES_SLICE: usize = 32;
+pub const XDS_SERVICES_SLICE: usize = 16;
 /// Replaced snapshots that the control thread keeps until no worker looks at them any more.
 pub const SNAPSHOTS_RETIRED_MAX: usize = 64;
 /// Snapshots are published no more often than this; each costs the change of every service that it touches.

@@ -47,7 +47,7 @@ pub use service::{
 };
 pub use trie::TrieMap;
 pub use workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
 };
 
 use crate::identity::Identity;

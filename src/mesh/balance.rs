@@ -304,11 +304,11 @@ fn candidates(
 
 fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
     match scope {
-        Scope::Region => &workload.locality.region,
-        Scope::Zone => &workload.locality.zone,
-        Scope::Subzone => &workload.locality.subzone,
-        Scope::Node => &workload.node,
-        Scope::Cluster => &workload.cluster_id,
+        Scope::Region => &workload.site.locality.region,
+        Scope::Zone => &workload.site.locality.zone,
+        Scope::Subzone => &workload.site.locality.subzone,
+        Scope::Node => &workload.site.node,
+        Scope::Cluster => &workload.site.cluster_id,
         Scope::Network => &workload.network,
     }
 }

@@ -389,6 +389,10 @@ impl Builder {
 
     /// All workloads of an identity share one copy.
     fn intern(&mut self, workload: &mut Workload) {
+        if Arc::strong_count(&workload.accepted) > 1 {
+            // As decoders have it from the interner.
+            return;
+        }
         let identity = &workload.identity;
         if *identity.trust_domain() != *workload.trust_domain
             || *identity.namespace() != *workload.namespace
@@ -454,7 +458,7 @@ impl Index {
         self.locale
             .node
             .as_ref()
-            .is_none_or(|node| *node == workload.node)
+            .is_none_or(|node| *node == workload.site.node)
     }
 
     /// Adds a service to every view. By address there is one service per namespace: the latest.

@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
 
-use super::decode::{self, Address, DecodeError};
-use super::envelope::{self, Envelope};
-use super::messages::discovery::Resource;
+use super::decode::DecodeError;
+use super::envelope::Malformed;
+use super::give_way;
 use super::on_demand::Reply;
 use super::protocol::{Alias, Kind, Verdict};
+use super::response::{Arriving, Content, Resource, Response};
 use crate::bridge::{Order, Orders, SnapshotCell};
 use crate::clock::{self, Instant};
 use crate::control::pods::PodChange;
@@ -76,37 +77,56 @@ impl State {
         }
     }
 
+    /// Begins with a response of so many bytes.
+    pub fn arriving(&self, message_bytes: usize) -> Arriving {
+        Arriving::new(message_bytes, self.tells_aliases)
+    }
+
+    /// Makes at most `XDS_SLICE` resources of what has come of a response; true when that was all. Nobody sees them
+    /// before `apply`.
+    pub fn make(&mut self, arriving: &mut Arriving) -> Result<bool, Malformed> {
+        let made = arriving.step(limits::XDS_SLICE, self.builder.interner())?;
+        Ok(made < limits::XDS_SLICE)
+    }
+
+    /// Of a message that is there as a whole.
+    pub fn read(&mut self, message: Bytes) -> Result<Response, Malformed> {
+        let mut arriving = self.arriving(message.len());
+        arriving.feed(message);
+        while !self.make(&mut arriving)? {}
+        arriving.finish()
+    }
+
     /// Applies one response: resources in their order, then removals.
-    pub async fn apply(&mut self, kind: Kind, response: &Envelope) -> Verdict {
+    pub async fn apply(&mut self, kind: Kind, mut response: Response) -> Verdict {
         let mut verdict = Verdict::default();
-        for (at, bytes) in response.resources().enumerate() {
+        verdict.accepted.reserve_exact(response.resources);
+        let resources = response.take_resources();
+        let mut aliases = response.aliases.into_iter().peekable();
+        for (at, resource) in resources.enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                yield_now().await;
+                give_way().await;
             }
-            let mut resource = match envelope::resource(&bytes, at) {
-                Ok(resource) => resource,
-                Err((name, error)) => {
-                    let error = DecodeError::Malformed(error);
-                    verdict.rejected.push((name.into(), error.to_string()));
-                    continue;
-                }
-            };
-            let inserted = self.insert(kind, &resource);
-            if self.tells_aliases {
-                let accepted = inserted.is_ok();
-                let aliases = std::mem::take(&mut resource.aliases).into_iter();
-                verdict
-                    .aliases
-                    .extend(aliases.map(|name| Alias { name, accepted }));
+            let Resource {
+                name,
+                version,
+                content,
+            } = resource.of_kind(kind, self.builder.interner());
+            let refusal = self.insert(content).err();
+            while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
+                verdict.aliases.push(Alias {
+                    name: alias,
+                    accepted: refusal.is_none(),
+                });
             }
-            match inserted {
-                Ok(name) => verdict.accepted.push((name, resource.version.into())),
-                Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
+            match refusal {
+                None => verdict.accepted.push((name, version)),
+                Some(error) => verdict.rejected.push((name, error.to_string())),
             }
         }
-        for (at, name) in response.removed().enumerate() {
+        for (at, name) in response.envelope.removed.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                yield_now().await;
+                give_way().await;
             }
             self.remove(kind, &name);
             verdict.removed.push(name);
@@ -138,7 +158,7 @@ impl State {
             return;
         }
         while self.builder.settle(limits::XDS_SERVICES_SLICE) {
-            yield_now().await;
+            give_way().await;
         }
         self.publish_at = None;
         self.published_at = Some(clock::now());
@@ -171,28 +191,15 @@ impl State {
         self.retire_at = waits.then(|| clock::now() + limits::SNAPSHOT_INTERVAL);
     }
 
-    /// Gives the resource's name, which most share with what was made of it.
-    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Arc<str>, DecodeError> {
-        let payload = resource.resource.as_ref().ok_or(DecodeError::NoPayload)?;
-        match kind {
-            Kind::Address => match decode::address(&payload.value, self.builder.interner())? {
-                Address::Workload(workload) => {
-                    let uid = workload.uid.clone();
-                    self.builder.insert_workload(*workload);
-                    if *uid == *resource.name {
-                        return Ok(uid);
-                    }
-                }
-                Address::Service(service) => self.builder.insert_service(*service),
-            },
-            Kind::Authorization => {
-                let policy = decode::policy(&resource.name, &payload.value)?;
-                let key = policy.key.clone();
-                self.builder.insert_policy(policy);
-                return Ok(key);
-            }
+    fn insert(&mut self, content: Content) -> Result<(), Box<DecodeError>> {
+        match content {
+            Content::Workload(workload) => self.builder.insert_workload(*workload),
+            Content::Service(service) => self.builder.insert_service(*service),
+            Content::Policy(policy) => self.builder.insert_policy(*policy),
+            Content::Refused(error) => return Err(error),
+            Content::Undecoded(_) => unreachable!("invariant: of a kind, it is decoded"),
         }
-        Ok(resource.name.as_str().into())
+        Ok(())
     }
 
     fn send_replies(&mut self) {
@@ -220,8 +227,9 @@ mod tests {
     use std::cell::Cell;
 
     use prost::Message;
+    use tokio::task::yield_now;
 
-    use super::super::messages::discovery::{Any, DeltaDiscoveryResponse};
+    use super::super::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
     use super::super::messages::workload as wire;
     use super::*;
     use crate::mesh::{Locale, Snapshot};
@@ -237,7 +245,10 @@ mod tests {
         let value = wire::Address { r#type }.encode_to_vec().into();
         Resource {
             name: uid,
-            resource: Some(Any { value }),
+            resource: Some(Any {
+                type_url: Kind::Address.type_url().to_owned(),
+                value,
+            }),
             ..Default::default()
         }
     }
@@ -261,8 +272,8 @@ mod tests {
                     resources: (0..RESOURCES).map(resource).collect(),
                     ..Default::default()
                 };
-                let response = Envelope::of(&response);
-                let verdict = state.apply(Kind::Address, &response).await;
+                let response = state.read(response.encode_to_vec().into()).expect("well formed");
+                let verdict = state.apply(Kind::Address, response).await;
                 applied.set(true);
                 verdict
             };

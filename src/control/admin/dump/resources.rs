@@ -93,7 +93,7 @@ pub struct WorkloadShape<'a> {
 
 impl<'a> WorkloadShape<'a> {
     pub fn new(workload: &'a Workload) -> Self {
-        let locality = &workload.locality;
+        let locality = &workload.site.locality;
         let parts = [&locality.region, &locality.zone, &locality.subzone];
         Self {
             application_tunnel: workload.application_tunnel.map(|tunnel| TunnelShape {
@@ -104,7 +104,7 @@ impl<'a> WorkloadShape<'a> {
             canonical_name: &workload.canonical_name,
             canonical_revision: &workload.canonical_revision,
             capacity: workload.capacity,
-            cluster_id: &workload.cluster_id,
+            cluster_id: &workload.site.cluster_id,
             hostname: &workload.hostname,
             locality: parts
                 .iter()
@@ -120,7 +120,7 @@ impl<'a> WorkloadShape<'a> {
             network: &workload.network,
             network_gateway: workload.network_gateway.as_deref().map(GatewayShape::new),
             network_mode: workload.network_mode,
-            node: &workload.node,
+            node: &workload.site.node,
             protocol: workload.protocol,
             service_account: &workload.service_account,
             services: Memberships::Names(&workload.services),

@@ -154,9 +154,8 @@ prop_compose! {
             network_gateway: behind_gateway.then(|| waypoint("net9/192.0.2.1", 15008)).flatten(),
             application_tunnel: tunnel.map(|port| ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port }),
             status: if healthy { Health::Healthy } else { Health::Unhealthy },
-            node: node.into(),
             capacity,
-            ..base
+            ..base.on_node(&node)
         }, "web", &map)
     }
 }
@@ -190,7 +189,7 @@ prop_compose! {
         Case {
             service: Service { load_balancer, ports: ports(&map), ..service("web", "10.96.0.1") },
             endpoints,
-            source: Workload { node: node.into(), ..placed("client", &region, &zone, &network) },
+            source: placed("client", &region, &zone, &network).on_node(&node),
             purpose: if waypoint { Purpose::Waypoint } else { Purpose::Traffic },
         }
     }

@@ -15,6 +15,8 @@
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
 //! | `pods` | many pods announced at once |
+//! | `tenants` | what the storm of one pod costs another one |
+//! | `seats` | which CPU a thread runs on, and who goes first there |
 //! | `report` | medians, spread, ratios, as a table |
 
 pub mod bench;
@@ -25,5 +27,6 @@ pub mod pods;
 pub mod report;
 pub mod scale;
 pub mod scenario;
+pub mod seats;
 pub mod server;
 pub mod tenants;

@@ -16,6 +16,8 @@ use mio::{Events, Interest, Poll, Token};
 use uztunnel_rig::Namespace;
 use uztunnel_rig::lock;
 
+use crate::seats::Seat;
+
 const REQUEST_KEPT: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n";
 const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
 
@@ -55,6 +57,11 @@ pub struct Client {
 
 impl Client {
     pub fn start(pod: &Namespace, target: SocketAddr, load: Load) -> Self {
+        Self::start_on(pod, target, load, None)
+    }
+
+    /// On a seat of its own.
+    pub fn start_on(pod: &Namespace, target: SocketAddr, load: Load, seat: Option<Seat>) -> Self {
         let histogram =
             Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid");
         let counters = Arc::new(Counters {
@@ -65,10 +72,13 @@ impl Client {
             latency_us: Mutex::new(histogram),
         });
         let shared = Arc::clone(&counters);
-        let thread = pod.spawn("load", move || match load {
-            Load::Requests { connections } => Requests::new(target, connections, true)?.run(&shared),
-            Load::ConnectionPerRequest { clients } => Requests::new(target, clients, false)?.run(&shared),
-            Load::Bulk { streams } => Bulk::new(target, streams)?.run(&shared),
+        let thread = pod.spawn("load", move || {
+            seat.map_or(Ok(()), Seat::take)?;
+            match load {
+                Load::Requests { connections } => Requests::new(target, connections, true)?.run(&shared),
+                Load::ConnectionPerRequest { clients } => Requests::new(target, clients, false)?.run(&shared),
+                Load::Bulk { streams } => Bulk::new(target, streams)?.run(&shared),
+            }
         });
         Self {
             counters,

@@ -12,6 +12,8 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use uztunnel_rig::Namespace;
 
+use crate::seats::Seat;
+
 pub const HTTP_PORT: u16 = 8080;
 pub const SINK_PORT: u16 = 5201;
 
@@ -32,11 +34,19 @@ pub struct Server {
 
 impl Server {
     pub fn start(pod: &Namespace) -> io::Result<Self> {
+        Self::start_on(pod, None)
+    }
+
+    /// On a seat of its own.
+    pub fn start_on(pod: &Namespace, seat: Option<Seat>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let sunk_bytes = Arc::new(AtomicU64::new(0));
         let (stopping, counting) = (Arc::clone(&stop), Arc::clone(&sunk_bytes));
         let listeners = pod.run(|| io::Result::Ok([listen(HTTP_PORT)?, listen(SINK_PORT)?]))?;
-        let thread = pod.spawn("server", move || Loop::new(listeners)?.run(&stopping, &counting));
+        let thread = pod.spawn("server", move || {
+            seat.map_or(Ok(()), Seat::take)?;
+            Loop::new(listeners)?.run(&stopping, &counting)
+        });
         Ok(Self {
             stop,
             sunk_bytes,

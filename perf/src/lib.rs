@@ -14,11 +14,13 @@
 //! | `bench` | worlds and slices |
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
+//! | `endpoints` | what a choice among endpoints costs, without proxies |
 //! | `pods` | many pods announced at once |
 //! | `report` | medians, spread, ratios, as a table |
 
 pub mod bench;
 pub mod echo;
+pub mod endpoints;
 pub mod load;
 pub mod machine;
 pub mod pods;

@@ -30,6 +30,8 @@ pub(super) struct Index {
     pub workloads: Workloads,
     /// In the order of insertion.
     pub workloads_by_address: ByNetwork<IpAddr, Few<Place<Workload>>>,
+    /// How many owners addresses have beyond their first ones.
+    pub owners_beyond_first: usize,
     /// Namespace, then host name.
     pub workloads_by_hostname: ByNetwork<Arc<str>, Few<Place<Workload>>>,
     /// Namespace, then name; only those of this node.
@@ -132,9 +134,10 @@ impl Index {
             && after.hostname.is_empty()
             && !self.is_local(before)
             && !self.is_local(after)
-            && self
-                .owners_of(after)
-                .all(|owners| owners.is_none_or(|owners| owners.len() == 1))
+            && (self.owners_beyond_first == 0
+                || self
+                    .owners_of(after)
+                    .all(|owners| owners.is_none_or(|owners| owners.len() == 1)))
     }
 
     /// Whether an address of a workload that is not there any more belongs to somebody.
@@ -154,7 +157,8 @@ impl Index {
     pub fn place_workload(&mut self, place: Place<Workload>, workload: &Arc<Workload>) {
         if workload.network_mode == NetworkMode::Standard {
             for ip in distinct_addresses(workload) {
-                push_nested(&mut self.workloads_by_address, &workload.network, ip, place);
+                let is_first = push_nested(&mut self.workloads_by_address, &workload.network, ip, place);
+                self.owners_beyond_first += usize::from(!is_first);
             }
         }
         if !workload.hostname.is_empty() {
@@ -179,7 +183,8 @@ impl Index {
         let old = self.workloads.by_place.take(place)?;
         if old.network_mode == NetworkMode::Standard {
             for ip in distinct_addresses(&old) {
-                remove_nested(&mut self.workloads_by_address, &old.network, &ip, place);
+                let was_last = remove_nested(&mut self.workloads_by_address, &old.network, &ip, place);
+                self.owners_beyond_first -= usize::from(!was_last);
             }
         }
         if !old.hostname.is_empty() {
@@ -300,43 +305,63 @@ fn distinct_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
         .map(|(_, ip)| *ip)
 }
 
-fn push<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: K, place: Place<T>)
+/// True for the first place of a key.
+fn push<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: K, place: Place<T>) -> bool
 where
     K: Hash + Eq + Clone,
 {
-    match map.get_mut(&key) {
-        Some(list) => list.push(place),
-        None => drop(map.insert(key, Few::one(place))),
+    if let Some(list) = map.get_mut(&key) {
+        list.push(place);
+        return false;
     }
+    map.insert(key, Few::one(place));
+    true
 }
 
-fn push_nested<K, T>(map: &mut ByNetwork<K, Few<Place<T>>>, outer: &Arc<str>, inner: K, place: Place<T>)
+fn push_nested<K, T>(
+    map: &mut ByNetwork<K, Few<Place<T>>>,
+    outer: &Arc<str>,
+    inner: K,
+    place: Place<T>,
+) -> bool
 where
     K: Hash + Eq + Clone,
 {
-    push(map.get_or_insert_with(outer, TrieMap::new), inner, place);
+    push(map.get_or_insert_with(outer, TrieMap::new), inner, place)
 }
 
-fn remove_from<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: &K, place: Place<T>)
+/// True if nothing is left of the key's.
+fn remove_from<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: &K, place: Place<T>) -> bool
 where
     K: Hash + Eq + Clone,
 {
-    if let Some(list) = map.get_mut(key) {
-        match list.without(|other| *other == place) {
-            Some(left) => *list = left,
-            None => drop(map.remove(key)),
-        }
+    let Some(list) = map.get_mut(key) else {
+        return true;
+    };
+    let left = list.without(|other| *other == place);
+    let is_last = left.is_none();
+    match left {
+        Some(left) => *list = left,
+        None => drop(map.remove(key)),
     }
+    is_last
 }
 
-fn remove_nested<K, T>(map: &mut ByNetwork<K, Few<Place<T>>>, outer: &Arc<str>, inner: &K, place: Place<T>)
+fn remove_nested<K, T>(
+    map: &mut ByNetwork<K, Few<Place<T>>>,
+    outer: &Arc<str>,
+    inner: &K,
+    place: Place<T>,
+) -> bool
 where
     K: Hash + Eq + Clone,
 {
-    if let Some(inner_map) = map.get_mut(outer) {
-        remove_from(inner_map, inner, place);
-        if inner_map.is_empty() {
-            map.remove(outer);
-        }
+    let Some(inner_map) = map.get_mut(outer) else {
+        return true;
+    };
+    let is_last = remove_from(inner_map, inner, place);
+    if inner_map.is_empty() {
+        map.remove(outer);
     }
+    is_last
 }

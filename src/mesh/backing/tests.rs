@@ -278,6 +278,15 @@ fn whoever_loses_an_address_to_another_one_is_told_of_by_the_revision() {
         for _ in 0..200 {
             step(&mut builder, &mut random);
             let after = builder.build();
+            let lists = after
+                .index
+                .workloads_by_address
+                .values()
+                .flat_map(|it| it.values());
+            assert_eq!(
+                after.index.owners_beyond_first,
+                lists.map(|list| list.len() - 1).sum::<usize>()
+            );
             for (uid, address) in (0..6).flat_map(|at| ADDRESS.map(|it| (format!("c1//Pod/shop/p{at}"), it)))
             {
                 let is_over = |snapshot: &Snapshot| snapshot.is_taken_over(ip(address), &uid);

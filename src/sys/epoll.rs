@@ -126,6 +126,51 @@ fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
+impl EpollDriver {
+    /// As `Driver::send`, with these flags of `send(2)`.
+    fn send_with(&mut self, socket: SocketId, payload: Payload, flags: i32) -> SendStatus {
+        assert!(
+            !payload.is_empty(),
+            "an empty payload would never be reported as sent"
+        );
+        let Some(entry) = self.table.get_mut(socket) else {
+            return SendStatus::Failed {
+                taken: 0,
+                error: not_connected(),
+                payload,
+            };
+        };
+        assert!(entry.send.is_none(), "one send at a time per socket");
+        let written = calls::send(entry.fd(), &payload, 0, flags);
+        self.counters.calls += written.calls;
+        let taken = written.taken;
+        if let Some(error) = written.error {
+            entry.note_send_error(&error);
+            return SendStatus::Failed {
+                taken,
+                error,
+                payload,
+            };
+        }
+        if taken == payload.len() {
+            return SendStatus::Done(payload);
+        }
+        if let Err(error) = watch_write(&self.epoll, socket, entry, &mut self.counters) {
+            return SendStatus::Failed {
+                taken,
+                error,
+                payload,
+            };
+        }
+        entry.send = Some(Sending {
+            payload,
+            taken,
+            flags,
+        });
+        SendStatus::Queued
+    }
+}
+
 impl Driver for EpollDriver {
     fn name(&self) -> &'static str {
         "epoll"
@@ -203,42 +248,34 @@ impl Driver for EpollDriver {
         }
     }
 
-    fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
-        assert!(
-            !payload.is_empty(),
-            "an empty payload would never be reported as sent"
-        );
+    fn take_end(&mut self, socket: SocketId) -> bool {
         let Some(entry) = self.table.get_mut(socket) else {
-            return SendStatus::Failed {
-                taken: 0,
-                error: not_connected(),
-                payload,
-            };
+            return false;
         };
-        assert!(entry.send.is_none(), "one send at a time per socket");
-        let written = calls::send(entry.fd(), &payload, 0);
-        self.counters.calls += written.calls;
-        let taken = written.taken;
-        if let Some(error) = written.error {
-            entry.note_send_error(&error);
-            return SendStatus::Failed {
-                taken,
-                error,
-                payload,
-            };
+        if entry.receive != Receive::Off || !entry.ready.read_until_empty || entry.broken.is_some() {
+            return false;
         }
-        if taken == payload.len() {
-            return SendStatus::Done(payload);
+        self.counters.calls += 1;
+        match socket::is_at_end(entry.fd()) {
+            Ok(true) => {
+                entry.receive = Receive::Over;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                // Now the next receive sees an end instead.
+                entry.broken = error.raw_os_error();
+                false
+            }
         }
-        if let Err(error) = watch_write(&self.epoll, socket, entry, &mut self.counters) {
-            return SendStatus::Failed {
-                taken,
-                error,
-                payload,
-            };
-        }
-        entry.send = Some(Sending { payload, taken });
-        SendStatus::Queued
+    }
+
+    fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send_with(socket, payload, 0)
+    }
+
+    fn send_last(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send_with(socket, payload, libc::MSG_MORE)
     }
 
     fn shutdown_send(&mut self, socket: SocketId) -> io::Result<()> {

@@ -35,7 +35,10 @@ struct End {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Receiving,
-    Sending,
+    Sending {
+        /// Nothing follows.
+        last: bool,
+    },
     Ended,
 }
 
@@ -135,11 +138,18 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let end = pipe.end(from);
-        end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
-        end.flow = Flow::Sending;
-        let to = pipe.end(from.other()).socket;
         let bytes = buffer.len();
-        match self.driver.send(to, Payload::Received(buffer)) {
+        let last = bytes < end.read_bytes && self.driver.take_end(end.socket);
+        end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, bytes);
+        end.flow = Flow::Sending { last };
+        let to = pipe.end(from.other()).socket;
+        let payload = Payload::Received(buffer);
+        let status = match last {
+            // `pipe_end` follows as soon as the socket took it.
+            true => self.driver.send_last(to, payload),
+            false => self.driver.send(to, payload),
+        };
+        match status {
             SendStatus::Done(payload) => {
                 drop(payload);
                 self.pipe_sent(key, from, bytes, None);
@@ -157,7 +167,9 @@ impl<D: Driver + 'static> Core<D> {
             Side::Client => pipe.account.from_client(taken),
             Side::Server => pipe.account.to_client(taken),
         }
+        let last = pipe.end(from).flow == Flow::Sending { last: true };
         match error {
+            None if last => self.pipe_end(key, from),
             None => self.read_pipe(key, from),
             Some(error) if ends_a_copy(&error) => self.break_pipe(key, from.other(), Outcome::Complete),
             Some(error) => self.break_pipe(key, from.other(), Outcome::Send(error)),
@@ -188,7 +200,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         let other = match pipe.end(broken).flow {
             Flow::Ended => Close::Orderly,
-            Flow::Receiving | Flow::Sending => Close::Reset,
+            Flow::Receiving | Flow::Sending { .. } => Close::Reset,
         };
         let how = match broken {
             Side::Client => [Close::Reset, other],

@@ -59,11 +59,18 @@ enum Reading {
     Armed {
         bytes: usize,
     },
-    /// Waits for window or for room in the session's send buffer; `rest` was received but not sent yet.
+    /// Waits for window or for room in the session's send buffer.
     Blocked {
-        rest: Option<RecvBuffer>,
+        rest: Option<Rest>,
     },
     Ended,
+}
+
+/// What was received but not sent yet.
+struct Rest {
+    buffer: RecvBuffer,
+    /// Nothing follows it.
+    last: bool,
 }
 
 /// Stream to application.
@@ -202,7 +209,9 @@ impl<D: Driver + 'static> Core<D> {
         match data {
             Received::Data(buffer) => {
                 tunnel.adapt_read(bytes, buffer.len());
-                self.send_app_bytes(key, buffer);
+                // One that says all and ends is passed on in one record.
+                let last = buffer.len() < bytes && self.driver.take_end(tunnel.app);
+                self.send_app_bytes(key, Rest { buffer, last });
             }
             Received::End => self.end_app_reading(key),
             Received::Failed(error) if ends_a_copy(&error) => self.reset_stream(key, Outcome::Complete),
@@ -211,7 +220,8 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// Seals received bytes into the session; what the window does not allow waits.
-    fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer) {
+    fn send_app_bytes(&mut self, key: Key<Tunnel>, received: Rest) {
+        let Rest { mut buffer, last } = received;
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
@@ -228,11 +238,17 @@ impl<D: Driver + 'static> Core<D> {
             } else {
                 buffer
             };
-            tunnel.reading = Reading::Blocked { rest: Some(rest) };
+            tunnel.reading = Reading::Blocked {
+                rest: Some(Rest { buffer: rest, last }),
+            };
             self.list_blocked(key);
             self.mark_session(session_key);
+            return;
+        }
+        drop(buffer);
+        if last {
+            self.end_app_reading(key);
         } else {
-            drop(buffer);
             self.mark_session(session_key);
             self.read_app(key);
         }
@@ -272,7 +288,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         match rest.take() {
-            Some(buffer) => self.send_app_bytes(key, buffer),
+            Some(rest) => self.send_app_bytes(key, rest),
             None => self.read_app(key),
         }
     }
@@ -340,7 +356,12 @@ impl<D: Driver + 'static> Core<D> {
         }
         let payload = Payload::Slices(tunnel.queue.take(&mut self.buffers));
         let sending = payload.len();
-        match self.driver.send(tunnel.app, payload) {
+        let status = match end {
+            // `end_app_writing` follows as soon as the socket took it.
+            true => self.driver.send_last(tunnel.app, payload),
+            false => self.driver.send(tunnel.app, payload),
+        };
+        match status {
             SendStatus::Done(payload) => self.app_took(key, sending, payload),
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
             SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
@@ -557,7 +578,7 @@ impl Tunnel {
     /// Bytes of buffers that this tunnel owns. Zero when it is idle.
     pub fn buffered_bytes(&self) -> usize {
         let rest = match &self.reading {
-            Reading::Blocked { rest } => rest.as_ref().map_or(0, RecvBuffer::pinned_bytes),
+            Reading::Blocked { rest } => rest.as_ref().map_or(0, |rest| rest.buffer.pinned_bytes()),
             Reading::Armed { .. } | Reading::Ended => 0,
         };
         let sending = match self.writing {

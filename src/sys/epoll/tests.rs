@@ -55,6 +55,36 @@ fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
 }
 
 #[test]
+fn a_message_that_ends_is_one_event_and_leaves_in_one_segment() {
+    let mut driver = EpollDriver::new().expect("a driver");
+    let (socket, mut peer) = pair(&mut driver);
+    driver.receive(socket, ReceiveMode::Once { bytes_max: 4096 });
+    peer.write_all(b"all").expect("written");
+    peer.shutdown(std::net::Shutdown::Write).expect("ended");
+    let mut events = poll(&mut driver);
+    let Some(Event::Received {
+        data: Received::Data(buffer),
+        ..
+    }) = events.pop()
+    else {
+        panic!("no bytes");
+    };
+    assert!(driver.take_end(socket));
+    assert!(matches!(
+        driver.send_last(socket, Payload::Received(buffer)),
+        SendStatus::Done(_)
+    ));
+    peer.set_nonblocking(true).expect("set");
+    let early = peer.read(&mut [0; 8]).expect_err("held back for the end");
+    assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+    peer.set_nonblocking(false).expect("set");
+    driver.shutdown_send(socket).expect("shut down");
+    let mut got = Vec::new();
+    peer.read_to_end(&mut got).expect("read");
+    assert_eq!(got, b"all");
+}
+
+#[test]
 fn a_turn_gives_no_more_events_than_its_bound_and_none_is_lost() {
     let mut driver = EpollDriver::new().expect("a driver");
     let (socket, mut peer) = pair(&mut driver);

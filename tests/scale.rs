@@ -192,7 +192,10 @@ fn a_workload_of_a_large_mesh_takes_less_than_a_kilobyte() {
     let snapshot = control.snapshots.load();
     assert_eq!(snapshot.workloads().count(), WORKLOADS as usize);
     assert_eq!(
-        snapshot.services().map(|it| it.endpoints.len()).sum::<usize>(),
+        snapshot
+            .services()
+            .map(|it| snapshot.endpoints(it).count())
+            .sum::<usize>(),
         WORKLOADS as usize
     );
 }

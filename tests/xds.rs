@@ -65,7 +65,8 @@ fn the_captured_responses_are_replayed_and_acknowledged() {
     let cart = snapshot
         .service("shop", "cart.shop.svc.cluster.local")
         .expect("a service");
-    let mut endpoints: Vec<&str> = cart.endpoints.keys().map(|uid| &**uid).collect();
+    let endpoints = snapshot.endpoints(cart);
+    let mut endpoints: Vec<String> = endpoints.map(|it| it.workload_uid.to_string()).collect();
     endpoints.sort_unstable();
     assert_eq!(
         endpoints,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::*;
+use crate::identity::Identity;
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")

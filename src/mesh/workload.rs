@@ -156,6 +156,13 @@ impl Workload {
         self.services = self.services.iter().cloned().chain(more).collect();
     }
 
+    /// Its own port mapping in a service that it names. Named twice, the last one counts.
+    pub(super) fn ports_in(&self, namespace: &str, hostname: &str) -> Option<&PortMap> {
+        let names = |key: &NamespacedHostname| *key.hostname == *hostname && *key.namespace == *namespace;
+        let (_, ports) = self.services.iter().rev().find(|(key, _)| names(key))?;
+        Some(ports)
+    }
+
     /// Who wins when several workloads own one address: pods before others, and of those HBONE before plain.
     pub(super) fn address_rank(&self) -> u8 {
         let pod = self.uid.contains("//Pod/");

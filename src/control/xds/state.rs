@@ -30,6 +30,8 @@ pub struct State {
     /// When changes that nobody has seen yet are published.
     publish_at: Option<Instant>,
     published_at: Option<Instant>,
+    /// What workers and certificates were last told of.
+    told: Revisions,
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
     retired: Vec<Arc<Snapshot>>,
     retire_at: Option<Instant>,
@@ -48,6 +50,7 @@ impl State {
         changes: mpsc::UnboundedSender<PodChange>,
     ) -> Self {
         Self {
+            told: Revisions::of(&snapshots.load()),
             builder,
             snapshots,
             orders,
@@ -74,6 +77,8 @@ impl State {
         self.replies.extend(replies);
         if self.publish_at.is_none() {
             self.send_replies();
+        } else {
+            self.changed();
         }
     }
 
@@ -162,11 +167,19 @@ impl State {
         }
         self.publish_at = None;
         self.published_at = Some(clock::now());
-        self.retired.push(self.snapshots.publish(self.builder.build()));
+        let snapshot = self.builder.build();
+        let before = std::mem::replace(&mut self.told, Revisions::of(&snapshot));
+        self.retired.push(self.snapshots.publish(snapshot));
         self.retire();
-        self.orders.send_all(|| Order::Snapshot);
-        // Nobody listens when the process is on its way out.
-        let _ = self.changes.send(PodChange::MeshChanged);
+        if before != self.told {
+            // Most changes are about workloads of other nodes: they concern nobody before the next connection, and to
+            // wake all workers for them would be the largest part of what they cost.
+            self.orders.send_all(|| Order::Snapshot);
+        }
+        if before.policies != self.told.policies {
+            // Nobody listens when the process is on its way out.
+            let _ = self.changes.send(PodChange::MeshChanged);
+        }
         self.send_replies();
         let warnings = self.builder.take_warnings();
         for warning in warnings.iter().take(limits::XDS_WARNINGS_MAX) {
@@ -213,87 +226,39 @@ impl State {
         }
     }
 
+    /// Changes are published at once after a pause, and gathered while they keep coming: not for long if somebody waits
+    /// for them, or if they decide about the pods of this node.
     fn changed(&mut self) {
+        let is_urgent = !self.replies.is_empty() || self.builder.policies_revision() != self.told.policies;
+        let interval = if is_urgent {
+            limits::SNAPSHOT_INTERVAL_URGENT
+        } else {
+            limits::SNAPSHOT_INTERVAL
+        };
         let now = clock::now();
-        let earliest = self
-            .published_at
-            .map_or(now, |at| now.max(at + limits::SNAPSHOT_INTERVAL));
-        self.publish_at.get_or_insert(earliest);
+        let earliest = self.published_at.map_or(now, |at| now.max(at + interval));
+        let due = self.publish_at.map_or(earliest, |due| due.min(earliest));
+        self.publish_at = Some(due);
+    }
+}
+
+/// By which workers find out whether they have to look at what they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Revisions {
+    /// Grows with the policies, and the workloads of this node.
+    policies: u64,
+    /// Grows when an address may have another owner.
+    addresses: u64,
+}
+
+impl Revisions {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            policies: snapshot.policies_revision(),
+            addresses: snapshot.addresses_revision(),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use prost::Message;
-    use tokio::task::yield_now;
-
-    use super::super::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
-    use super::super::messages::workload as wire;
-    use super::*;
-    use crate::mesh::{Locale, Snapshot};
-
-    fn resource(index: usize) -> Resource {
-        let uid = format!("c//Pod/ns/{index}");
-        let workload = wire::Workload {
-            uid: uid.clone(),
-            services: [("ns/all.svc".to_owned(), wire::PortList::default())].into(),
-            ..Default::default()
-        };
-        let r#type = Some(wire::address::Type::Workload(workload));
-        let value = wire::Address { r#type }.encode_to_vec().into();
-        Resource {
-            name: uid,
-            resource: Some(Any {
-                type_url: Kind::Address.type_url().to_owned(),
-                value,
-            }),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn other_work_gets_its_turn_while_a_large_response_is_applied() {
-        const RESOURCES: usize = 40 * limits::XDS_SLICE;
-        let empty = Snapshot::empty(Locale::default());
-        let snapshots = SnapshotCell::new(empty);
-        let builder = Builder::new(Locale::default());
-        let (changes, _changes) = crate::control::pods::changes();
-        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()), changes);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let applied = Cell::new(false);
-        let turns = runtime.block_on(async {
-            let applying = async {
-                let response = DeltaDiscoveryResponse {
-                    resources: (0..RESOURCES).map(resource).collect(),
-                    ..Default::default()
-                };
-                let response = state.read(response.encode_to_vec().into()).expect("well formed");
-                let verdict = state.apply(Kind::Address, response).await;
-                applied.set(true);
-                verdict
-            };
-            let others = async {
-                let mut turns = 0;
-                while !applied.get() {
-                    turns += 1;
-                    // Nobody sees a part of it.
-                    assert_eq!(snapshots.load().workloads().count(), 0);
-                    yield_now().await;
-                }
-                turns
-            };
-            let (verdict, turns) = tokio::join!(applying, others);
-            assert_eq!(verdict.accepted.len(), RESOURCES);
-            state.publish().await;
-            turns
-        });
-        assert!(turns >= 39, "{turns}");
-        assert_eq!(snapshots.load().workloads().count(), RESOURCES);
-        assert_eq!(state.publish_at(), None);
-    }
-}
+mod tests;

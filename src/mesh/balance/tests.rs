@@ -25,10 +25,9 @@ fn pick<'a>(
     source: &Workload,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a Arc<Workload>> {
-    let web = snapshot.service("shop", "web.shop").expect("there");
-    let pick = web
-        .balance
-        .pick(&web.ports, source, 80, Purpose::Traffic, random)?;
+    let web = snapshot.index.backed("shop", "web.shop").expect("there");
+    let tables = web.tables(&snapshot.index.workloads);
+    let pick = tables.pick(&web.service.ports, source, 80, Purpose::Traffic, random)?;
     Some(pick.workload)
 }
 

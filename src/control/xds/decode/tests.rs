@@ -50,7 +50,7 @@ fn listing(snapshot: &Snapshot) -> (Vec<Workload>, Vec<String>, Vec<Policy>) {
     let mut workloads: Vec<Workload> = snapshot.workloads().map(|it| Workload::clone(it)).collect();
     workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
     let service = |it: &std::sync::Arc<Service>| {
-        let mut endpoints: Vec<String> = it.endpoints.values().map(|it| format!("{it:?}")).collect();
+        let mut endpoints: Vec<String> = snapshot.endpoints(it).map(|it| format!("{it:?}")).collect();
         endpoints.sort();
         format!(
             "{} {} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {endpoints:?}",
@@ -178,7 +178,8 @@ fn a_captured_workload_has_every_field() {
     let service = snapshot
         .service("shop", "cart.shop.svc.cluster.local")
         .expect("the service");
-    assert!(service.endpoints.contains_key("Kubernetes//Pod/shop/cart-7f-a"));
+    let mut endpoints = snapshot.endpoints(service);
+    assert!(endpoints.any(|it| *it.workload_uid == *"Kubernetes//Pod/shop/cart-7f-a"));
 }
 
 #[test]

@@ -96,7 +96,8 @@ fn expected(case: &Case) -> Shares {
 /// Every pair of numbers that a draw may take, so the counts are exact.
 fn drawn(case: &Case) -> Shares {
     let snapshot = mesh(case.endpoints.clone(), vec![case.service.clone()], vec![]);
-    let web = snapshot.service("shop", "web.shop").expect("there");
+    let web = snapshot.index.backed("shop", "web.shop").expect("there");
+    let tables = web.tables(&snapshot.index.workloads);
     let candidates = candidates_of(case);
     let weighty = candidates.iter().filter(|it| it.capacity > 0).count() as u64;
     let sum: u64 = candidates.iter().map(|it| u64::from(it.capacity)).sum();
@@ -106,9 +107,7 @@ fn drawn(case: &Case) -> Shares {
         for coin in 0..sum.max(1) {
             let mut numbers = [column, coin].into_iter();
             let mut random = || numbers.next().expect("two numbers a draw");
-            let pick = web
-                .balance
-                .pick(&web.ports, &case.source, 80, case.purpose, &mut random);
+            let pick = tables.pick(&web.service.ports, &case.source, 80, case.purpose, &mut random);
             let key = pick.map_or((String::new(), 0), |it| (it.workload.name.to_string(), it.port));
             *shares.entry(key).or_default() += 1;
         }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use super::*;
 use crate::limits;
+use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Event, Received};
 use crate::sys::rlimit;
 
@@ -26,6 +27,20 @@ fn poll(driver: &mut EpollDriver) -> Vec<Event> {
     events
 }
 
+/// What the next turn brings: bytes, and nothing else.
+fn received(driver: &mut EpollDriver) -> RecvBuffer {
+    let mut events = poll(driver);
+    let Some(Event::Received {
+        data: Received::Data(buffer),
+        ..
+    }) = events.pop()
+    else {
+        panic!("no bytes");
+    };
+    assert!(events.is_empty(), "{events:?}");
+    buffer
+}
+
 #[test]
 fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
     const ROUNDS: u64 = 100;
@@ -35,15 +50,7 @@ fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
     let before = driver.counters();
     for _ in 0..ROUNDS {
         peer.write_all(b"question").expect("written");
-        let mut events = poll(&mut driver);
-        let Some(Event::Received {
-            data: Received::Data(buffer),
-            ..
-        }) = events.pop()
-        else {
-            panic!("no bytes");
-        };
-        assert!(events.is_empty(), "{events:?}");
+        let buffer = received(&mut driver);
         let status = driver.send(socket, Payload::Received(buffer));
         assert!(matches!(status, SendStatus::Done(_)), "{status:?}");
         peer.read_exact(&mut [0; 8]).expect("read");
@@ -61,14 +68,7 @@ fn a_message_that_ends_is_one_event_and_leaves_in_one_segment() {
     driver.receive(socket, ReceiveMode::Once { bytes_max: 4096 });
     peer.write_all(b"all").expect("written");
     peer.shutdown(std::net::Shutdown::Write).expect("ended");
-    let mut events = poll(&mut driver);
-    let Some(Event::Received {
-        data: Received::Data(buffer),
-        ..
-    }) = events.pop()
-    else {
-        panic!("no bytes");
-    };
+    let buffer = received(&mut driver);
     assert!(driver.take_end(socket));
     assert!(matches!(
         driver.send_last(socket, Payload::Received(buffer)),

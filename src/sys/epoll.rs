@@ -107,26 +107,7 @@ impl EpollDriver {
         socket.watch = Watch::ReadWrite;
         Ok(())
     }
-}
 
-/// Asks for writability when a socket turns out to be full.
-fn watch_write(epoll: &Epoll, id: SocketId, socket: &mut Socket, counters: &mut Counters) -> io::Result<()> {
-    socket.ready.write = false;
-    match socket.watch {
-        Watch::ReadWrite => return Ok(()),
-        Watch::Read => epoll.modify(socket.fd(), id, true)?,
-        Watch::Nothing => epoll.add(socket.fd(), id, true)?,
-    }
-    counters.calls += 1;
-    socket.watch = Watch::ReadWrite;
-    Ok(())
-}
-
-fn not_connected() -> io::Error {
-    io::ErrorKind::NotConnected.into()
-}
-
-impl EpollDriver {
     /// As `Driver::send`, with these flags of `send(2)`.
     fn send_with(&mut self, socket: SocketId, payload: Payload, flags: i32) -> SendStatus {
         assert!(
@@ -169,6 +150,23 @@ impl EpollDriver {
         });
         SendStatus::Queued
     }
+}
+
+/// Asks for writability when a socket turns out to be full.
+fn watch_write(epoll: &Epoll, id: SocketId, socket: &mut Socket, counters: &mut Counters) -> io::Result<()> {
+    socket.ready.write = false;
+    match socket.watch {
+        Watch::ReadWrite => return Ok(()),
+        Watch::Read => epoll.modify(socket.fd(), id, true)?,
+        Watch::Nothing => epoll.add(socket.fd(), id, true)?,
+    }
+    counters.calls += 1;
+    socket.watch = Watch::ReadWrite;
+    Ok(())
+}
+
+fn not_connected() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 impl Driver for EpollDriver {
@@ -256,18 +254,13 @@ impl Driver for EpollDriver {
             return false;
         }
         self.counters.calls += 1;
-        match socket::is_at_end(entry.fd()) {
-            Ok(true) => {
-                entry.receive = Receive::Over;
-                true
-            }
-            Ok(false) => false,
-            Err(error) => {
-                // Now the next receive sees an end instead.
-                entry.broken = error.raw_os_error();
-                false
-            }
+        let mut broken = None;
+        let ends = socket::is_at_end(entry.fd(), &mut broken);
+        entry.broken = broken;
+        if ends {
+            entry.receive = Receive::Over;
         }
+        ends
     }
 
     fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {

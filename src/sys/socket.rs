@@ -173,20 +173,20 @@ pub fn original_destination(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address_of(&original)
 }
 
-/// Whether nothing but the peer's FIN is left to receive. An error is taken from the socket, as by any other call.
-pub fn is_at_end(fd: BorrowedFd<'_>) -> io::Result<bool> {
+/// Whether nothing but the peer's FIN is left to receive. An error is taken from the socket by this, so that a receive
+/// would then see an end instead: it is kept in `broken`.
+pub(super) fn is_at_end(fd: BorrowedFd<'_>, broken: &mut Option<i32>) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     match SockRef::from(&fd).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
-        Ok(bytes) => Ok(bytes == 0),
-        Err(error)
-            if matches!(
+        Ok(bytes) => bytes == 0,
+        Err(error) => {
+            let is_of_the_call = matches!(
                 error.kind(),
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ) =>
-        {
-            Ok(false)
+            );
+            *broken = error.raw_os_error().filter(|_| !is_of_the_call);
+            false
         }
-        Err(error) => Err(error),
     }
 }
 

@@ -116,18 +116,11 @@ impl UringDriver {
             return false;
         }
         self.counters.calls += 1;
-        match socket::is_at_end(socket.fd.as_fd()) {
-            Ok(true) => {
-                socket.receive = Receive::Over;
-                true
-            }
-            Ok(false) => false,
-            Err(error) => {
-                // Now the next receive sees an end instead.
-                socket.broken = error.raw_os_error();
-                false
-            }
+        let ends = socket::is_at_end(socket.fd.as_fd(), &mut socket.broken);
+        if ends {
+            socket.receive = Receive::Over;
         }
+        ends
     }
 
     /// Starts the operation for what the owner asked.

@@ -401,6 +401,20 @@ pub const OUTPUT_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
 pub const OUTPUTS_SPARE_MAX: usize = 8;
 /// Above this, applications of the session are not read until a send has completed.
 pub const OUTPUT_SOFT_BYTES: usize = 512 * 1024;
+/// What the sessions of one source on one worker may have unsent together before each takes from its applications only
+/// when it holds nothing itself: the smallest receive of each of its streams then. An honest peer reads whatever its
+/// applications do, so that what it leaves to the kernel, up to megabytes for each session, keeps it as fast as it reads.
+pub const SOURCE_UNSENT_BYTES_SOFT: usize = 64 << 20;
+/// Beyond it a session with more answers than `SOURCE_ANSWERS_BYTES` that its peer made us give and does not read is
+/// ended (RFC 9113 section 10.5). Streams of applications alone come to it with 12,000 that all wait at once, and are
+/// left alone: each holds what a plain connection would.
+pub const SOURCE_UNSENT_BYTES_MAX: usize = 256 << 20;
+/// Window for each of `HTTP2_STREAMS`, and answers to as many requests with ordinary baggage.
+pub const SOURCE_ANSWERS_BYTES: usize = 32 * 1024;
+/// How often the log says that a source holds much.
+pub const SOURCE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// A send buffer where memory is short: what one small receive becomes.
+pub const OUTPUT_SMALL_BYTES: usize = 20 * 1024;
 /// Frames below this share a record with others of the turn.
 pub const SMALL_FRAME_BYTES: usize = 4096;
 
@@ -480,6 +494,13 @@ const _: () = assert!(CHUNKS_SPARE_MAX * CHUNK_BYTES >= HTTP2_STREAM_WINDOW_BYTE
 const _: () = assert!(LIST_SLICES_KEPT_MAX * 16_375 >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
+// A send buffer for each session that may be there, of the smallest kind, is far below the bound for all of them.
+const _: () = assert!(SESSIONS_POD_MAX * OUTPUT_SMALL_BYTES < SOURCE_UNSENT_BYTES_MAX);
+const _: () = assert!(SOURCE_UNSENT_BYTES_SOFT >= 16 * 2 * OUTPUT_SOFT_BYTES);
+const _: () = assert!(
+    SOURCE_ANSWERS_BYTES >= HTTP2_STREAMS as usize * (13 + 128) && SOURCE_ANSWERS_BYTES < HTTP2_OUTPUT_BYTES
+);
+const _: () = assert!(OUTPUT_SMALL_BYTES > READ_BYTES_MIN);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
 const _: () = assert!(

@@ -19,6 +19,7 @@ use super::hbone::fence::Fence;
 use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
 use super::hbone::session::{Blocked, Session, SessionEvent};
+use super::hbone::source::Sources;
 use super::listen::{Captured, Listener};
 use super::live::Attempt;
 use super::lookups::Lookups;
@@ -89,6 +90,8 @@ pub struct Core<D: Driver> {
     pub waits: Slab<Wait>,
     pub listeners: Slab<Listener>,
     pub sessions: Slab<Session>,
+    /// What sessions hold for peers that do not read, by source.
+    pub sources: Sources,
     /// Streams of sessions that carry other sessions.
     pub carriers: Slab<Carrier>,
     pub tunnels: Slab<Tunnel>,
@@ -181,6 +184,7 @@ impl<D: Driver + 'static> Core<D> {
             waits: Slab::default(),
             listeners: Slab::default(),
             sessions: Slab::default(),
+            sources: Sources::default(),
             carriers: Slab::default(),
             tunnels: Slab::default(),
             pipes: Slab::default(),

@@ -212,6 +212,7 @@ pub fn start(
         local_address: address,
         revocable: established.revocable,
         places: None,
+        unsent: core.sources.unsent(address.ip()),
         now: core.now,
     });
     let key = core.sessions.insert(session);

@@ -469,6 +469,8 @@ pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
 /// a quarter: at first, and after it was found so again and again.
 pub const AVOIDED_MIN: Duration = Duration::from_millis(500);
 pub const AVOIDED_MAX: Duration = Duration::from_secs(5);
+/// Endpoints called without a tunnel that one worker remembers as in trouble, for each pod that calls them.
+pub const TROUBLES_PLAIN_MAX: usize = 4096;
 /// An endpoint may take so long for connecting, handshake and CONNECT together before another one is tried, if there is
 /// one: more than one lost SYN costs (RFC 6298: a second), and ordinary round trips across continents.
 pub const ENDPOINT_PATIENCE: Duration = Duration::from_millis(1500);

@@ -29,6 +29,7 @@ use super::pods::Pods;
 use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
+use super::trouble::Troubles;
 use super::tunnel::Tunnel;
 use super::turn_time::TurnTime;
 use crate::bridge::demands::Demands;
@@ -64,7 +65,7 @@ pub enum TimerEvent {
     Session(Key<Session>),
     /// Accepting resumes after descriptors had run out.
     Listen(Key<Listener>),
-    /// Failures of dials are forgotten when their time is over.
+    /// Troubles of destinations are forgotten when their time is over.
     Sweep,
     /// The worker measures how busy it was.
     Measure,
@@ -100,6 +101,7 @@ pub struct Core<D: Driver> {
     pub attempts: Slab<Attempt>,
     pub pods: Pods,
     pub pool: Pool,
+    pub troubles: Troubles,
     pub certificates: CertificateCache,
     pub(super) lookups: Lookups,
     pub buffers: Buffers,
@@ -191,6 +193,7 @@ impl<D: Driver + 'static> Core<D> {
             attempts: Slab::default(),
             pods: Pods::default(),
             pool: Pool::default(),
+            troubles: Troubles::default(),
             certificates: CertificateCache::default(),
             lookups: Lookups::default(),
             snapshot_waiters: Vec::new(),
@@ -309,7 +312,7 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 TimerEvent::Session(key) => self.session_timer(key),
                 TimerEvent::Listen(key) => self.resume_listener(key),
-                TimerEvent::Sweep => self.sweep_pool(),
+                TimerEvent::Sweep => self.sweep_troubles(),
                 TimerEvent::Measure => self.measure(),
                 TimerEvent::DrainDeadline => self.end_drain(),
             }

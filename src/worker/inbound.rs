@@ -178,6 +178,11 @@ async fn identify<D: Driver + 'static>(
         let network = shell.with(|core| core.snapshot.load().locale().network.clone());
         lookups::know(shell, &origin.pod, &network, address.ip()).await?;
     }
+    if let InboundTarget::Host { host, .. } = &target
+        && let Some(service) = shell.with(|core| core.snapshot.load().missing_service(&own, host))
+    {
+        lookups::ask_for(shell, &origin.pod, &service, &mut Vec::new()).await?;
+    }
     let delivery = shell.with(|core| core.validate(origin, &own, &target, request, account))?;
     Ok((own, delivery))
 }

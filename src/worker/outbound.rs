@@ -139,9 +139,15 @@ async fn route<D: Driver + 'static>(
     account: &mut Account,
 ) -> Result<Course, Outcome> {
     let peer = account.source_address;
-    let plan = match shell.with(|core| core.choose(pod, source, peer, target, tried))? {
-        Decision::Go(plan) => plan,
-        Decision::Resolve(unresolved) => lookups::resolve(shell, pod, unresolved).await?,
+    let mut gateways = Vec::new();
+    let plan = loop {
+        match shell.with(|core| core.choose(pod, source, peer, target, tried)) {
+            Ok(Decision::Go(plan)) => break plan,
+            Ok(Decision::Resolve(unresolved)) => break lookups::resolve(shell, pod, unresolved).await?,
+            Err(RouteError::UnknownGateway(gateway))
+                if lookups::ask_for(shell, pod, &gateway.target, &mut gateways).await? => {}
+            Err(refused) => return Err(refused.into()),
+        }
     };
     if tried.contains(&plan.way.next_hop()) {
         return Err(RouteError::NoHealthyUpstream(target).into());

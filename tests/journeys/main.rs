@@ -20,6 +20,7 @@ mod control_plane;
 mod failover;
 mod frames;
 mod hostile;
+mod inside;
 mod load;
 mod names;
 mod networks;

@@ -108,8 +108,8 @@ impl Drop for Unsent {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// Counts what a session holds, and says so when its source holds much. One whose peer makes us answer, and reads no
-    /// answer, is ended when the source holds too much.
+    /// Counts what a session holds, and says so when its source holds much. One whose peer makes us answer, and reads
+    /// no answer, is ended when the source holds too much.
     pub(super) fn count_unsent(&mut self, key: Key<Session>) {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(key) else {
@@ -137,8 +137,8 @@ impl<D: Driver + 'static> Core<D> {
             let peer = self.peer_of(key);
             tracing::warn!(
                 target: "hbone", %peer, %source,
-                "session closed: its peer leaves {control} bytes of answers unread, and {most} MiB wait on the sessions of \
-                 this source"
+                "session closed: its peer leaves {control} bytes of answers unread, and {most} MiB wait on the \
+                 sessions of this source"
             );
             let why = Ending::Said(
                 "its peer does not read, nor do those of its source's other sessions".to_owned(),

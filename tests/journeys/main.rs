@@ -24,6 +24,7 @@ mod inside;
 mod load;
 mod names;
 mod networks;
+mod obeyed;
 mod on_demand;
 mod openssl;
 mod plaintext;

@@ -373,3 +373,41 @@ fn strict_with_an_exempt_port_lets_plaintext_in_there_only() {
             .finish();
     }
 }
+
+/// Between pods of one node connections take the same way as between nodes.
+#[test]
+fn a_policy_holds_between_pods_of_one_node() {
+    let world = world();
+    let _server = world.pod("cart").serve(PORT, echo);
+    let target = world.pod("cart").address(Family::V4, PORT);
+    let say = || {
+        let stream = world.pod("client").namespace.run(|| TcpStream::connect(target))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut live = Live(stream);
+        live.say().map(|()| live)
+    };
+    let live = say().expect("allowed");
+    let about_client = deny(
+        "no-entry",
+        security::Match {
+            principals: vec![principal("client")],
+            ..security::Match::default()
+        },
+    );
+    acknowledged(
+        world.istiod(),
+        world.istiod().update(AUTHORIZATION, vec![about_client]),
+    );
+    live.wait_for_reset();
+    assert!(say().is_err());
+    let refused = world.nodes[0]
+        .proxy()
+        .logs
+        .wait_for_access("the refusal", |record| {
+            record.field("direction") == "inbound"
+                && record
+                    .field("error")
+                    .contains("explicitly denied by: shop/no-entry")
+        });
+    assert_eq!(refused.expect("a record").field("dst.workload"), "cart");
+}

@@ -140,6 +140,8 @@ pub const FENCE_SLOTS_TURN_MAX: usize = 1024;
 pub const SERIES_WORKER_MAX: usize = 8192;
 /// The part of them for sources that only their peers tell of: those may call themselves anything.
 pub const SERIES_TOLD_MAX: usize = 1024;
+/// Host names that one worker counts look-ups of apart, for each workload that asks.
+pub const SERIES_NAMES_MAX: usize = 1024;
 /// Kinds that a worker finds by what they are made of, without comparing labels. When it is full all are forgotten.
 pub const SERIES_FOUND_MAX: usize = 4096;
 /// Slots of its tables that a worker looks at for one page of live connections: well below a millisecond.

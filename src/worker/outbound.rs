@@ -143,7 +143,10 @@ async fn route<D: Driver + 'static>(
     let plan = loop {
         match shell.with(|core| core.choose(pod, source, peer, target, tried)) {
             Ok(Decision::Go(plan)) => break plan,
-            Ok(Decision::Resolve(unresolved)) => break lookups::resolve(shell, pod, unresolved).await?,
+            Ok(Decision::Resolve(unresolved)) => {
+                shell.with(|core| core.telemetry.count_lookup(source, &unresolved.hostname));
+                break lookups::resolve(shell, pod, unresolved).await?;
+            }
             Err(RouteError::UnknownGateway(gateway))
                 if lookups::ask_for(shell, pod, &gateway.target, &mut gateways).await? => {}
             Err(refused) => return Err(refused.into()),

@@ -556,6 +556,9 @@ const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.a
 /// enough that it is still in the cache when its turn comes.
 pub const CONTROL_WINDOW_BYTES: u32 = 512 << 10;
 
+/// What one read of a connection to the control plane takes at most: some TLS records.
+pub const CONTROL_READ_BYTES: usize = 64 << 10;
+
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;
 /// Our first request of a stream, with the list of what is held.

@@ -414,8 +414,8 @@ pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
 /// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
 pub const TURN_LONG: Duration = Duration::from_micros(250);
-/// What a worker tells the scheduler that it needs at a time: the least that Linux takes. The default, about 3 ms, is
-/// that of the control thread, so that a worker that wakes goes before it.
+/// What a worker tells the scheduler that it needs at a time: the least that Linux takes. The default, 1 to 3
+/// ms, is that of the control thread, so that a worker that wakes goes before it.
 pub const WORKER_SLICE: Duration = Duration::from_micros(100);
 /// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
 pub const SESSIONS_POD_MAX: usize = 4096;

@@ -221,8 +221,8 @@ impl Proxy {
             .map_err(|error| RigError::new(format!("reading the CPU clock of process {}", self.pid()), error))
     }
 
-    /// CPU time of the threads that run, by their names without the numbers at the end: `worker-0` and `worker-1` are
-    /// `worker` (nanoseconds; user and kernel).
+    /// CPU time of the threads that run, by their names: `worker-0` and `worker-1` are `worker-*` (nanoseconds; user and
+    /// kernel).
     pub fn cpu_ns_by_thread(&self) -> Result<BTreeMap<String, u64>> {
         let tasks = format!("/proc/{}/task", self.pid());
         let failed = |error| RigError::new(format!("reading {tasks}"), error);
@@ -234,9 +234,13 @@ impl Proxy {
                 // It has ended meanwhile.
                 continue;
             };
-            let name = name.trim().trim_end_matches(|end: char| end.is_ascii_digit());
+            let name = name.trim();
+            let name = match name.trim_end_matches(|end: char| end.is_ascii_digit()) {
+                kind if kind.len() < name.len() => format!("{kind}*"),
+                _ => name.to_owned(),
+            };
             let ns = times.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
-            *by_name.entry(name.trim_end_matches('-').to_owned()).or_default() += ns.unwrap_or(0);
+            *by_name.entry(name).or_default() += ns.unwrap_or(0);
         }
         Ok(by_name)
     }

@@ -430,6 +430,9 @@ pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
 /// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
 pub const TURN_LONG: Duration = Duration::from_micros(250);
+/// What a worker tells the scheduler that it needs at a time: the least that Linux takes. The default, 1 to 3
+/// ms, is that of the control thread, so that a worker that wakes goes before it.
+pub const WORKER_SLICE: Duration = Duration::from_micros(100);
 /// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.
@@ -582,6 +585,9 @@ const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.a
 /// What a server of the control plane may send before it is looked at: much more than a round trip's worth, little
 /// enough that it is still in the cache when its turn comes.
 pub const CONTROL_WINDOW_BYTES: u32 = 512 << 10;
+
+/// What one read of a connection to the control plane takes at most: some TLS records.
+pub const CONTROL_READ_BYTES: usize = 64 << 10;
 
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;

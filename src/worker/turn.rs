@@ -68,7 +68,8 @@ impl<D: Driver + 'static> Worker<D> {
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();
         self.has_tasks = has_tasks;
-        Ok(match self.shell.with(|core| core.is_drained()) {
+        // What was accepted before the drain is still served.
+        Ok(match self.shell.with(|core| core.is_drained(has_tasks)) {
             true => Life::Over,
             false => Life::Goes { busy: has_tasks },
         })
@@ -200,11 +201,11 @@ impl<D: Driver + 'static> Core<D> {
         self.drain_over = true;
     }
 
-    fn is_drained(&self) -> bool {
+    fn is_drained(&self, busy: bool) -> bool {
         self.draining
             && self.tunnels.is_empty()
             && self.pipes.is_empty()
             && self.sessions.is_empty()
-            && (self.drain_over || self.waits.is_empty())
+            && (self.drain_over || (self.waits.is_empty() && !busy))
     }
 }

@@ -588,6 +588,8 @@ pub const CONTROL_WINDOW_BYTES: u32 = 512 << 10;
 
 /// What one read of a connection to the control plane takes at most: some TLS records.
 pub const CONTROL_READ_BYTES: usize = 64 << 10;
+/// While a connection is not read from, so much may wait in its socket before the thread wakes: no more than its window.
+pub const CONTROL_MUTED_BYTES: usize = CONTROL_WINDOW_BYTES as usize / 2;
 
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;
@@ -620,8 +622,10 @@ pub const XDS_STREAM_SETTLED: Duration = Duration::from_secs(1);
 pub const XDS_SWEEP_DELAY: Duration = Duration::from_secs(30);
 /// The same failure is a warning once in this time.
 pub const XDS_WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// Resources decoded or applied before other work of the control thread, and workers on its CPU, get their turn: a
-/// quarter of a millisecond.
+/// Long work of the control thread gives way to its other work, and to workers on its CPU, so often. To be switched away
+/// from costs more than the switch: what was in the CPU's caches.
+pub const XDS_SLICE_TIME: Duration = Duration::from_micros(400);
+/// Resources decoded or applied before a look at the time: less than a tenth of a millisecond.
 pub const XDS_SLICE: usize = 64;
 /// Names and versions written down in one go.
 pub const XDS_HELD_SLICE: usize = 1024;
@@ -637,6 +641,8 @@ pub const SNAPSHOTS_RETIRED_MAX: usize = 64;
 pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(50);
 /// If somebody waits for them, or policies or workloads of this node are among them.
 pub const SNAPSHOT_INTERVAL_URGENT: Duration = Duration::from_millis(10);
+/// For so long, responses that came meanwhile are applied before what is due is published.
+pub const XDS_GATHERING_MAX: Duration = Duration::from_millis(10);
 /// Warnings about the contents of one response that are logged one by one.
 pub const XDS_WARNINGS_MAX: usize = 20;
 

@@ -210,6 +210,34 @@ fn removed_resources_are_gone_and_names_that_nobody_knows_do_no_harm() {
 }
 
 #[test]
+fn changes_that_keep_coming_are_all_seen_and_all_answered_and_the_end_of_the_stream_is_noticed() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    // One after the other, so that the connection is read with pauses.
+    for number in 2..30 {
+        istiod.update(ADDRESS, vec![pod("a", number, &number.to_string())]);
+        proxy.wait_for("one change", |snapshot| {
+            has_address(snapshot, "c//Pod/ns/a", number)
+        });
+    }
+    let nonces = (30..100).map(|number| istiod.update(ADDRESS, vec![pod("a", number, &number.to_string())]));
+    for nonces in nonces.collect::<Vec<_>>() {
+        assert_eq!(istiod.wait_for_answer(&nonces[0]).error, None);
+    }
+    proxy.wait_for("the last change", |snapshot| {
+        has_address(snapshot, "c//Pod/ns/a", 99)
+    });
+    istiod.update(ADDRESS, vec![pod("b", 1, "1")]);
+    istiod.go_away();
+    istiod.come_back().expect("bound again");
+    proxy.wait_for("what was sent last", |snapshot| {
+        has_address(snapshot, "c//Pod/ns/b", 1)
+    });
+}
+
+#[test]
 fn a_new_stream_brings_only_what_changed_meanwhile() {
     let istiod = Istiod::start().expect("istiod");
     istiod.update(

@@ -51,8 +51,12 @@ use crate::sys::socket::{self, Keepalive, Options};
 use crate::tls::server_trust::{self, TrustError};
 
 mod answers;
+mod pauses;
 
 pub use answers::{Answers, Piece};
+pub use pauses::Pauses;
+
+use pauses::Paused;
 
 /// Why there is no connection to a server, or no credentials to show it.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +170,8 @@ impl Server {
     /// A new connection. May take `CONTROL_CONNECT_TIMEOUT` per address and `CONTROL_HANDSHAKE_TIMEOUT`.
     pub async fn connect(&self) -> Result<Channel, GrpcError> {
         let tls = self.trust().await?;
-        let stream = self.dial().await?;
+        let pauses = Pauses::default();
+        let stream = Paused::new(self.dial().await?, pauses.clone());
         let handshakes = async {
             let stream = self.shake_hands(tls, stream).await?;
             http2::Builder::new(TokioExecutor::new())
@@ -191,6 +196,7 @@ impl Server {
         Ok(Channel {
             connection: Connection(sender),
             origin: self.origin.clone(),
+            pauses,
         })
     }
 
@@ -255,8 +261,8 @@ impl Server {
     async fn shake_hands(
         &self,
         tls: rustls::ClientConfig,
-        stream: TcpStream,
-    ) -> Result<TlsStream<BufReader<TcpStream>>, GrpcError> {
+        stream: Paused<TcpStream>,
+    ) -> Result<TlsStream<BufReader<Paused<TcpStream>>>, GrpcError> {
         // By itself rustls reads 4 KiB at a time, a quarter of a record.
         let stream = BufReader::with_capacity(limits::CONTROL_READ_BYTES, stream);
         let stream = TlsConnector::from(Arc::new(tls))
@@ -289,9 +295,15 @@ impl Server {
 pub struct Channel {
     connection: Connection,
     origin: Uri,
+    pauses: Pauses,
 }
 
 impl Channel {
+    /// In which nothing is read from it.
+    pub fn pauses(&self) -> &Pauses {
+        &self.pauses
+    }
+
     /// Opens a stream both ways. What is in `requests` already is sent at once; a server may answer with headers
     /// only when it has something to say, and until then this waits.
     pub async fn stream<Q>(

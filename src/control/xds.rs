@@ -13,11 +13,12 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 use tokio::time::{self, Instant};
+use tonic::Status;
 
 use crate::bridge::lookups::Question;
 use crate::clock;
 use crate::control::demands::Asked;
-use crate::control::grpc::{Answers, GrpcError, Piece, Server};
+use crate::control::grpc::{Answers, GrpcError, Pauses, Piece, Server};
 use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
@@ -55,8 +56,18 @@ pub struct Client {
     warned: Option<(String, clock::Instant)>,
     /// When the memory that a large response took is given back.
     give_back_at: Option<clock::Instant>,
+    pace: Pace,
     /// What workers ask for by name, if the mesh is told on demand only.
     lookups: Option<Lookups>,
+}
+
+/// A stream to the control plane, both ways.
+struct Stream {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Answers<Incoming>,
+    pauses: Pauses,
+    /// A response of which more is to come.
+    arriving: Option<Arriving>,
 }
 
 struct Lookups {
@@ -84,6 +95,7 @@ impl Client {
             synced: Some(synced),
             warned: None,
             give_back_at: None,
+            pace: Pace::new(),
             lookups: None,
         };
         (client, waiter)
@@ -186,10 +198,10 @@ impl Client {
     /// One stream, from its opening to its end.
     async fn converse(&mut self) -> Ended {
         match self.open().await {
-            Ok((requests, responses)) => {
+            Ok(stream) => {
                 tracing::info!("connected to the control plane");
                 self.warned = None;
-                let ended = self.follow(requests, responses).await;
+                let ended = self.follow(stream).await;
                 self.metrics.stream_ended(match &ended {
                     Ended::Complete => Termination::Complete,
                     Ended::Status { .. } if ended.is_reconnect() => Termination::Reconnect,
@@ -207,7 +219,7 @@ impl Client {
         }
     }
 
-    async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Answers<Incoming>), Ended> {
+    async fn open(&mut self) -> Result<Stream, Ended> {
         let server = Arc::clone(&self.server);
         let mut channel = self.meanwhile(server.connect()).await.map_err(not_opened)?;
         let (requests, outgoing) = mpsc::channel(limits::XDS_REQUESTS_QUEUED_MAX);
@@ -225,19 +237,19 @@ impl Client {
         self.readiness.explain(Task::StateManager, waiting.to_owned());
         let opening = channel.stream(PATH, outgoing, limits::XDS_RESPONSE_BYTES_MAX);
         let opened = self.meanwhile(opening).await;
-        let responses = opened.map_err(|status| Ended::of_status(&status))?;
-        Ok((requests, responses))
+        Ok(Stream {
+            requests,
+            responses: opened.map_err(|status| Ended::of_status(&status))?,
+            pauses: channel.pauses().clone(),
+            arriving: None,
+        })
     }
 
-    async fn follow(
-        &mut self,
-        requests: mpsc::Sender<DeltaDiscoveryRequest>,
-        mut responses: Answers<Incoming>,
-    ) -> Ended {
-        let mut arriving = None;
+    async fn follow(&mut self, mut stream: Stream) -> Ended {
         if let Some(lookups) = &mut self.lookups {
             lookups.names.opened();
         }
+        let requests = stream.requests.clone();
         loop {
             let wants = self
                 .lookups
@@ -246,35 +258,81 @@ impl Client {
             let (chore, at) = self.next_chore();
             tokio::select! {
                 biased;
-                () = until(at) => self.perform(chore).await,
-                asked = next_lookup(&mut self.lookups) => self.look_up(asked),
+                () = until(at) => {
+                    if let Err(ended) = self.perform_amid(&mut stream, chore).await {
+                        return ended;
+                    }
+                }
+                asked = next_lookup(&mut self.lookups) => {
+                    stream.pauses.end();
+                    self.look_up(asked);
+                }
                 // Without room the server is slow; without a receiver the stream is over, which is heard below.
                 Ok(room) = requests.reserve(), if wants => {
                     if let Some(lookups) = &mut self.lookups {
                         room.send(lookups.names.next_request());
                     }
                 }
-                received = responses.next() => match received {
-                    Ok(Some(piece)) => {
-                        let answer = match self.received(&mut arriving, piece).await {
-                            Ok(Some(answer)) => answer,
-                            Ok(None) => continue,
-                            Err(error) => return Ended::Malformed(error),
-                        };
-                        if requests.send(answer).await.is_err() {
-                            // The stream is over; the reason is the next thing to be received.
-                            tracing::debug!("a response was not answered: the stream is over");
-                        }
+                received = stream.responses.next() => {
+                    if let Err(ended) = self.received(&mut stream, received).await {
+                        return ended;
                     }
-                    Ok(None) => return Ended::Complete,
-                    Err(status) => return Ended::of_status(&status),
-                },
+                }
             }
         }
     }
 
-    /// The next piece of a response; the answer when it was the last.
+    /// What is due. Changes that are there already are published with those that wait, and under a stream of them no
+    /// more are read before the next time.
+    async fn perform_amid(&mut self, stream: &mut Stream, chore: Chore) -> Result<(), Ended> {
+        if !matches!(chore, Chore::Publish) {
+            self.perform(chore).await;
+            return Ok(());
+        }
+        let until = clock::now() + limits::XDS_GATHERING_MAX;
+        while clock::now() < until {
+            let received = tokio::select! {
+                biased;
+                received = stream.responses.next() => received,
+                () = std::future::ready(()) => break,
+            };
+            self.received(stream, received).await?;
+        }
+        self.perform(chore).await;
+        let is_waited_for = |lookups: &Lookups| lookups.names.is_waiting();
+        if self.synced.is_none()
+            && stream.arriving.is_none()
+            && !self.lookups.as_ref().is_some_and(is_waited_for)
+            && let Some(at) = self.state.next_publication()
+        {
+            stream.pauses.pause(Instant::from_std(at));
+        }
+        Ok(())
+    }
+
+    /// Something came, or the stream is over.
     async fn received(
+        &mut self,
+        stream: &mut Stream,
+        received: Result<Option<Piece>, Status>,
+    ) -> Result<(), Ended> {
+        let piece = match received {
+            Ok(Some(piece)) => piece,
+            Ok(None) => return Err(Ended::Complete),
+            Err(status) => return Err(Ended::of_status(&status)),
+        };
+        let answer = self.piece(&mut stream.arriving, piece).await;
+        if let Some(answer) = answer.map_err(Ended::Malformed)?
+            && stream.requests.send(answer).await.is_err()
+        {
+            // The stream is over; the reason is the next thing to be received.
+            tracing::debug!("a response was not answered: the stream is over");
+        }
+        Ok(())
+    }
+
+    /// The next piece of a response; the answer when it was the last.
+    async fn piece(
         &mut self,
         arriving: &mut Option<Arriving>,
         piece: Piece,
@@ -283,11 +341,11 @@ impl Client {
         let response = arriving.get_or_insert_with(|| self.state.arriving(bytes.len() + rest_bytes));
         response.feed(bytes);
         while !self.state.make(response)? {
-            give_way().await;
+            self.pace.give_way().await;
         }
         if rest_bytes > 0 {
             // Pieces that are there already would be taken without a pause.
-            give_way().await;
+            self.pace.give_way().await;
             return Ok(None);
         }
         match arriving.take() {
@@ -338,7 +396,7 @@ impl Client {
             while accepted.len() > limits::XDS_HELD_SLICE {
                 self.protocol
                     .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));
-                give_way().await;
+                self.pace.give_way().await;
             }
             self.protocol.hold(kind, accepted);
         }
@@ -372,7 +430,7 @@ impl Client {
         }
         for (at, (kind, name)) in gone.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                give_way().await;
+                self.pace.give_way().await;
             }
             self.state.remove(kind, &name);
         }
@@ -415,11 +473,35 @@ enum Chore {
     Lookups,
 }
 
-/// After a slice of long work: workers on the same CPU, and other tasks of this thread, get their turn. The kernel lets a
-/// worker that wakes in only when its clock ticks, which is every 4 or 10 ms, unless somebody gives way before.
-async fn give_way() {
-    std::thread::yield_now();
-    task::yield_now().await;
+/// Of long work, which gives way to others.
+#[derive(Debug)]
+struct Pace {
+    gave_way_at: clock::Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            gave_way_at: clock::now(),
+        }
+    }
+
+    /// What was done before does not count: most likely the thread has just woken.
+    fn begin(&mut self) {
+        self.gave_way_at = clock::now();
+    }
+
+    /// After a slice of it: if enough was done since the last time, workers on the same CPU and other tasks of this
+    /// thread get their turn. Some kernels let a worker that wakes in only when their clock ticks, which is every 4 or
+    /// 10 ms, unless somebody gives way before.
+    async fn give_way(&mut self) {
+        if clock::now() < self.gave_way_at + limits::XDS_SLICE_TIME {
+            return;
+        }
+        std::thread::yield_now();
+        task::yield_now().await;
+        self.gave_way_at = clock::now();
+    }
 }
 
 fn not_opened(error: GrpcError) -> Ended {
@@ -443,6 +525,8 @@ async fn next_lookup(lookups: &mut Option<Lookups>) -> Asked<GatewayTarget> {
 
 async fn until(at: Option<clock::Instant>) {
     match at {
+        // A timer that is begun wakes the thread's own poll, by a system call.
+        Some(at) if at <= clock::now() => {}
         Some(at) => time::sleep_until(Instant::from_std(at)).await,
         None => std::future::pending().await,
     }

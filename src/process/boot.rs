@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::LocalSet;
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
@@ -107,7 +107,7 @@ fn serve_configured(config: &Config, log: &LogSink, filter: Filter) -> Result<()
     check_privileges(config.sockets.packet_mark)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(BootError::Control)?;
     let parts = Parts {
         mesh,
@@ -116,8 +116,7 @@ fn serve_configured(config: &Config, log: &LogSink, filter: Filter) -> Result<()
         backend,
         filter,
     };
-    let serving = run(config, log, parts);
-    LocalSet::new().block_on(&runtime, serving)
+    runtime.block_on(run(config, log, parts))
 }
 
 /// What was made before the control thread's runtime.

@@ -9,7 +9,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +162,13 @@ pub fn set_options(fd: BorrowedFd<'_>, options: &Options) {
     set_best_effort(&SockRef::from(&fd), options);
 }
 
+/// Nobody is told that there is something to read before so many bytes are there, or the stream is over
+/// (`SO_RCVLOWAT`; at first 1). When it is lowered, what is there is told of at once.
+pub fn tell_of_bytes_from(fd: BorrowedFd<'_>, count: usize) -> io::Result<()> {
+    let count = libc::c_int::try_from(count).unwrap_or(libc::c_int::MAX);
+    set_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, count)
+}
+
 /// Where a redirected connection was going before the redirection; the local address when it was not
 /// redirected, which is also right under TPROXY.
 pub fn original_destination(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
@@ -281,15 +288,18 @@ fn bind_transparent(socket: &Socket, local: IpAddr) -> io::Result<()> {
 }
 
 fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the kernel reads an int from `on`, whose size is passed.
+    set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads an int from `value`, whose size is passed.
     let outcome = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if outcome == -1 {

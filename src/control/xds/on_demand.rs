@@ -93,6 +93,11 @@ impl OnDemand {
         None
     }
 
+    /// Whether a connection of a worker waits for an answer.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
     /// A stream was opened: what is waited for is asked for again.
     pub fn opened(&mut self) {
         self.connected = true;

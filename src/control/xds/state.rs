@@ -9,9 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::Pace;
 use super::decode::DecodeError;
 use super::envelope::Malformed;
-use super::give_way;
 use super::on_demand::Reply;
 use super::protocol::{Alias, Kind, Verdict};
 use super::response::{Arriving, Content, Resource, Response};
@@ -30,6 +30,8 @@ pub struct State {
     /// When changes that nobody has seen yet are published.
     publish_at: Option<Instant>,
     published_at: Option<Instant>,
+    /// The publication before it was not long ago either.
+    is_streaming: bool,
     /// What workers and certificates were last told of.
     told: Revisions,
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
@@ -39,6 +41,7 @@ pub struct State {
     tells_aliases: bool,
     /// Told when what they are about is published.
     replies: Vec<Reply>,
+    pace: Pace,
 }
 
 impl State {
@@ -57,10 +60,12 @@ impl State {
             changes,
             publish_at: None,
             published_at: None,
+            is_streaming: false,
             retired: Vec::new(),
             retire_at: None,
             tells_aliases: false,
             replies: Vec::new(),
+            pace: Pace::new(),
         }
     }
 
@@ -110,7 +115,7 @@ impl State {
         let mut aliases = response.aliases.into_iter().peekable();
         for (at, resource) in resources.enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                give_way().await;
+                self.pace.give_way().await;
             }
             let Resource {
                 name,
@@ -131,7 +136,7 @@ impl State {
         }
         for (at, name) in response.envelope.removed.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                give_way().await;
+                self.pace.give_way().await;
             }
             self.remove(kind, &name);
             verdict.removed.push(name);
@@ -162,11 +167,14 @@ impl State {
         if self.publish_at.is_none() {
             return;
         }
+        self.pace.begin();
         while self.builder.settle(limits::XDS_SERVICES_SLICE) {
-            give_way().await;
+            self.pace.give_way().await;
         }
         self.publish_at = None;
-        self.published_at = Some(clock::now());
+        let now = clock::now();
+        let before = self.published_at.replace(now);
+        self.is_streaming = before.is_some_and(|at| now < at + 2 * limits::SNAPSHOT_INTERVAL);
         let snapshot = self.builder.build();
         let before = std::mem::replace(&mut self.told, Revisions::of(&snapshot));
         self.retired.push(self.snapshots.publish(snapshot));
@@ -188,6 +196,12 @@ impl State {
         if let Some(more @ 1..) = warnings.len().checked_sub(limits::XDS_WARNINGS_MAX) {
             tracing::warn!("and {more} more warnings about the state of the mesh");
         }
+    }
+
+    /// While changes keep coming: before this time there is no use in hearing of more.
+    pub fn next_publication(&self) -> Option<Instant> {
+        let published = self.published_at.filter(|_| self.is_streaming);
+        published.map(|at| at + limits::SNAPSHOT_INTERVAL)
     }
 
     /// When `retire` may have something to do.

@@ -49,7 +49,8 @@ pub use service::{
 };
 pub use trie::TrieMap;
 pub use workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Role, Site, TunnelProtocol,
+    Workload,
 };
 
 use backing::Backed;

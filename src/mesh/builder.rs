@@ -5,7 +5,7 @@
 //! before anybody sees that a workload is another one, so are all versions that it is in. Endpoints may arrive before
 //! their service: they are staged until it comes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::HashMap;
@@ -13,15 +13,14 @@ use foldhash::HashMap;
 use super::address::NamespacedHostname;
 use super::backing::Backed;
 use super::index::{Index, PolicyList};
-use super::interner::Interner;
+use super::interner::{Interner, Memberships};
 use super::local::LocalState;
 use super::places::{Numbers, Place};
 use super::policy::{Policy, PolicyScope};
 use super::service::Service;
-use super::workload::{Health, Workload};
+use super::workload::{Health, Role, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
-use crate::limits;
 
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -31,7 +30,7 @@ pub struct Builder {
     /// Workloads that joined, left or changed since the last build, by the services that they name, in this order.
     /// Endpoints are made of them when they are applied: until then a hundred thousand of them would take memory, and
     /// leave holes in what comes after.
-    pending: HashMap<NamespacedHostname, Vec<(Place<Workload>, Change)>>,
+    pending: Pending,
     /// Services of which another version is needed, for whatever other reason.
     stale: BTreeSet<NamespacedHostname>,
     /// Which services name an endpoint themselves, whether its workload is there or not. The services that their
@@ -41,6 +40,66 @@ pub struct Builder {
     warnings: Vec<String>,
     rebuilds: usize,
     tables_built: usize,
+}
+
+/// Queues, one for each service.
+#[derive(Debug, Default)]
+struct Pending {
+    queues: VecDeque<Queue>,
+    /// Which queue is a service's, as long as none was taken.
+    by_service: HashMap<NamespacedHostname, usize>,
+    /// The same for lists of services, by where they lie: to hash the names for each of a hundred thousand workloads
+    /// would be a good part of what they cost. The list is held, so that nothing else ever lies there.
+    by_list: HashMap<usize, (Memberships, Box<[usize]>)>,
+}
+
+type Queue = (NamespacedHostname, Vec<(Place<Workload>, Change)>);
+
+impl Pending {
+    fn push(&mut self, services: &Memberships, place: Place<Workload>, change: Change) {
+        if services.is_empty() {
+            return;
+        }
+        let at = services.as_ptr().addr();
+        if !self.by_list.contains_key(&at) {
+            let queues = services.iter().map(|(key, _)| self.queue(key)).collect();
+            self.by_list.insert(at, (services.clone(), queues));
+        }
+        let Some((_, queues)) = self.by_list.get(&at) else {
+            return;
+        };
+        for queue in queues {
+            self.queues[*queue].1.push((place, change));
+        }
+    }
+
+    fn queue(&mut self, key: &NamespacedHostname) -> usize {
+        if let Some(queue) = self.by_service.get(key) {
+            return *queue;
+        }
+        let queue = self.queues.len();
+        self.queues.push_back((key.clone(), Vec::new()));
+        self.by_service.insert(key.clone(), queue);
+        queue
+    }
+
+    /// The first, and then the others: what is pushed meanwhile comes after all of them.
+    fn take(&mut self) -> Option<Queue> {
+        self.by_service = HashMap::default();
+        self.by_list = HashMap::default();
+        let queue = self.queues.pop_front();
+        if self.queues.is_empty() {
+            // After a large response there is room for all services.
+            self.queues = VecDeque::new();
+        }
+        queue
+    }
+
+    fn forget(&mut self, key: &NamespacedHostname) {
+        for (_, changes) in self.queues.iter_mut().filter(|(of, _)| of == key) {
+            changes.clear();
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,25 +157,29 @@ impl Builder {
             ));
         }
         self.intern(&mut workload);
-        let known = self.index.workloads.by_uid.get(&workload.uid).copied();
-        let before = known.and_then(|place| self.index.workloads.by_place.get(place).cloned());
+        let Index { workloads, .. } = &mut self.index;
+        let mut number = None;
+        let by_uid = &mut workloads.by_uid;
+        let known = by_uid.insert_new(&workload.uid, || *number.insert(self.workload_numbers.next()));
+        let known = known.copied();
+        let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
             (Some(place), Some(before)) => {
                 Arc::make_mut(&mut workload).uid = before.uid.clone();
                 self.replace_workload(place, &before, &workload);
                 place
             }
-            (_, _) => {
-                let place = self.workload_numbers.next();
-                self.index.workloads.by_uid.insert(workload.uid.clone(), place);
+            (known, _) => {
+                let place = known
+                    .or(number)
+                    .expect("invariant: it is known or has got a number");
                 self.index.addresses_revision += 1;
                 self.index.place_workload(place, &workload);
                 place
             }
         };
-        for (key, _) in workload.services.iter() {
-            self.pend(key, place, Change::Joined(workload.status));
-        }
+        let change = Change::Joined(workload.status);
+        self.pending.push(&workload.services, place, change);
         self.mark_referring(&workload.uid);
     }
 
@@ -192,7 +255,7 @@ impl Builder {
     /// Removes a service with all its endpoints; false if it was not there.
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
         self.index.staged.remove(key);
-        self.pending.remove(key);
+        self.pending.forget(key);
         self.stale.remove(key);
         let place = self.index.service_place(&key.namespace, &key.hostname);
         let old = place.and_then(|place| Some((place, self.index.take_service(place)?)));
@@ -261,22 +324,18 @@ impl Builder {
     /// A part of what `build` has to do before it can return, for at most `services_max` services; true while more
     /// is left.
     pub fn settle(&mut self, services_max: usize) -> bool {
-        let keys: Vec<_> = self.pending.keys().take(services_max).cloned().collect();
-        let rest = services_max - keys.len();
-        for key in keys {
-            if let Some(changes) = self.pending.remove(&key) {
-                self.apply(key, &changes);
-            }
-        }
-        if self.pending.is_empty() && self.pending.capacity() > limits::XDS_SERVICES_SLICE {
-            // After a large response there is room for all services.
-            self.pending.shrink_to_fit();
+        let mut rest = services_max;
+        while rest > 0
+            && let Some((key, changes)) = self.pending.take()
+        {
+            self.apply(key, &changes);
+            rest -= 1;
         }
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
             self.renew(&key, |_, _| {});
         }
-        !(self.pending.is_empty() && self.stale.is_empty())
+        !(self.pending.queues.is_empty() && self.stale.is_empty())
     }
 
     /// As of now, `Snapshot::policies_revision` of what `build` would give.
@@ -302,13 +361,6 @@ impl Builder {
     /// For how many of them the tables were built.
     pub fn tables_built(&self) -> usize {
         self.tables_built
-    }
-
-    fn pend(&mut self, key: &NamespacedHostname, place: Place<Workload>, change: Change) {
-        match self.pending.get_mut(key) {
-            Some(changes) => changes.push((place, change)),
-            None => drop(self.pending.insert(key.clone(), vec![(place, change)])),
-        }
     }
 
     /// The last change of each workload counts.
@@ -361,8 +413,10 @@ impl Builder {
     }
 
     fn replace_workload(&mut self, place: Place<Workload>, before: &Workload, workload: &Arc<Workload>) {
-        let reach = |it: &Workload| (it.network.clone(), it.network_mode);
-        if before.addresses != workload.addresses || reach(before) != reach(workload) {
+        let has_same_role = Arc::ptr_eq(&before.role, &workload.role);
+        let is_reached_alike =
+            || before.network == workload.network && before.network_mode == workload.network_mode;
+        if before.addresses != workload.addresses || !(has_same_role || is_reached_alike()) {
             self.index.addresses_revision += 1;
         }
         if self.index.is_found_alike(before, workload) {
@@ -371,12 +425,12 @@ impl Builder {
             self.index.take_workload(place);
             self.index.place_workload(place, workload);
         }
-        let stays = before.services == workload.services;
+        let stays = has_same_role || before.services == workload.services;
         for (key, _) in before.services.iter() {
             self.forget_given(key, &workload.uid);
-            if !stays {
-                self.pend(key, place, Change::Left);
-            }
+        }
+        if !stays {
+            self.pending.push(&before.services, place, Change::Left);
         }
     }
 
@@ -393,8 +447,8 @@ impl Builder {
         }
         for (key, _) in old.services.iter() {
             self.forget_given(key, uid);
-            self.pend(key, place, Change::Left);
         }
+        self.pending.push(&old.services, place, Change::Left);
         self.mark_referring(uid);
         true
     }
@@ -428,18 +482,20 @@ impl Builder {
             // As decoders have it from the interner.
             return;
         }
-        let identity = &workload.identity;
-        if *identity.trust_domain() != *workload.trust_domain
-            || *identity.namespace() != *workload.namespace
-            || *identity.service_account() != *workload.service_account
+        let Role {
+            trust_domain,
+            namespace,
+            service_account,
+            identity,
+            ..
+        } = &*workload.role;
+        if *identity.trust_domain() != **trust_domain
+            || *identity.namespace() != **namespace
+            || *identity.service_account() != **service_account
         {
             return;
         }
-        let accepted = self.interner.identity(
-            &workload.trust_domain,
-            &workload.namespace,
-            &workload.service_account,
-        );
+        let accepted = self.interner.identity(trust_domain, namespace, service_account);
         let workload = Arc::make_mut(workload);
         workload.identity = accepted[0].clone();
         workload.accepted = accepted;

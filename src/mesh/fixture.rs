@@ -33,12 +33,20 @@ pub fn pod(name: &str, address: &str) -> Workload {
 
 pub fn pod_in(namespace: &str, name: &str, address: &str) -> Workload {
     let identity = Identity::new("cluster.local", namespace, name);
-    Workload {
-        addresses: vec![ip(address)],
-        network: "net1".into(),
-        protocol: TunnelProtocol::Hbone,
-        ..Workload::new(&format!("c1//Pod/{namespace}/{name}"), name, identity).on_node("node-a")
-    }
+    with(
+        Workload::new(&format!("c1//Pod/{namespace}/{name}"), name, identity).on_node("node-a"),
+        |it| {
+            it.addresses = vec![ip(address)];
+            it.network = "net1".into();
+            it.protocol = TunnelProtocol::Hbone;
+        },
+    )
+}
+
+/// The workload with something changed.
+pub fn with(mut workload: Workload, change: impl FnOnce(&mut Workload)) -> Workload {
+    change(&mut workload);
+    workload
 }
 
 /// The workload as an endpoint of `shop/<service>.shop`.

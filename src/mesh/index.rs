@@ -127,9 +127,10 @@ impl Index {
     /// Whether every lookup that leads to the one leads to the other, and is right to keep its order: those for whom
     /// the order counts are placed anew.
     pub fn is_found_alike(&self, before: &Workload, after: &Workload) -> bool {
+        let is_reached_alike =
+            || before.network == after.network && before.network_mode == after.network_mode;
         before.addresses == after.addresses
-            && before.network == after.network
-            && before.network_mode == after.network_mode
+            && (Arc::ptr_eq(&before.role, &after.role) || is_reached_alike())
             && before.hostname.is_empty()
             && after.hostname.is_empty()
             && !self.is_local(before)
@@ -318,12 +319,13 @@ fn push<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: K, place: Place<T>) -> b
 where
     K: Hash + Eq + Clone,
 {
+    if map.insert_new(&key, || Few::one(place)).is_none() {
+        return true;
+    }
     if let Some(list) = map.get_mut(&key) {
         list.push(place);
-        return false;
     }
-    map.insert(key, Few::one(place));
-    true
+    false
 }
 
 fn push_nested<K, T>(

@@ -3,13 +3,14 @@
 //! Control thread, inside the builder; decoders ask it before they allocate. Invariant: what nobody uses any more is
 //! let go of, at the latest when as much again has come in.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use foldhash::{HashMap, HashSet};
 
 use super::address::{NamespacedHostname, PortMap};
-use super::workload::{Locality, Site};
+use super::workload::{Role, Site};
 use crate::identity::Identity;
 
 /// A workload's services, with its own port mapping.
@@ -19,13 +20,11 @@ pub type Memberships = Arc<[(NamespacedHostname, PortMap)]>;
 pub struct Interner {
     memberships: Pool<[(NamespacedHostname, PortMap)]>,
     lists: Pool<[Arc<str>]>,
-    /// What a workload's services are encoded as.
-    encoded: HashMap<Box<[u8]>, Memberships>,
+    fingerprints: Fingerprints,
+    roles: Made<Role>,
+    sites: Made<Site>,
     identities: HashMap<Key, Arc<[Identity]>>,
     identities_sweep_at: usize,
-    /// By node: what the last of its workloads said.
-    sites: HashMap<Arc<str>, Arc<Site>>,
-    sites_sweep_at: usize,
     texts: Pool<str>,
 }
 
@@ -36,10 +35,51 @@ struct Pool<T: ?Sized> {
 }
 
 const SWEEP_MIN: usize = 1024;
-/// Beyond this many the encoded services are forgotten: 100 bytes each, and made again within a microsecond.
-const ENCODED_MAX: usize = 8192;
-/// Longer ones are rare, and not kept.
-const ENCODED_BYTES_MAX: usize = 256;
+
+/// What was made of bytes that many resources have alike. The bytes are known by their fingerprint alone: to look at them
+/// again would mean to fetch memory that no cache holds, for each of a hundred thousand workloads.
+#[derive(Debug)]
+struct Made<T> {
+    known: HashMap<u128, Arc<T>>,
+    sweep_at: usize,
+}
+
+/// Two hashes with keys of their own, which nobody outside of this process knows: that bytes of 2^32 kinds share one is
+/// as likely as one in 2^65.
+#[derive(Debug, Default)]
+struct Fingerprints([RandomState; 2]);
+
+impl Fingerprints {
+    fn of(&self, bytes: &[u8]) -> u128 {
+        let [high, low] = self.0.each_ref().map(|keys| u128::from(keys.hash_one(bytes)));
+        high << 64 | low
+    }
+}
+
+impl<T> Default for Made<T> {
+    fn default() -> Self {
+        Self {
+            known: HashMap::default(),
+            sweep_at: SWEEP_MIN,
+        }
+    }
+}
+
+impl<T> Made<T> {
+    fn get(&self, fingerprint: u128) -> Option<Arc<T>> {
+        self.known.get(&fingerprint).cloned()
+    }
+
+    fn keep(&mut self, fingerprint: u128, made: T) -> Arc<T> {
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, it| Arc::strong_count(it) > 1);
+            self.sweep_at = (2 * self.known.len()).max(SWEEP_MIN);
+        }
+        let made = Arc::new(made);
+        self.known.insert(fingerprint, made.clone());
+        made
+    }
+}
 
 /// Trust domain, namespace, service account: those of equal texts that the interner has given out. Told apart by where
 /// they lie, and owned, so that nothing else ever lies there.
@@ -133,46 +173,32 @@ impl Interner {
         }
     }
 
-    /// The services that these bytes were said to stand for.
-    pub fn known_memberships(&self, encoded: &[u8]) -> Option<Memberships> {
-        self.encoded.get(encoded).cloned()
+    /// What workloads are that say this of themselves; `make` finds out, if nobody said it before.
+    pub fn role<E>(
+        &mut self,
+        encoded: &[u8],
+        make: impl FnOnce(&mut Self) -> Result<Role, E>,
+    ) -> Result<Arc<Role>, E> {
+        let fingerprint = self.fingerprints.of(encoded);
+        if let Some(known) = self.roles.get(fingerprint) {
+            return Ok(known);
+        }
+        let made = make(self)?;
+        Ok(self.roles.keep(fingerprint, made))
     }
 
-    pub fn know_memberships(&mut self, encoded: &[u8], list: &Memberships) {
-        if encoded.len() > ENCODED_BYTES_MAX {
-            return;
+    /// Likewise, where they run.
+    pub fn site<E>(
+        &mut self,
+        encoded: &[u8],
+        make: impl FnOnce(&mut Self) -> Result<Site, E>,
+    ) -> Result<Arc<Site>, E> {
+        let fingerprint = self.fingerprints.of(encoded);
+        if let Some(known) = self.sites.get(fingerprint) {
+            return Ok(known);
         }
-        if self.encoded.len() >= ENCODED_MAX {
-            self.encoded = HashMap::default();
-        }
-        self.encoded.insert(encoded.into(), list.clone());
-    }
-
-    /// Region, zone and subzone are the locality.
-    pub fn site(&mut self, node: &str, cluster_id: &str, locality: [&str; 3]) -> Arc<Site> {
-        if let Some(known) = self.sites.get(node)
-            && *known.cluster_id == *cluster_id
-            && known.locality.parts().each_ref().map(|text| &***text) == locality
-        {
-            return known.clone();
-        }
-        if self.sites.len() >= self.sites_sweep_at {
-            self.sites.retain(|_, it| Arc::strong_count(it) > 1);
-            self.sites_sweep_at = (2 * self.sites.len()).max(SWEEP_MIN);
-        }
-        let node = self.text(node);
-        let [region, zone, subzone] = locality.map(|text| self.text(text));
-        let site = Arc::new(Site {
-            node: node.clone(),
-            cluster_id: self.text(cluster_id),
-            locality: Locality {
-                region,
-                zone,
-                subzone,
-            },
-        });
-        self.sites.insert(node, site.clone());
-        site
+        let made = make(self)?;
+        Ok(self.sites.keep(fingerprint, made))
     }
 
     /// An identity, as the set of one that peers are checked against.
@@ -232,46 +258,34 @@ mod tests {
     }
 
     #[test]
-    fn workloads_of_one_node_share_their_site_as_long_as_they_agree() {
+    fn what_was_made_of_bytes_is_known_until_nobody_has_it() {
         let mut interner = Interner::default();
-        let mut site = |node, cluster, zone| interner.site(node, cluster, ["r", zone, ""]);
-        let first = site("node", "c", "z");
-        assert!(Arc::ptr_eq(&first, &site("node", "c", "z")));
-        for (node, cluster, zone) in [
-            ("node", "c", "other"),
-            ("node", "other", "z"),
-            ("other", "c", "z"),
-            ("", "", ""),
-        ] {
-            let other = site(node, cluster, zone);
-            let said = (&*other.node, &*other.cluster_id, &*other.locality.zone);
-            assert_eq!(said, (node, cluster, zone));
+        let role = |_: &mut Interner| Ok::<_, ()>(Role::new(Identity::new("t", "n", "a")));
+        let known = |_: &mut Interner| Err("it was to be made again");
+        let kept = interner.role(b"kept", role).expect("made");
+        for number in 0..10 * SWEEP_MIN as u32 {
+            let made = interner.role(&number.to_be_bytes(), role).expect("made");
+            let again = interner.role(&number.to_be_bytes(), known);
+            assert!(Arc::ptr_eq(&made, &again.expect("known")));
         }
-        assert_eq!(*site("node", "c", "z"), *first);
-        for number in 0..10 * SWEEP_MIN {
-            interner.site(&number.to_string(), "c", ["", "", ""]);
-        }
-        assert!(interner.sites.len() <= SWEEP_MIN + 1, "{}", interner.sites.len());
-    }
-
-    #[test]
-    fn encoded_services_are_forgotten_when_they_are_many() {
-        let mut interner = Interner::default();
-        let list = interner.memberships(vec![(
-            NamespacedHostname::new("shop", "cart"),
-            PortMap::default(),
-        )]);
-        for number in 0..3 * ENCODED_MAX as u32 {
-            interner.know_memberships(&number.to_be_bytes(), &list);
-            assert_eq!(
-                interner.known_memberships(&number.to_be_bytes()).as_ref(),
-                Some(&list)
-            );
-        }
-        assert!(interner.encoded.len() <= ENCODED_MAX);
-        let long = [0; ENCODED_BYTES_MAX + 1];
-        interner.know_memberships(&long, &list);
-        assert_eq!(interner.known_memberships(&long), None);
-        assert_eq!(interner.known_memberships(b"never seen"), None);
+        assert!(
+            interner.roles.known.len() <= SWEEP_MIN,
+            "{}",
+            interner.roles.known.len()
+        );
+        let again = interner.role(b"kept", known).expect("it is in use");
+        assert!(Arc::ptr_eq(&kept, &again));
+        assert_eq!(
+            interner.role(b"never seen", known),
+            Err("it was to be made again")
+        );
+        assert_eq!(
+            interner.site(b"kept", |_| Err("of another kind")),
+            Err("of another kind")
+        );
+        let site = interner.site(b"kept", |_| Ok::<_, ()>(Site::default()));
+        assert_eq!(*site.expect("made"), Site::default());
+        let again = interner.site(b"kept", |_| Err("it was to be made again"));
+        assert!(again.is_ok());
     }
 }

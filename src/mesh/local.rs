@@ -18,7 +18,8 @@ use super::service::{
     WeightedWaypoint,
 };
 use super::workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Role, Site, TunnelProtocol,
+    Workload,
 };
 use crate::identity::Identity;
 
@@ -354,34 +355,19 @@ fn capacity_default() -> u32 {
 impl From<WorkloadShape> for Workload {
     fn from(shape: WorkloadShape) -> Self {
         let identity = Identity::new(&shape.trust_domain, &shape.namespace, &shape.service_account);
-        Self {
-            uid: shape.uid,
-            name: shape.name,
+        let role = Role {
             namespace: shape.namespace,
             trust_domain: shape.trust_domain,
             service_account: shape.service_account,
             accepted: Arc::new([identity.clone()]),
             identity,
-            addresses: shape.workload_ips.iter().map(IpAddr::to_canonical).collect(),
             network: shape.network,
-            hostname: shape.hostname,
             protocol: shape.protocol,
             network_mode: shape.network_mode,
-            status: shape.status,
             waypoint: shape.waypoint.map(|it| Box::new(it.into())),
             network_gateway: shape.network_gateway.map(|it| Box::new(it.into())),
             services: shape.services.into_iter().collect(),
             authorization_policies: shape.authorization_policies,
-            site: Arc::new(Site {
-                node: shape.node,
-                cluster_id: shape.cluster_id,
-                locality: shape.locality.map_or_else(Locality::default, |it| Locality {
-                    region: it.region,
-                    zone: it.zone,
-                    subzone: it.subzone,
-                }),
-            }),
-            capacity: shape.capacity,
             workload_name: shape.workload_name,
             workload_type: shape.workload_type,
             canonical_name: shape.canonical_name,
@@ -391,6 +377,24 @@ impl From<WorkloadShape> for Workload {
                 protocol: it.protocol,
                 port: it.port.filter(|port| *port != 0),
             }),
+        };
+        Self {
+            uid: shape.uid,
+            name: shape.name,
+            addresses: shape.workload_ips.iter().map(IpAddr::to_canonical).collect(),
+            hostname: shape.hostname,
+            status: shape.status,
+            capacity: shape.capacity,
+            site: Arc::new(Site {
+                node: shape.node,
+                cluster_id: shape.cluster_id,
+                locality: shape.locality.map_or_else(Locality::default, |it| Locality {
+                    region: it.region,
+                    zone: it.zone,
+                    subzone: it.subzone,
+                }),
+            }),
+            role: Arc::new(role),
         }
     }
 }

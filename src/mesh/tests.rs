@@ -37,10 +37,11 @@ fn own_workloads_are_those_of_this_node() {
 
 #[test]
 fn an_address_of_several_workloads_is_the_pods_then_the_tunnels_then_the_latest() {
-    let of = |uid: &str, protocol| Workload {
-        uid: uid.into(),
-        protocol,
-        ..pod("w", "10.0.0.2")
+    let of = |uid: &str, protocol| {
+        with(pod("w", "10.0.0.2"), |it| {
+            it.uid = uid.into();
+            it.protocol = protocol;
+        })
     };
     let entry = || of("c1/entry", TunnelProtocol::Tcp);
     let tunnelled = || of("c1/tunnelled", TunnelProtocol::Hbone);

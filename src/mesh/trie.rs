@@ -89,7 +89,18 @@ impl<K: Hash + Eq, V> TrieMap<K, V> {
     where
         K: Borrow<Q>,
     {
+        if let Some((only, value)) = self.only() {
+            return (only.borrow() == key).then_some(value);
+        }
         self.find(self.hasher.hash_one(key), key)
+    }
+
+    /// The entry, if there is one: as in a mesh of one network, where to hash the key would cost more than all the rest.
+    fn only(&self) -> Option<&(K, V)> {
+        match self.root.as_deref()? {
+            Node::Leaf { entries, .. } if entries.len() == 1 => entries.first(),
+            Node::Leaf { .. } | Node::Branch(_) => None,
+        }
     }
 
     fn find<Q: Hash + Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<&V>
@@ -136,6 +147,13 @@ impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
 
     /// The value of a key, which `make` makes if there is none.
     pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V {
+        if self.only().is_some_and(|(only, _)| only == key) {
+            let root = self.root.as_mut().map(Arc::make_mut);
+            let Some(Node::Leaf { entries, .. }) = root else {
+                unreachable!("invariant: the only entry is in a leaf");
+            };
+            return &mut entries[0].1;
+        }
         let hash = self.hasher.hash_one(key);
         if self.find(hash, key).is_none() {
             self.len += 1;
@@ -143,6 +161,17 @@ impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
         }
         self.find_mut(hash, key)
             .expect("invariant: it was there or was inserted")
+    }
+
+    /// Inserts the value that `make` makes, unless there is one: that one is given then, and nothing is copied.
+    pub fn insert_new(&mut self, key: &K, make: impl FnOnce() -> V) -> Option<&V> {
+        let hash = self.hasher.hash_one(key);
+        if self.find(hash, key).is_none() {
+            self.len += 1;
+            put(&mut self.root, &self.hasher, 0, hash, (key.clone(), make()));
+            return None;
+        }
+        self.find(hash, key)
     }
 
     /// Gives the value that was there before.
@@ -220,7 +249,7 @@ fn put<K: Hash + Eq + Clone, V: Clone>(
                 *tag = tag_of(hash);
             }
             if entries.len() == entries.capacity() {
-                entries.reserve_exact(1 + entries.len() / 4);
+                entries.reserve_exact(1 + entries.len() / 2);
             }
             entries.push(entry);
             None

@@ -3,6 +3,7 @@
 //! Plain values behind `Arc`, made by the builder's callers, never changed once inside a snapshot.
 
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,20 @@ pub struct Workload {
     /// The primary key, e.g. `cluster1//Pod/shop/cart-0`.
     pub uid: Arc<str>,
     pub name: Arc<str>,
+    pub addresses: Vec<IpAddr>,
+    /// A name to resolve when there is no address; empty when there is none.
+    pub hostname: Arc<str>,
+    pub status: Health,
+    /// Weight among the endpoints of a service; 0 is never chosen.
+    pub capacity: u32,
+    pub site: Arc<Site>,
+    pub role: Arc<Role>,
+}
+
+/// What a workload has in common with the other replicas of its deployment, so that there is one copy of it. A workload's
+/// role reads as if it were its own, and what is changed is changed for this workload alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
     pub namespace: Arc<str>,
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,
@@ -23,22 +38,15 @@ pub struct Workload {
     pub identity: Identity,
     /// `identity` as the set a peer is checked against. Kept here so that no connection allocates one.
     pub accepted: Arc<[Identity]>,
-    pub addresses: Vec<IpAddr>,
     pub network: Arc<str>,
-    /// A name to resolve when there is no address; empty when there is none.
-    pub hostname: Arc<str>,
     pub protocol: TunnelProtocol,
     pub network_mode: NetworkMode,
-    pub status: Health,
     pub waypoint: Option<Box<GatewayAddress>>,
     pub network_gateway: Option<Box<GatewayAddress>>,
-    /// The services this workload is an endpoint of, with its own port mapping.
+    /// The services its workloads are endpoints of, with their own port mapping.
     pub services: Memberships,
     /// Names of the selector-scoped policies, `namespace/name`.
     pub authorization_policies: Arc<[Arc<str>]>,
-    pub site: Arc<Site>,
-    /// Weight among the endpoints of a service; 0 is never chosen.
-    pub capacity: u32,
     pub workload_name: Arc<str>,
     pub workload_type: Arc<str>,
     pub canonical_name: Arc<str>,
@@ -47,8 +55,8 @@ pub struct Workload {
     pub application_tunnel: Option<ApplicationTunnel>,
 }
 
-// With the counts in front of it, a step of the allocator's: one more field would cost 64 bytes.
-const _: () = assert!(size_of::<Workload>() <= 304);
+// With the counts in front of it, a step of the allocator's: one more field would cost 16 bytes.
+const _: () = assert!(size_of::<Workload>() <= 96);
 
 /// How a workload is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -106,9 +114,43 @@ pub struct Locality {
     pub subzone: Arc<str>,
 }
 
-impl Locality {
-    pub(super) fn parts(&self) -> [&Arc<str>; 3] {
-        [&self.region, &self.zone, &self.subzone]
+impl Deref for Workload {
+    type Target = Role;
+
+    fn deref(&self) -> &Role {
+        &self.role
+    }
+}
+
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Role {
+        Arc::make_mut(&mut self.role)
+    }
+}
+
+impl Role {
+    /// With everything but the identity left at the defaults.
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            namespace: identity.namespace().into(),
+            trust_domain: identity.trust_domain().into(),
+            service_account: identity.service_account().into(),
+            accepted: Arc::new([identity.clone()]),
+            identity,
+            network: Arc::default(),
+            protocol: TunnelProtocol::default(),
+            network_mode: NetworkMode::default(),
+            waypoint: None,
+            network_gateway: None,
+            services: Memberships::default(),
+            authorization_policies: Arc::default(),
+            workload_name: Arc::default(),
+            workload_type: Arc::default(),
+            canonical_name: Arc::default(),
+            canonical_revision: Arc::default(),
+            native_tunnel: false,
+            application_tunnel: None,
+        }
     }
 }
 
@@ -118,29 +160,12 @@ impl Workload {
         Self {
             uid: uid.into(),
             name: name.into(),
-            namespace: identity.namespace().into(),
-            trust_domain: identity.trust_domain().into(),
-            service_account: identity.service_account().into(),
-            accepted: Arc::new([identity.clone()]),
-            identity,
             addresses: Vec::new(),
-            network: Arc::default(),
             hostname: Arc::default(),
-            protocol: TunnelProtocol::default(),
-            network_mode: NetworkMode::default(),
             status: Health::default(),
-            waypoint: None,
-            network_gateway: None,
-            services: Memberships::default(),
-            authorization_policies: Arc::default(),
-            site: Arc::default(),
             capacity: 1,
-            workload_name: Arc::default(),
-            workload_type: Arc::default(),
-            canonical_name: Arc::default(),
-            canonical_revision: Arc::default(),
-            native_tunnel: false,
-            application_tunnel: None,
+            site: Arc::default(),
+            role: Arc::new(Role::new(identity)),
         }
     }
 

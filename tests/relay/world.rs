@@ -139,11 +139,9 @@ fn mesh() -> uztunnel::mesh::Snapshot {
             &[("stranger", TO_STRANGER, 8080)],
         ),
     ] {
-        let mut workload = Workload {
-            addresses: vec![ip.into()],
-            protocol,
-            ..Workload::new(&format!("test//Pod/test/{name}"), name, identity(name))
-        };
+        let mut workload = Workload::new(&format!("test//Pod/test/{name}"), name, identity(name));
+        workload.addresses = vec![ip.into()];
+        workload.protocol = protocol;
         for (service, vip, port) in services {
             let hostname = format!("{service}.test");
             let ports = || [(vip.port(), *port)].into_iter().collect();

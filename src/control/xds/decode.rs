@@ -25,7 +25,7 @@ mod workload;
 
 pub use policy::policy;
 
-use workload::Sent;
+use workload::Split;
 
 /// A resource of the type `istio.workload.Address`.
 #[derive(Debug, Clone)]
@@ -74,7 +74,7 @@ pub enum FieldError {
 /// Decodes one `Address`. What it shares with others it has from the interner.
 pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeError> {
     enum Last<'a> {
-        Workload(Sent<'a>),
+        Workload(Split<'a>),
         Service(wire::Service),
     }
     // Of several, the last counts; several of one kind in a row are one.
@@ -84,7 +84,7 @@ pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeE
             (1, value) => {
                 let mut workload = match last.take() {
                     Some(Last::Workload(workload)) => workload,
-                    Some(Last::Service(_)) | None => Sent::default(),
+                    Some(Last::Service(_)) | None => Split::default(),
                 };
                 workload.merge(value.bytes("workload")?)?;
                 last = Some(Last::Workload(workload));

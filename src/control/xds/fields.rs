@@ -36,6 +36,11 @@ impl<'a> Fields<'a> {
         Self(message)
     }
 
+    /// What was not looked at yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     fn field(&mut self) -> Result<(u32, Value<'a>), FieldsError> {
         let rest = &mut self.0;
         let (number, wire_type) = decode_key(rest)?;

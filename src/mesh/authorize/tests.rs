@@ -69,10 +69,9 @@ fn judge_listing(
     identity: Option<&Identity>,
 ) -> Result<PermitReason, Denial> {
     let authorization_policies = listed.iter().map(|it| (*it).into()).collect();
-    let server = Workload {
-        authorization_policies,
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.authorization_policies = authorization_policies
+    });
     let snapshot = mesh(vec![server.clone()], vec![], policies);
     snapshot
         .authorize(&server, &facts(identity))
@@ -431,10 +430,9 @@ fn policies_apply_by_namespace_globally_or_by_being_listed() {
 /// What was observed, as `message policy`.
 fn events(policies: Vec<Policy>, listed: &[&str], identity: Option<&Identity>) -> (bool, Vec<String>) {
     let authorization_policies = listed.iter().map(|it| (*it).into()).collect();
-    let server = Workload {
-        authorization_policies,
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.authorization_policies = authorization_policies
+    });
     let snapshot = mesh(vec![server.clone()], vec![], policies);
     let mut events = Vec::new();
     let result = snapshot.authorize_observed(&server, &facts(identity), &mut |event| {
@@ -678,7 +676,7 @@ proptest! {
             .filter(|it| it.scope == PolicyScope::WorkloadSelector)
             .map(|it| it.key.clone())
             .collect();
-        let server = Workload { authorization_policies, ..pod("server", "10.0.0.2") };
+        let server = with(pod("server", "10.0.0.2"), |it| it.authorization_policies = authorization_policies);
         let snapshot = mesh(vec![server.clone()], vec![], policies.clone());
         let facts = ConnectionFacts {
             source: SocketAddr::new(ip(source), 1),

@@ -55,11 +55,10 @@ fn placed(name: &str, region: &str, zone: &str, network: &str) -> Workload {
         zone: zone.into(),
         subzone: "".into(),
     };
-    Workload {
-        site: site_at(locality),
-        network: network.into(),
-        ..pod(name, "10.0.0.2")
-    }
+    with(pod(name, "10.0.0.2"), |it| {
+        it.site = site_at(locality);
+        it.network = network.into();
+    })
 }
 
 fn names(hits: &HashMap<String, usize>) -> Vec<&str> {
@@ -195,12 +194,11 @@ fn with_the_network_first_local_endpoints_outrank_all_remote_ones() {
 
 #[test]
 fn an_endpoint_without_an_address_is_only_seen_from_other_networks() {
-    let hidden = Workload {
-        addresses: vec![],
-        network: "net2".into(),
-        network_gateway: waypoint("net2/192.0.2.1", 15008),
-        ..pod("hidden", "10.0.0.2")
-    };
+    let hidden = with(pod("hidden", "10.0.0.2"), |it| {
+        it.addresses = vec![];
+        it.network = "net2".into();
+        it.network_gateway = waypoint("net2/192.0.2.1", 15008);
+    });
     let unreachable = Workload {
         addresses: vec![],
         ..pod("unreachable", "10.0.0.2")

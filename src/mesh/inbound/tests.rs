@@ -54,10 +54,9 @@ fn another_address_is_a_mismatch() {
 #[test]
 fn a_waypoint_takes_what_is_meant_for_those_it_serves() {
     let snapshot = |target: &str| {
-        let other = Workload {
-            waypoint: waypoint(target, 15008),
-            ..pod("other", "10.0.0.3")
-        };
+        let other = with(pod("other", "10.0.0.3"), |it| {
+            it.waypoint = waypoint(target, 15008)
+        });
         let shop = Service {
             waypoint: waypoint(target, 15008),
             ..service("shop", "10.96.0.7")
@@ -86,10 +85,7 @@ fn a_workload_with_an_application_tunnel_takes_any_address_at_its_tunnel_port() 
         port: Some(15088),
     });
     let snapshot = mesh(
-        vec![Workload {
-            application_tunnel: tunnel,
-            ..server()
-        }],
+        vec![with(server(), |it| it.application_tunnel = tunnel)],
         vec![],
         vec![],
     );
@@ -111,10 +107,7 @@ fn a_tunnel_without_a_protocol_only_changes_the_port() {
         port: Some(15088),
     });
     let snapshot = mesh(
-        vec![Workload {
-            application_tunnel: tunnel,
-            ..server()
-        }],
+        vec![with(server(), |it| it.application_tunnel = tunnel)],
         vec![],
         vec![],
     );
@@ -186,10 +179,7 @@ fn the_preamble_for_a_host_name_prefers_our_network_and_there_ipv4() {
         protocol: ApplicationProtocol::Proxy,
         port: None,
     });
-    let own = Workload {
-        application_tunnel: tunnel,
-        ..server()
-    };
+    let own = with(server(), |it| it.application_tunnel = tunnel);
     let vip = |text: &str| text.parse::<NetworkAddress>().expect("a vip");
     let web = Service {
         vips: vec![vip("net2/10.1.1.1"), vip("net1/fd00::96"), vip("net1/10.96.0.1")],
@@ -276,11 +266,10 @@ fn only_tunnels_with_a_header_are_delivered_on_loopback() {
         (ApplicationProtocol::Proxy, None, "fd00::2", "[::1]:80"),
         (ApplicationProtocol::None, Some(15088), LOCAL, "10.0.0.2:15088"),
     ] {
-        let own = Workload {
-            addresses: vec![ip(LOCAL), ip("fd00::2")],
-            application_tunnel: Some(ApplicationTunnel { protocol, port }),
-            ..server()
-        };
+        let own = with(server(), |it| {
+            it.addresses = vec![ip(LOCAL), ip("fd00::2")];
+            it.application_tunnel = Some(ApplicationTunnel { protocol, port });
+        });
         let snapshot = mesh(vec![own], vec![], vec![]);
         let own = snapshot.workload("c1//Pod/shop/server").expect("there").clone();
         let target = InboundTarget::Address(SocketAddr::new(ip(local), 80));
@@ -354,10 +343,7 @@ fn what_a_gateway_passes_on_is_delivered_by_the_name_of_its_service() {
         protocol: ApplicationProtocol::Proxy,
         port: Some(15088),
     });
-    let gateway = Workload {
-        application_tunnel: tunnel,
-        ..server()
-    };
+    let gateway = with(server(), |it| it.application_tunnel = tunnel);
     let snapshot = mesh(vec![gateway], vec![service("web", "10.96.0.1")], vec![]);
     let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
     assert_eq!(delivery.address, socket("10.0.0.2:15088"));

@@ -120,10 +120,7 @@ fn an_hbone_pod_is_reached_through_its_tunnel_port() {
 
 #[test]
 fn a_plain_workload_is_reached_directly() {
-    let server = Workload {
-        protocol: TunnelProtocol::Tcp,
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| it.protocol = TunnelProtocol::Tcp);
     let snapshot = mesh(vec![client(), server], vec![], vec![]);
     let plan = route(&snapshot, "10.0.0.2:8080").expect("routed");
     assert!(is_plain(&plan));
@@ -134,10 +131,11 @@ fn a_plain_workload_is_reached_directly() {
 #[test]
 fn a_workload_that_takes_tunnels_by_itself_is_called_as_its_protocol_says() {
     for protocol in [TunnelProtocol::Tcp, TunnelProtocol::Hbone] {
-        let server = |native_tunnel| Workload {
-            native_tunnel,
-            protocol,
-            ..pod("server", "10.0.0.2")
+        let server = |native_tunnel| {
+            with(pod("server", "10.0.0.2"), |it| {
+                it.native_tunnel = native_tunnel;
+                it.protocol = protocol;
+            })
         };
         let ways = [false, true].map(|native_tunnel| {
             let snapshot = mesh(vec![client(), server(native_tunnel)], vec![], vec![]);
@@ -248,10 +246,9 @@ fn a_passthrough_service_passes_through_without_a_label() {
 
 #[test]
 fn the_address_of_a_node_is_not_that_of_a_pod_on_its_network() {
-    let agent = Workload {
-        network_mode: NetworkMode::HostNetwork,
-        ..pod("agent", "192.0.2.9")
-    };
+    let agent = with(pod("agent", "192.0.2.9"), |it| {
+        it.network_mode = NetworkMode::HostNetwork
+    });
     let web = service("web", "10.96.0.1");
     let snapshot = mesh(vec![client(), behind(agent, "web", &[])], vec![web], vec![]);
     let direct = route(&snapshot, "192.0.2.9:80").expect("routed");
@@ -391,10 +388,9 @@ fn a_waypoint_whose_service_is_passthrough_is_unknown() {
         load_balancer: balancer(BalanceMode::Passthrough, &[]),
         ..wp_service
     };
-    let server = Workload {
-        waypoint: waypoint("net1/10.96.0.9", 15009),
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("net1/10.96.0.9", 15009)
+    });
     let snapshot = mesh(vec![client(), wp, server], vec![wp_service], vec![]);
     assert_eq!(
         error(&snapshot, "10.0.0.2:80"),
@@ -409,10 +405,9 @@ fn a_waypoint_may_be_a_workload_by_address_or_hostname() {
             hostname: "wp.example".into(),
             ..pod("wp", "10.0.0.9")
         };
-        let server = Workload {
-            waypoint: waypoint(target, 15008),
-            ..pod("server", "10.0.0.2")
-        };
+        let server = with(pod("server", "10.0.0.2"), |it| {
+            it.waypoint = waypoint(target, 15008)
+        });
         let snapshot = mesh(vec![client(), wp, server], vec![], vec![]);
         let plan = route(&snapshot, "10.0.0.2:80").expect("routed");
         assert_eq!(plan.way.next_hop(), socket("10.0.0.9:15008"), "{target}");
@@ -428,15 +423,13 @@ fn a_waypoint_port_that_its_service_lacks_is_served_by_an_application_tunnel() {
         protocol: ApplicationProtocol::Proxy,
         port: Some(15088),
     });
-    let wp = Workload {
-        application_tunnel: tunnel,
-        ..behind(pod("wp", "10.0.0.9"), "wp", &[])
-    };
+    let wp = with(behind(pod("wp", "10.0.0.9"), "wp", &[]), |it| {
+        it.application_tunnel = tunnel
+    });
     let plain = behind(pod("plain", "10.0.0.8"), "wp", &[]);
-    let server = Workload {
-        waypoint: waypoint("shop/wp.shop", 15008),
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("shop/wp.shop", 15008)
+    });
     let snapshot = mesh(
         vec![client(), wp, plain, server],
         vec![service("wp", "10.96.0.9")],
@@ -451,10 +444,9 @@ fn a_waypoint_port_that_its_service_lacks_is_served_by_an_application_tunnel() {
 #[test]
 fn a_service_call_ignores_the_waypoint_of_the_chosen_workload() {
     let (wp, wp_service) = with_waypoint();
-    let server = Workload {
-        waypoint: waypoint("shop/wp.shop", 15009),
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("shop/wp.shop", 15009)
+    });
     let services = vec![service("web", "10.96.0.1"), wp_service];
     let snapshot = mesh(vec![client(), wp, behind(server, "web", &[])], services, vec![]);
     let plan = route(&snapshot, "10.96.0.1:80").expect("routed");
@@ -470,10 +462,9 @@ fn a_connection_from_the_waypoint_is_not_sent_to_it_again() {
         } else {
             15009
         };
-        let server = Workload {
-            waypoint: waypoint(target, port),
-            ..pod("server", "10.0.0.2")
-        };
+        let server = with(pod("server", "10.0.0.2"), |it| {
+            it.waypoint = waypoint(target, port)
+        });
         let snapshot = mesh(vec![client(), wp, server], vec![wp_service], vec![]);
         let from_waypoint = route_from(&snapshot, "wp", "10.0.0.9", "10.0.0.2:80").expect("routed");
         assert_eq!(from_waypoint.way.next_hop(), socket("10.0.0.2:15008"), "{target}");
@@ -493,14 +484,10 @@ fn the_identity_of_a_waypoint_alone_does_not_bypass_it() {
             ..wp.clone()
         }
     };
-    let impostor = Workload {
-        services: [].into(),
-        ..impostor
-    };
-    let server = Workload {
-        waypoint: waypoint("shop/wp.shop", 15009),
-        ..pod("server", "10.0.0.2")
-    };
+    let impostor = with(impostor, |it| it.services = [].into());
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("shop/wp.shop", 15009)
+    });
     let snapshot = mesh(vec![wp, impostor, server], vec![wp_service], vec![]);
     let source = snapshot
         .own_workload("impostor", "shop", "wp")
@@ -514,14 +501,8 @@ fn the_identity_of_a_waypoint_alone_does_not_bypass_it() {
 #[test]
 fn a_workload_of_the_nodes_network_that_the_source_is_not_on_has_no_service() {
     // The source claims another network than the node's; the address is a workload's there.
-    let source = Workload {
-        network: "net2".into(),
-        ..client()
-    };
-    let server = Workload {
-        network: "net2".into(),
-        ..pod("server", "10.0.0.2")
-    };
+    let source = with(client(), |it| it.network = "net2".into());
+    let server = with(pod("server", "10.0.0.2"), |it| it.network = "net2".into());
     let snapshot = mesh(vec![source, server], vec![], vec![]);
     assert_eq!(
         route(&snapshot, "10.0.0.2:80")
@@ -535,10 +516,7 @@ fn a_workload_of_the_nodes_network_that_the_source_is_not_on_has_no_service() {
         ..service("web", "10.96.0.1")
     };
     let far = behind(pod("far", "10.0.0.3"), "web", &[]);
-    let source = Workload {
-        network: "net2".into(),
-        ..client()
-    };
+    let source = with(client(), |it| it.network = "net2".into());
     let snapshot = mesh(vec![source, far], vec![web], vec![]);
     assert_eq!(
         error(&snapshot, "10.96.0.1:80"),

@@ -106,10 +106,8 @@ fn a_plain_endpoint_in_trouble_is_chosen_only_to_find_out_or_when_there_is_no_ot
 #[test]
 fn what_the_slow_endpoint_says_is_heard_while_the_name_of_another_is_looked_up() {
     let executor = Executor::default();
-    let slow = Workload {
-        protocol: TunnelProtocol::Hbone,
-        ..endpoint("slow", &[[198, 18, 1, 1]])
-    };
+    let mut slow = endpoint("slow", &[[198, 18, 1, 1]]);
+    slow.protocol = TunnelProtocol::Hbone;
     let named = Workload {
         hostname: "legacy.example".into(),
         ..endpoint("named", &[])

@@ -14,16 +14,14 @@ use super::{
     DecodeError, FieldError, application_tunnel, gateway, in_field, ip, known, or_default, port,
     tunnel_protocol, workload_type,
 };
-use crate::mesh::{Health, Interner, Memberships, NamespacedHostname, NetworkMode, PortMap, Workload};
+use crate::mesh::{
+    Health, Interner, Locality, Memberships, NamespacedHostname, NetworkMode, PortMap, Role, Site, Workload,
+};
 
 /// Fields as they were sent. Numbers of fields are those of proto/workload.proto.
 #[derive(Debug, Default)]
-pub(super) struct Sent<'a> {
-    uid: &'a str,
-    name: &'a str,
+struct Sent<'a> {
     namespace: &'a str,
-    addresses: Vec<&'a [u8]>,
-    hostname: &'a str,
     network: &'a str,
     tunnel_protocol: i32,
     trust_domain: &'a str,
@@ -40,46 +38,72 @@ pub(super) struct Sent<'a> {
     /// Entries of the map.
     services: Vec<&'a [u8]>,
     authorization_policies: Vec<&'a str>,
-    status: i32,
     cluster_id: &'a str,
     /// Region, zone, subzone.
     locality: [&'a str; 3],
     network_mode: i32,
-    capacity: Option<u32>,
 }
 
-impl<'a> Sent<'a> {
+/// A workload as it was sent. What it has in common with others is not looked at yet: nearly always it is known.
+#[derive(Debug, Default)]
+pub(super) struct Split<'a> {
+    uid: &'a str,
+    name: &'a str,
+    addresses: Slices<'a>,
+    hostname: &'a str,
+    status: i32,
+    capacity: Option<u32>,
+    /// The fields that make the site.
+    site: Vec<u8>,
+    /// The fields that make the role, without services.
+    role: Vec<u8>,
+    services: Slices<'a>,
+}
+
+/// Of which there is nearly always one.
+#[derive(Debug, Default)]
+struct Slices<'a> {
+    first: Option<&'a [u8]>,
+    more: Vec<&'a [u8]>,
+}
+
+impl<'a> Slices<'a> {
+    fn push(&mut self, slice: &'a [u8]) {
+        match self.first {
+            None => self.first = Some(slice),
+            Some(_) => self.more.push(slice),
+        }
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.first.into_iter().chain(self.more.iter().copied())
+    }
+}
+
+const SERVICES: u32 = 22;
+
+impl<'a> Split<'a> {
     /// One more occurrence of the message: what it has goes before what was there.
     pub(super) fn merge(&mut self, bytes: &'a [u8]) -> Result<(), DecodeError> {
-        for field in Fields::of(bytes) {
+        self.role.reserve(bytes.len());
+        let mut fields = Fields::of(bytes);
+        loop {
+            let before = fields.rest();
+            let Some(field) = fields.next() else {
+                return Ok(());
+            };
             let (number, value) = field?;
+            let sent = &before[..before.len() - fields.rest().len()];
             match number {
                 1 => self.name = value.text("name")?,
-                2 => self.namespace = value.text("namespace")?,
                 3 => self.addresses.push(value.bytes("addresses")?),
-                4 => self.network = value.text("network")?,
-                5 => self.tunnel_protocol = value.number("tunnel_protocol")? as i32,
-                6 => self.trust_domain = value.text("trust_domain")?,
-                7 => self.service_account = value.text("service_account")?,
-                8 => merge(&mut self.waypoint, value.bytes("waypoint")?)?,
-                9 => self.node = value.text("node")?,
-                10 => self.canonical_name = value.text("canonical_name")?,
-                11 => self.canonical_revision = value.text("canonical_revision")?,
-                12 => self.workload_type = value.number("workload_type")? as i32,
-                13 => self.workload_name = value.text("workload_name")?,
-                14 => self.native_tunnel = value.number("native_tunnel")? != 0,
-                16 => self
-                    .authorization_policies
-                    .push(value.text("authorization_policies")?),
                 17 => self.status = value.number("status")? as i32,
-                18 => self.cluster_id = value.text("cluster_id")?,
-                19 => merge(&mut self.network_gateway, value.bytes("network_gateway")?)?,
                 20 => self.uid = value.text("uid")?,
                 21 => self.hostname = value.text("hostname")?,
-                22 => self.services.push(value.bytes("services")?),
-                23 => merge(&mut self.application_tunnel, value.bytes("application_tunnel")?)?,
-                24 => self.locality(value.bytes("locality")?)?,
-                25 => self.network_mode = value.number("network_mode")? as i32,
                 27 => {
                     let capacity = self.capacity.get_or_insert_default();
                     for field in Fields::of(value.bytes("capacity")?) {
@@ -88,47 +112,122 @@ impl<'a> Sent<'a> {
                         }
                     }
                 }
+                9 | 18 | 24 => self.site.extend_from_slice(sent),
+                2 | 4..=8 | 10..=14 | 16 | 19 | 23 | 25 => self.role.extend_from_slice(sent),
+                SERVICES => self.services.push(sent),
                 _ => {}
             }
+        }
+    }
+
+    pub(super) fn into_workload(mut self, interner: &mut Interner) -> Result<Workload, DecodeError> {
+        self.join_services()?;
+        let role = interner.role(&self.role, |interner| Sent::of(&self.role)?.into_role(interner))?;
+        let site = interner.site(&self.site, |interner| {
+            Ok::<_, DecodeError>(Sent::of(&self.site)?.into_site(interner))
+        })?;
+        Ok(Workload {
+            uid: self.uid.into(),
+            name: self.name.into(),
+            addresses: addresses(&self.addresses)?,
+            hostname: interner.text(self.hostname),
+            status: match known("status", self.status)? {
+                wire::WorkloadStatus::Healthy => Health::Healthy,
+                wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
+            },
+            capacity: self.capacity.unwrap_or(1),
+            site,
+            role,
+        })
+    }
+
+    /// Makes services a part of the role. They are a map, which has no order: of a name that comes twice the last counts.
+    fn join_services(&mut self) -> Result<(), DecodeError> {
+        let Self { role, services, .. } = self;
+        if services.more.is_empty() {
+            role.extend_from_slice(services.first.unwrap_or_default());
+            return Ok(());
+        }
+        let named = services.iter().map(|field| Ok((name_of_service(field)?, field)));
+        let mut named = named.collect::<Result<Vec<_>, DecodeError>>()?;
+        named.sort_by_key(|(name, _)| *name);
+        for (_, field) in named {
+            role.extend_from_slice(field);
+        }
+        Ok(())
+    }
+}
+
+/// Of the field, with its number.
+fn name_of_service(field: &[u8]) -> Result<&str, DecodeError> {
+    let mut name = "";
+    for field in Fields::of(field) {
+        let (_, value) = field?;
+        (name, _) = service(value.bytes("services")?)?;
+    }
+    Ok(name)
+}
+
+impl<'a> Sent<'a> {
+    fn of(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut sent = Self::default();
+        for field in Fields::of(bytes) {
+            let (number, value) = field?;
+            sent.add(number, value)?;
+        }
+        Ok(sent)
+    }
+
+    fn add(&mut self, number: u32, value: Value<'a>) -> Result<(), DecodeError> {
+        match number {
+            2 => self.namespace = value.text("namespace")?,
+            4 => self.network = value.text("network")?,
+            5 => self.tunnel_protocol = value.number("tunnel_protocol")? as i32,
+            6 => self.trust_domain = value.text("trust_domain")?,
+            7 => self.service_account = value.text("service_account")?,
+            8 => merge(&mut self.waypoint, value.bytes("waypoint")?)?,
+            9 => self.node = value.text("node")?,
+            10 => self.canonical_name = value.text("canonical_name")?,
+            11 => self.canonical_revision = value.text("canonical_revision")?,
+            12 => self.workload_type = value.number("workload_type")? as i32,
+            13 => self.workload_name = value.text("workload_name")?,
+            14 => self.native_tunnel = value.number("native_tunnel")? != 0,
+            16 => self
+                .authorization_policies
+                .push(value.text("authorization_policies")?),
+            18 => self.cluster_id = value.text("cluster_id")?,
+            19 => merge(&mut self.network_gateway, value.bytes("network_gateway")?)?,
+            22 => self.services.push(value.bytes("services")?),
+            23 => merge(&mut self.application_tunnel, value.bytes("application_tunnel")?)?,
+            24 => self.locality(value.bytes("locality")?)?,
+            25 => self.network_mode = value.number("network_mode")? as i32,
+            _ => {}
         }
         Ok(())
     }
 
-    pub(super) fn into_workload(self, interner: &mut Interner) -> Result<Workload, DecodeError> {
+    /// Without what is the workload's own.
+    fn into_role(self, interner: &mut Interner) -> Result<Role, DecodeError> {
         let trust_domain = interner.text(or_default(self.trust_domain, "cluster.local"));
         let service_account = interner.text(or_default(self.service_account, "default"));
         let namespace = interner.text(self.namespace);
         let accepted = interner.identity(&trust_domain, &namespace, &service_account);
-        Ok(Workload {
-            uid: self.uid.into(),
-            name: self.name.into(),
+        Ok(Role {
             namespace,
             trust_domain,
             service_account,
             identity: accepted[0].clone(),
             accepted,
-            addresses: addresses(&self.addresses)?,
             network: interner.text(self.network),
-            hostname: interner.text(self.hostname),
             protocol: tunnel_protocol(self.tunnel_protocol)?,
             network_mode: match known("network_mode", self.network_mode)? {
                 wire::NetworkMode::Standard => NetworkMode::Standard,
                 wire::NetworkMode::HostNetwork => NetworkMode::HostNetwork,
             },
-            status: match known("status", self.status)? {
-                wire::WorkloadStatus::Healthy => Health::Healthy,
-                wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
-            },
             waypoint: gateway("waypoint", self.waypoint)?,
             network_gateway: gateway("network_gateway", self.network_gateway)?,
             services: memberships(&self.services, interner)?,
             authorization_policies: interner.texts(&self.authorization_policies),
-            site: interner.site(
-                self.node,
-                or_default(self.cluster_id, "Kubernetes"),
-                self.locality,
-            ),
-            capacity: self.capacity.unwrap_or(1),
             workload_name: interner.text(self.workload_name),
             workload_type: interner.text(workload_type(self.workload_type)),
             canonical_name: interner.text(self.canonical_name),
@@ -136,6 +235,19 @@ impl<'a> Sent<'a> {
             native_tunnel: self.native_tunnel,
             application_tunnel: self.application_tunnel.map(application_tunnel).transpose()?,
         })
+    }
+
+    fn into_site(self, interner: &mut Interner) -> Site {
+        let [region, zone, subzone] = self.locality.map(|text| interner.text(text));
+        Site {
+            node: interner.text(self.node),
+            cluster_id: interner.text(or_default(self.cluster_id, "Kubernetes")),
+            locality: Locality {
+                region,
+                zone,
+                subzone,
+            },
+        }
     }
 
     fn locality(&mut self, bytes: &'a [u8]) -> Result<(), FieldsError> {
@@ -189,20 +301,10 @@ fn service_port(value: Value<'_>) -> Result<(u16, u16), FieldsError> {
     Ok((from, to))
 }
 
-/// Nearly all workloads have one service, and with it the same bytes as the others of the service.
 fn memberships(sent: &[&[u8]], interner: &mut Interner) -> Result<Memberships, DecodeError> {
-    if let [one] = sent
-        && let Some(known) = interner.known_memberships(one)
-    {
-        return Ok(known);
-    }
     let entries = sent.iter().map(|bytes| service(bytes));
     let list = services(entries.collect::<Result<_, _>>()?, interner)?;
-    let memberships = interner.memberships(list);
-    if let [one] = sent {
-        interner.know_memberships(one, &memberships);
-    }
-    Ok(memberships)
+    Ok(interner.memberships(list))
 }
 
 /// A name given twice keeps what was said last, and the order is that of names.
@@ -225,7 +327,7 @@ fn services(
     Ok(services)
 }
 
-fn addresses(sent: &[&[u8]]) -> Result<Vec<IpAddr>, DecodeError> {
+fn addresses(sent: &Slices<'_>) -> Result<Vec<IpAddr>, DecodeError> {
     // Not collected: a vector that grows has room for four, and nearly all have one.
     let mut addresses = Vec::with_capacity(sent.len());
     for (at, bytes) in sent.iter().enumerate() {

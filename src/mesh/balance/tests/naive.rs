@@ -147,15 +147,20 @@ prop_compose! {
     ) -> Workload {
         let base = placed("", &region, &zone, &network);
         let map: Vec<(u16, u16)> = maps.into_iter().map(|target| (80, target)).collect();
-        behind(Workload {
-            addresses: if addressed { base.addresses.clone() } else { vec![] },
-            hostname: if named { "name.example".into() } else { "".into() },
-            network_gateway: behind_gateway.then(|| waypoint("net9/192.0.2.1", 15008)).flatten(),
-            application_tunnel: tunnel.map(|port| ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port }),
-            status: if healthy { Health::Healthy } else { Health::Unhealthy },
-            capacity,
-            ..base.on_node(&node)
-        }, "web", &map)
+        let endpoint = with(base.on_node(&node), |it| {
+            if !addressed {
+                it.addresses.clear();
+            }
+            it.hostname = if named { "name.example".into() } else { "".into() };
+            it.network_gateway = behind_gateway.then(|| waypoint("net9/192.0.2.1", 15008)).flatten();
+            it.application_tunnel = tunnel.map(|port| ApplicationTunnel {
+                protocol: ApplicationProtocol::Proxy,
+                port,
+            });
+            it.status = if healthy { Health::Healthy } else { Health::Unhealthy };
+            it.capacity = capacity;
+        });
+        behind(endpoint, "web", &map)
     }
 }
 

@@ -4,12 +4,11 @@ use super::*;
 
 /// Behind `web`, reachable by name alone.
 fn external(protocol: TunnelProtocol) -> Workload {
-    let external = Workload {
-        addresses: vec![],
-        hostname: "api.example".into(),
-        protocol,
-        ..pod("api", "10.0.0.2")
-    };
+    let external = with(pod("api", "10.0.0.2"), |it| {
+        it.addresses = vec![];
+        it.hostname = "api.example".into();
+        it.protocol = protocol;
+    });
     behind(external, "web", &[])
 }
 
@@ -63,10 +62,9 @@ fn a_waypoint_may_have_only_a_name() {
         hostname: "wp.example".into(),
         ..pod("wp", "10.0.0.9")
     };
-    let server = Workload {
-        waypoint: waypoint("shop/wp.example", 15009),
-        ..pod("server", "10.0.0.2")
-    };
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("shop/wp.example", 15009)
+    });
     let snapshot = mesh(vec![client(), wp, server], vec![], vec![]);
     let plan = unresolved(&snapshot, "10.0.0.2:80").with_address(ip("192.0.2.5"));
     assert_eq!(hbone(&plan).next_hop, socket("192.0.2.5:15009"));
@@ -75,17 +73,15 @@ fn a_waypoint_may_have_only_a_name() {
 
 #[test]
 fn a_gateway_may_have_only_a_name() {
-    let gateway = Workload {
-        addresses: vec![],
-        network: "net2".into(),
-        hostname: "gw.example".into(),
-        ..pod("gateway", "10.0.0.9")
-    };
-    let far = Workload {
-        network: "net2".into(),
-        network_gateway: waypoint("shop/gw.example", 15008),
-        ..behind(pod("far", "10.0.0.2"), "web", &[])
-    };
+    let gateway = with(pod("gateway", "10.0.0.9"), |it| {
+        it.addresses = vec![];
+        it.network = "net2".into();
+        it.hostname = "gw.example".into();
+    });
+    let far = with(behind(pod("far", "10.0.0.2"), "web", &[]), |it| {
+        it.network = "net2".into();
+        it.network_gateway = waypoint("shop/gw.example", 15008);
+    });
     let web = vec![service("web", "10.96.0.1")];
     let snapshot = mesh(vec![client(), far, gateway], web, vec![]);
     let plan = unresolved(&snapshot, "10.96.0.1:80").with_address(ip("192.0.2.5"));

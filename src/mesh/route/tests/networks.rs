@@ -6,19 +6,15 @@ const GATEWAY: &str = "net2/192.0.2.1";
 
 /// A pod of the service `web` on `net2`. Nobody here can reach its address.
 fn remote(name: &str, gateway: Option<Box<crate::mesh::GatewayAddress>>) -> Workload {
-    Workload {
-        network: "net2".into(),
-        network_gateway: gateway,
-        ..behind(pod(name, "10.0.0.2"), "web", &[])
-    }
+    with(behind(pod(name, "10.0.0.2"), "web", &[]), |it| {
+        it.network = "net2".into();
+        it.network_gateway = gateway;
+    })
 }
 
 /// The gateway as its own network knows it: a workload by address.
 fn gateway() -> Workload {
-    Workload {
-        network: "net2".into(),
-        ..pod("gateway", "192.0.2.1")
-    }
+    with(pod("gateway", "192.0.2.1"), |it| it.network = "net2".into())
 }
 
 fn double(plan: &Plan) -> &DoubleHop {
@@ -71,10 +67,9 @@ fn a_service_without_names_can_be_answered_for_by_nobody_on_another_network() {
 
 #[test]
 fn a_gateway_may_be_a_service_that_maps_its_port() {
-    let gateway = Workload {
-        network: "net2".into(),
-        ..behind(pod("gateway", "192.0.2.7"), "gw", &[])
-    };
+    let gateway = with(behind(pod("gateway", "192.0.2.7"), "gw", &[]), |it| {
+        it.network = "net2".into()
+    });
     let gateways = Service {
         vips: vec![],
         ports: ports(&[(15009, 15008)]),
@@ -129,11 +124,10 @@ fn a_workload_that_only_its_gateway_reaches_is_an_endpoint_for_other_networks() 
 
 #[test]
 fn a_waypoint_on_another_network_is_reached_through_that_networks_gateway() {
-    let wp = Workload {
-        network: "net2".into(),
-        network_gateway: waypoint(GATEWAY, 15008),
-        ..behind(pod("wp", "10.0.0.9"), "wp", &[])
-    };
+    let wp = with(behind(pod("wp", "10.0.0.9"), "wp", &[]), |it| {
+        it.network = "net2".into();
+        it.network_gateway = waypoint(GATEWAY, 15008);
+    });
     let waypoints = Service {
         ports: ports(&[(15008, 15008)]),
         subject_alt_names: vec!["spiffe://other/ns/shop/sa/wp".into()],
@@ -154,14 +148,10 @@ fn a_waypoint_on_another_network_is_reached_through_that_networks_gateway() {
 
 #[test]
 fn the_waypoint_of_a_workload_is_dialled_whatever_its_network() {
-    let wp = Workload {
-        network: "net2".into(),
-        ..pod("wp", "10.0.0.9")
-    };
-    let server = Workload {
-        waypoint: waypoint("net2/10.0.0.9", 15008),
-        ..pod("server", "10.0.0.2")
-    };
+    let wp = with(pod("wp", "10.0.0.9"), |it| it.network = "net2".into());
+    let server = with(pod("server", "10.0.0.2"), |it| {
+        it.waypoint = waypoint("net2/10.0.0.9", 15008)
+    });
     let snapshot = mesh(vec![client(), wp, server], vec![], vec![]);
     let plan = route(&snapshot, "10.0.0.2:80").expect("routed");
     assert_eq!(hbone(&plan).next_hop, socket("10.0.0.9:15008"));

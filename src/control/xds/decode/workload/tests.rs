@@ -64,8 +64,8 @@ fn full() -> wire::Workload {
 }
 
 /// As prost would have made it; none where a service is malformed.
-fn owned(sent: Sent<'_>) -> Option<wire::Workload> {
-    let services: Result<Vec<_>, _> = sent.services.iter().map(|bytes| service(bytes)).collect();
+fn owned(split: &Split<'_>, role: Sent<'_>, site: &Sent<'_>) -> Option<wire::Workload> {
+    let services: Result<Vec<_>, _> = role.services.iter().map(|bytes| service(bytes)).collect();
     let services = services.ok()?.into_iter().map(|(name, ports)| {
         let ports = ports.iter().map(|(from, to)| wire::Port {
             service_port: u32::from(*from),
@@ -76,49 +76,48 @@ fn owned(sent: Sent<'_>) -> Option<wire::Workload> {
         };
         (name.to_owned(), list)
     });
-    let [region, zone, subzone] = sent.locality.map(str::to_owned);
+    let [region, zone, subzone] = site.locality.map(str::to_owned);
+    let policies = role.authorization_policies.iter();
     Some(wire::Workload {
-        uid: sent.uid.to_owned(),
-        name: sent.name.to_owned(),
-        namespace: sent.namespace.to_owned(),
-        addresses: sent.addresses.iter().map(|it| it.to_vec()).collect(),
-        hostname: sent.hostname.to_owned(),
-        network: sent.network.to_owned(),
-        tunnel_protocol: sent.tunnel_protocol,
-        trust_domain: sent.trust_domain.to_owned(),
-        service_account: sent.service_account.to_owned(),
-        waypoint: sent.waypoint,
-        network_gateway: sent.network_gateway,
-        node: sent.node.to_owned(),
-        canonical_name: sent.canonical_name.to_owned(),
-        canonical_revision: sent.canonical_revision.to_owned(),
-        workload_type: sent.workload_type,
-        workload_name: sent.workload_name.to_owned(),
-        native_tunnel: sent.native_tunnel,
-        application_tunnel: sent.application_tunnel,
+        uid: split.uid.to_owned(),
+        name: split.name.to_owned(),
+        namespace: role.namespace.to_owned(),
+        addresses: split.addresses.iter().map(<[u8]>::to_vec).collect(),
+        hostname: split.hostname.to_owned(),
+        network: role.network.to_owned(),
+        tunnel_protocol: role.tunnel_protocol,
+        trust_domain: role.trust_domain.to_owned(),
+        service_account: role.service_account.to_owned(),
+        waypoint: role.waypoint,
+        network_gateway: role.network_gateway,
+        node: site.node.to_owned(),
+        canonical_name: role.canonical_name.to_owned(),
+        canonical_revision: role.canonical_revision.to_owned(),
+        workload_type: role.workload_type,
+        workload_name: role.workload_name.to_owned(),
+        native_tunnel: role.native_tunnel,
+        application_tunnel: role.application_tunnel,
         services: services.collect(),
-        authorization_policies: sent
-            .authorization_policies
-            .iter()
-            .map(|it| (*it).to_owned())
-            .collect(),
-        status: sent.status,
-        cluster_id: sent.cluster_id.to_owned(),
+        authorization_policies: policies.map(|it| (*it).to_owned()).collect(),
+        status: split.status,
+        cluster_id: site.cluster_id.to_owned(),
         locality: Some(wire::Locality {
             region,
             zone,
             subzone,
         }),
-        network_mode: sent.network_mode,
-        capacity: sent.capacity,
+        network_mode: role.network_mode,
+        capacity: split.capacity,
     })
 }
 
 /// None if it is refused.
 fn by_us(bytes: &[u8]) -> Option<wire::Workload> {
-    let mut sent = Sent::default();
-    sent.merge(bytes).ok()?;
-    owned(sent)
+    let mut split = Split::default();
+    split.merge(bytes).ok()?;
+    split.join_services().ok()?;
+    let (role, site) = (Sent::of(&split.role).ok()?, Sent::of(&split.site).ok()?);
+    owned(&split, role, &site)
 }
 
 fn by_prost(bytes: &[u8]) -> Option<wire::Workload> {
@@ -163,6 +162,48 @@ fn of_a_service_named_twice_the_last_ports_count_and_services_are_in_order() {
         .collect();
     assert!(list.keys().eq(["a/a", "b/b"]));
     assert_eq!(list["b/b"], [(2, 2)].into_iter().collect());
+}
+
+#[test]
+fn replicas_share_their_role_whatever_the_order_of_services_and_unknown_fields() {
+    let mut interner = Interner::default();
+    let mut decode = |bytes: &[u8]| {
+        let mut split = Split::default();
+        split.merge(bytes).expect("well formed");
+        split.into_workload(&mut interner).expect("a workload")
+    };
+    let services = |names: [&str; 2]| {
+        let entries = names.map(|name| wire::Workload {
+            services: [(name.to_owned(), wire::PortList::default())].into(),
+            ..Default::default()
+        });
+        entries.map(|it| it.encode_to_vec()).concat()
+    };
+    let replica = |uid: &str, node: &str, names| {
+        let own = wire::Workload {
+            uid: uid.to_owned(),
+            name: uid.to_owned(),
+            addresses: vec![vec![10, 0, 0, uid.len() as u8]],
+            node: node.to_owned(),
+            namespace: "shop".to_owned(),
+            status: 1,
+            capacity: Some(3),
+            ..Default::default()
+        };
+        [own.encode_to_vec(), services(names)].concat()
+    };
+    let one = decode(&replica("a", "n1", ["s/a", "s/b"]));
+    let mut bytes = replica("ab", "n1", ["s/b", "s/a"]);
+    // Field 15, which nobody knows.
+    bytes.extend([0x7a, 0x01, 0x05]);
+    let other = decode(&bytes);
+    assert!(std::sync::Arc::ptr_eq(&one.role, &other.role));
+    assert!(std::sync::Arc::ptr_eq(&one.site, &other.site));
+    assert_eq!((&*one.uid, &*other.uid), ("a", "ab"));
+    assert_eq!(one.services.len(), 2);
+    let elsewhere = decode(&replica("c", "n2", ["s/a", "s/c"]));
+    assert_ne!(one.role, elsewhere.role);
+    assert_eq!((&*one.site.node, &*elsewhere.site.node), ("n1", "n2"));
 }
 
 proptest! {

@@ -28,6 +28,7 @@ use super::pods::Pods;
 use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
+use super::tenants::Tenants;
 use super::tunnel::Tunnel;
 use super::turn_time::TurnTime;
 use crate::bridge::demands::Demands;
@@ -103,6 +104,8 @@ pub struct Core<D: Driver> {
     pub telemetry: Telemetry,
     pub recheck: Recheck,
     pub fence: Fence,
+    /// Who shares this worker, and what waits for its turn.
+    pub tenants: Tenants,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -170,6 +173,7 @@ impl<D: Driver + 'static> Core<D> {
             telemetry: Telemetry::new(setup.log, setup.traffic),
             recheck: Recheck::default(),
             fence: Fence::default(),
+            tenants: Tenants::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
@@ -213,7 +217,7 @@ impl<D: Driver + 'static> Core<D> {
     /// Waits for events and dispatches them. `has_tasks`: woken tasks wait, so the driver must not.
     /// Returns whether another thread woke the worker.
     pub fn poll(&mut self, has_tasks: bool) -> io::Result<bool> {
-        let timeout = if has_tasks {
+        let timeout = if has_tasks || self.tenants.has_waiting() {
             Some(Duration::ZERO)
         } else {
             self.timers.next_in(self.now)
@@ -225,12 +229,18 @@ impl<D: Driver + 'static> Core<D> {
             self.start_measuring();
         }
         let mut woken = false;
+        self.tenants.begin_turn();
         for event in events.drain(..) {
             if matches!(event, Event::Woken) {
                 woken = true;
+            } else if self.tenants.is_crowded() {
+                self.dispatch_fairly(event);
             } else {
                 self.dispatch(event);
             }
+        }
+        if self.tenants.has_waiting() {
+            self.serve_waiting();
         }
         self.scratch.events = events;
         self.fire_timers();

@@ -14,6 +14,7 @@ use super::owner::Owned;
 use super::pods::PodState;
 use super::settings::Settings;
 use super::telemetry::Account;
+use super::tenants::Tenants;
 use crate::bridge::Traffic;
 use crate::bridge::demands;
 use crate::bridge::load::LoadTable;
@@ -69,7 +70,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
 }
 
 pub fn pod() -> Rc<PodState> {
-    Rc::new(PodState::new(Arc::new(Pod {
+    let pod = Pod {
         uid: PodUid::new("pod-1"),
         info: PodInfo {
             name: "till".to_owned(),
@@ -78,7 +79,8 @@ pub fn pod() -> Rc<PodState> {
         },
         namespace: Arc::new(Namespace::current().expect("own namespace")),
         preserve_source: false,
-    })))
+    };
+    Rc::new(PodState::new(Arc::new(pod), Tenants::default().admit()))
 }
 
 /// Both ends of a loopback connection.
@@ -212,6 +214,7 @@ pub fn start(
         local_address: address,
         revocable: established.revocable,
         places: None,
+        tenant: pod.tenant.clone(),
         now: core.now,
     });
     let key = core.sessions.insert(session);

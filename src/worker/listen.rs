@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::core::{Core, TimerEvent};
 use super::placement;
 use super::pods::PodState;
+use super::tenants::Tenant;
 use crate::bridge::load::LoadShare;
 use crate::bridge::orders::{Capture, Order};
 use crate::runtime::slab::Key;
@@ -26,6 +27,8 @@ pub struct Captured {
     pub fd: Descriptor,
     pub peer: SocketAddr,
     pub share: LoadShare,
+    /// Who causes the work for it.
+    pub tenant: Rc<Tenant>,
 }
 
 /// How long accepting pauses when descriptors or memory ran out.
@@ -55,6 +58,8 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let (pod, capture) = (listener.pod.clone(), listener.capture);
+        let tenant = self.tenants.of_captured(&pod, capture, peer);
+        self.tenants.note(&tenant);
         let random = &mut self.random;
         let worker = placement::place(capture, self.index, &self.load, |workers| {
             random.usize(0..workers)
@@ -67,6 +72,7 @@ impl<D: Driver + 'static> Core<D> {
                 fd,
                 peer,
                 share,
+                tenant,
             });
         } else {
             let uid = pod.pod.uid.clone();

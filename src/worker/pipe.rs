@@ -116,7 +116,7 @@ impl<D: Driver + 'static> Core<D> {
         self.driver.receive(
             end.socket,
             ReceiveMode::Once {
-                bytes_max: end.read_bytes,
+                bytes_max: end.read_bytes.min(self.tenants.read_bytes_max()),
             },
         );
     }
@@ -134,6 +134,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
+        self.tenants.note(&pipe.pod.tenant);
         let end = pipe.end(from);
         end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
         end.flow = Flow::Sending;

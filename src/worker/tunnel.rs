@@ -16,6 +16,7 @@ use super::outcome::{Outcome, ends_a_copy};
 use super::owner::Owned;
 use super::pods::PodState;
 use super::telemetry::Account;
+use super::tenants::Tenant;
 use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
@@ -38,6 +39,8 @@ pub struct Tunnel {
     pub account: Box<Account>,
     /// Whose connection it is; on either side it outlives the session that it came with.
     pub pod: Rc<PodState>,
+    /// Who causes its work.
+    pub tenant: Rc<Tenant>,
     /// Outbound: the next hop. Inbound: where the pod's application takes it.
     pub actual: SocketAddr,
     _share: LoadShare,
@@ -103,6 +106,8 @@ impl<D: Driver + 'static> Core<D> {
             actual,
             share,
         } = parts;
+        let session = self.sessions.get(session_key);
+        let tenant = session.map_or(&pod.tenant, |session| &session.tenant).clone();
         let key = self.tunnels.insert(Tunnel {
             app,
             session: session_key,
@@ -117,6 +122,7 @@ impl<D: Driver + 'static> Core<D> {
             },
             account,
             pod,
+            tenant,
             actual,
             _share: share,
             dirty: false,
@@ -162,13 +168,14 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let capacity = session.http2.send_capacity(tunnel.stream);
-        if capacity == 0 || !session.has_room() {
+        if capacity == 0 || !session.has_room_within(self.tenants.output_bytes_max()) {
             tunnel.reading = Reading::Blocked { rest: None };
             self.list_blocked(key);
             return;
         }
         let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes) + limits::READ_BYTES_MIN;
-        let bytes = tunnel.read_bytes.min(fair).min(capacity);
+        let wanted = tunnel.read_bytes.min(self.tenants.read_bytes_max());
+        let bytes = wanted.min(fair).min(capacity);
         session.armed_bytes += beyond_minimum(bytes);
         tunnel.reading = Reading::Armed { bytes };
         self.driver
@@ -195,6 +202,7 @@ impl<D: Driver + 'static> Core<D> {
         let Reading::Armed { bytes } = tunnel.reading else {
             return;
         };
+        self.tenants.note(&tunnel.tenant);
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             session.armed_bytes -= beyond_minimum(bytes);
         }

@@ -104,7 +104,10 @@ pub async fn dial<D: Driver + 'static>(
                 Outcome::ConnectFailed(error)
             }
         })?;
-    let rules = shell.with(|core| core.handshake_rules());
+    let rules = shell.with(|core| {
+        core.tenants.charge(&pod.tenant, limits::HANDSHAKE_COST);
+        core.handshake_rules()
+    });
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
     let established = shake(shell, &socket, key.destination, handshake, Direction::Outbound)
@@ -189,6 +192,10 @@ pub fn start_session<D: Driver + 'static>(
     let is_server = matches!(role, Role::Server);
     shell.with(|core| {
         let local_address = core.local_address(id).unwrap_or(peer_address);
+        let tenant = match is_server {
+            true => core.tenants.of_source(peer_address.ip()),
+            false => pod.tenant.clone(),
+        };
         let session = Session::new(SessionParts {
             role,
             transport: Transport::Socket(id),
@@ -200,6 +207,7 @@ pub fn start_session<D: Driver + 'static>(
             local_address,
             revocable: established.revocable,
             places,
+            tenant,
             now: core.now,
         });
         let key = core.sessions.insert(session);

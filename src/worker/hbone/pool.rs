@@ -306,7 +306,7 @@ pub async fn session<D: Driver + 'static>(
                 if dial {
                     let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
                     let errand = errand.cloned();
-                    shell.clone().spawn(async move {
+                    shell.clone().spawn_in(pod.tenant.lane(), async move {
                         loop {
                             let dialled = match (&key.through, &errand) {
                                 (Some(through), Some(errand)) => {

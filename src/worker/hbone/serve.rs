@@ -1,5 +1,7 @@
 //! The server's side of HBONE: accepting sessions on a pod's port 15008 and answering CONNECT.
 
+use std::rc::Rc;
+
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::log::Direction;
@@ -15,6 +17,7 @@ use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedHandshake, CountedSession};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
+use crate::worker::tenants::Tenant;
 use crate::worker::workload::own_workload;
 
 /// A CONNECT that waits for its journey to start.
@@ -23,6 +26,8 @@ pub struct Request {
     pub stream: StreamId,
     pub user: u32,
     pub request: Box<IncomingRequest>,
+    /// Who caused it.
+    pub tenant: Rc<Tenant>,
 }
 
 /// Takes an accepted connection up to a session, whose requests the worker's turn then hands to

@@ -28,6 +28,7 @@ use crate::worker::hbone::carrier::Carrier;
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedSession, PodState};
+use crate::worker::tenants::Tenant;
 use crate::worker::tunnel::Tunnel;
 
 /// Plaintext of one TLS record at most (RFC 8446 section 5.1).
@@ -106,6 +107,10 @@ pub struct Session {
     output: Option<Output>,
     /// Where the record that small frames are being collected in starts.
     record_start: Option<usize>,
+    /// Who causes what arrives on it.
+    pub tenant: Rc<Tenant>,
+    /// Receives that wait for their tenant's next turn; the driver receives nothing meanwhile.
+    pub receives_waiting: usize,
     /// The kernel, or the carrier, holds a send buffer of this session.
     pub sending: bool,
 }
@@ -258,6 +263,7 @@ pub struct SessionParts {
     pub local_address: SocketAddr,
     pub revocable: Option<Box<Revocable>>,
     pub places: Option<(LoadShare, CountedSession)>,
+    pub tenant: Rc<Tenant>,
     pub now: Instant,
 }
 
@@ -287,6 +293,8 @@ impl Session {
             channel_broken: false,
             served: 0,
             _places: parts.places,
+            tenant: parts.tenant,
+            receives_waiting: 0,
             partial: Vec::new(),
             output: None,
             record_start: None,
@@ -297,6 +305,11 @@ impl Session {
     /// Whether it has said goodbye: what arrives means nothing any more.
     pub fn is_closing(&self) -> bool {
         self.stage != Stage::Open
+    }
+
+    /// Whether it still waits for something of its peer.
+    pub fn receives(&self) -> bool {
+        self.stage != Stage::Goodbye { lingers: false }
     }
 
     /// The user of a stream, unless the stream has another by now.
@@ -475,9 +488,12 @@ impl Session {
 
     /// Whether an application's bytes may be sealed: the send buffer is bounded.
     pub fn has_room(&self) -> bool {
-        self.output
-            .as_ref()
-            .is_none_or(|output| output.len() < limits::OUTPUT_SOFT_BYTES)
+        self.has_room_within(limits::OUTPUT_SOFT_BYTES)
+    }
+
+    /// The same of a smaller bound.
+    pub fn has_room_within(&self, bytes_max: usize) -> bool {
+        self.output.as_ref().is_none_or(|output| output.len() < bytes_max)
     }
 
     /// Sends as much of `buffer` as the windows allow, and takes it off its front. Returns the bytes taken.

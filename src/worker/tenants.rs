@@ -1,0 +1,401 @@
+//! Whose work a turn does first: a tenant that has used its part of a turn waits for the next one, behind all others.
+//!
+//! A tenant is whoever causes work: a pod of this node with its own connections, or the source of HBONE sessions, by
+//! its address. As long as only one has work, nothing is counted and nothing waits. When two had some one after the
+//! other, the worker is crowded for `limits::CROWDED_TURNS`: each tenant may use `limits::TENANT_TURN_COST` of a turn; what
+//! arrives beyond it waits in a queue of its own, and tenants that wait take turns. Costs are counted, not measured: in
+//! bytes relayed, and in as many bytes as a connection, a handshake or an event keeps the worker busy for.
+//!
+//! On the worker's thread. Invariant: what one tenant caused is done in the order in which it arrived.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use super::core::Core;
+use super::hbone::serve::Request;
+use super::hbone::session::{Session, Transport};
+use super::listen::Listener;
+use super::owner::Owned;
+use super::pods::PodState;
+use crate::bridge::orders::Capture;
+use crate::bridge::traffic::Refusal;
+use crate::limits;
+use crate::planted::{Bug, is_planted};
+use crate::runtime::slab::Key;
+use crate::runtime::tasks::Lane;
+use crate::sys::driver::{Driver, Event, ReceiveMode, Received};
+
+/// One of those who share a worker. Everything that it causes holds it.
+pub struct Tenant {
+    number: Lane,
+    /// What it may still use of its turn. Below zero: the last thing that it did cost more than it had.
+    credit: Cell<i64>,
+    /// The turn for which `credit` was given.
+    turn: Cell<u64>,
+    waiting: RefCell<VecDeque<Waiting>>,
+    /// It is in the worker's queue.
+    queued: Cell<bool>,
+}
+
+/// What a tenant's turn had no room for.
+pub enum Waiting {
+    Event(Event),
+    Request(Request),
+}
+
+#[derive(Default)]
+pub struct Tenants {
+    admitted: Lane,
+    /// Number of this turn.
+    turn: u64,
+    /// The last one that had work.
+    last: Lane,
+    /// Until this turn several count as having work.
+    crowded_until: u64,
+    crowded: bool,
+    /// Those with waiting work, each once.
+    queue: VecDeque<Rc<Tenant>>,
+    /// What may still be taken out of queues in this turn.
+    turn_credit: i64,
+    /// Tenants that were not asked yet in this turn.
+    unasked: usize,
+    /// Sources are remembered for a while: one that fails each handshake must not begin anew each time.
+    by_source: HashMap<IpAddr, Rc<Tenant>>,
+    sources_swept: usize,
+}
+
+impl Tenant {
+    fn new(number: Lane) -> Self {
+        Self {
+            number,
+            credit: Cell::new(0),
+            turn: Cell::new(0),
+            waiting: RefCell::default(),
+            queued: Cell::new(false),
+        }
+    }
+
+    /// Of its tasks.
+    pub fn lane(&self) -> Lane {
+        self.number
+    }
+}
+
+impl Tenants {
+    /// A new one.
+    pub fn admit(&mut self) -> Rc<Tenant> {
+        self.admitted += 1;
+        Rc::new(Tenant::new(self.admitted))
+    }
+
+    /// Who stands for all sessions of a source.
+    pub fn of_source(&mut self, source: IpAddr) -> Rc<Tenant> {
+        if let Some(known) = self.by_source.get(&source) {
+            return known.clone();
+        }
+        // Sweeping gets rarer as more are left by it: constant cost for each source.
+        if self.by_source.len() >= 2 * self.sources_swept + limits::TENANTS_GONE_MAX {
+            self.by_source.retain(|_, tenant| Rc::strong_count(tenant) > 1);
+            self.sources_swept = self.by_source.len();
+        }
+        let tenant = self.admit();
+        self.by_source.insert(source, tenant.clone());
+        tenant
+    }
+
+    /// Whose work a captured connection is: its peer's, where the peer may open sessions for anybody.
+    pub fn of_captured(&mut self, pod: &PodState, capture: Capture, peer: SocketAddr) -> Rc<Tenant> {
+        match capture {
+            Capture::InboundHbone => self.of_source(peer.ip()),
+            Capture::Outbound | Capture::InboundPlaintext => pod.tenant.clone(),
+        }
+    }
+
+    /// A tenant has work.
+    #[inline]
+    pub fn note(&mut self, tenant: &Tenant) {
+        if self.last != tenant.number {
+            if self.last != 0 {
+                self.crowded_until = self.turn + limits::CROWDED_TURNS;
+            }
+            self.last = tenant.number;
+        }
+    }
+
+    pub fn begin_turn(&mut self) {
+        self.turn += 1;
+        self.crowded = self.turn <= self.crowded_until || self.has_waiting();
+        self.turn_credit = limits::TURN_COST;
+    }
+
+    /// Whether tenants are kept to their parts in this turn.
+    pub fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// How much one receive may bring.
+    pub fn read_bytes_max(&self) -> usize {
+        match self.crowded {
+            true => limits::CROWDED_READ_BYTES,
+            false => limits::RECEIVE_BYTES_MAX,
+        }
+    }
+
+    /// Above how much in its send buffer a session's applications are not read.
+    pub fn output_bytes_max(&self) -> usize {
+        match self.crowded {
+            true => limits::CROWDED_OUTPUT_BYTES,
+            false => limits::OUTPUT_SOFT_BYTES,
+        }
+    }
+
+    /// Counts work that is done whether there is credit for it or not.
+    pub fn charge(&mut self, tenant: &Tenant, cost: i64) {
+        self.refill(tenant);
+        tenant.credit.set(tenant.credit.get() - cost);
+    }
+
+    /// Whether the tenant may do something now. Otherwise it has to wait.
+    pub fn may(&mut self, tenant: &Tenant, cost: i64) -> bool {
+        self.refill(tenant);
+        let may = tenant.credit.get() > 0 && tenant.waiting.borrow().is_empty();
+        if may {
+            tenant.credit.set(tenant.credit.get() - cost);
+        }
+        may
+    }
+
+    /// Puts work behind all that the tenant waits with.
+    pub fn wait(&mut self, tenant: &Rc<Tenant>, work: Waiting) {
+        self.list(tenant);
+        tenant.waiting.borrow_mut().push_back(work);
+    }
+
+    /// Puts the rest of what was begun before all that the tenant waits with.
+    pub fn go_on(&mut self, tenant: &Rc<Tenant>, work: Waiting) {
+        self.list(tenant);
+        tenant.waiting.borrow_mut().push_front(work);
+    }
+
+    /// From now on `take_waiting` gives each tenant its part of this turn, once.
+    pub fn ask_all(&mut self) {
+        self.unasked = self.queue.len();
+    }
+
+    /// What waited and may be done in this turn, not yet charged.
+    pub fn take_waiting(&mut self) -> Option<(Rc<Tenant>, Waiting)> {
+        while self.unasked > 0 && self.turn_credit > 0 {
+            let tenant = self.queue.front()?.clone();
+            self.refill(&tenant);
+            if tenant.credit.get() > 0
+                && let Some(work) = tenant.waiting.borrow_mut().pop_front()
+            {
+                return Some((tenant.clone(), work));
+            }
+            self.unasked -= 1;
+            self.turn_credit -= limits::EVENT_COST;
+            self.queue.pop_front();
+            if tenant.waiting.borrow().is_empty() {
+                tenant.queued.set(false);
+            } else {
+                self.queue.push_back(tenant);
+            }
+        }
+        None
+    }
+
+    /// Counts what `take_waiting` gave.
+    fn charge_waiting(&mut self, tenant: &Tenant, cost: i64) {
+        tenant.credit.set(tenant.credit.get() - cost);
+        self.turn_credit -= cost;
+    }
+
+    fn refill(&self, tenant: &Tenant) {
+        let turns = self.turn - tenant.turn.replace(self.turn);
+        if turns == 0 || is_planted(Bug::TurnCreditNeverRefilled) {
+            return;
+        }
+        let earned = limits::TENANT_TURN_COST.saturating_mul(turns.min(i64::MAX as u64) as i64);
+        let credit = tenant.credit.get().saturating_add(earned);
+        tenant.credit.set(credit.min(limits::TENANT_TURN_COST));
+    }
+
+    fn list(&mut self, tenant: &Rc<Tenant>) {
+        if !tenant.queued.replace(true) {
+            self.queue.push_back(tenant.clone());
+        }
+    }
+}
+
+impl<D: Driver + 'static> Core<D> {
+    /// Handles an event of a crowded turn, or lets it wait.
+    pub(super) fn dispatch_fairly(&mut self, event: Event) {
+        let Some((tenant, cost)) = self.tenant_of(&event) else {
+            return self.dispatch(event);
+        };
+        if self.tenants.may(&tenant, cost) {
+            self.dispatch_part(&tenant, event);
+            return;
+        }
+        if let (Event::Accepted { .. }, Some(Owned::Listener(key))) = (&event, owned(&event))
+            && tenant.waiting.borrow().len() >= limits::TENANT_ACCEPTS_WAITING_MAX
+        {
+            return self.shed_accepted(key);
+        }
+        self.note_waiting_receive(&event);
+        self.tenants.wait(&tenant, Waiting::Event(event));
+    }
+
+    /// Lets those who wait have their parts of this turn.
+    pub(super) fn serve_waiting(&mut self) {
+        self.tenants.ask_all();
+        while let Some((tenant, work)) = self.tenants.take_waiting() {
+            match work {
+                Waiting::Request(request) => {
+                    self.tenants.charge_waiting(&tenant, limits::CONNECTION_COST);
+                    self.requests.push(request);
+                }
+                Waiting::Event(event) => {
+                    // One whose owner has gone meanwhile reaches nobody.
+                    let cost = self
+                        .tenant_of(&event)
+                        .map_or(limits::EVENT_COST, |(_, cost)| cost);
+                    self.tenants.charge_waiting(&tenant, cost);
+                    let session = receiving_session(&event);
+                    self.dispatch_part(&tenant, event);
+                    if let Some(key) = session {
+                        self.note_served_receive(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A CONNECT arrived: its journey starts at the end of this turn, or waits.
+    pub(super) fn take_request(&mut self, request: Request) {
+        if !self.tenants.is_crowded() || self.tenants.may(&request.tenant, limits::CONNECTION_COST) {
+            self.requests.push(request);
+        } else {
+            let tenant = request.tenant.clone();
+            self.tenants.wait(&tenant, Waiting::Request(request));
+        }
+    }
+
+    /// Who causes an event, and what handling it costs. `None`: nobody in particular, or next to nothing.
+    fn tenant_of(&mut self, event: &Event) -> Option<(Rc<Tenant>, i64)> {
+        match owned(event)? {
+            // What a task waits for costs when the task runs, and its connection was charged for that.
+            Owned::Task(_) => None,
+            Owned::Listener(key) => {
+                let Event::Accepted { peer, .. } = event else {
+                    return None;
+                };
+                let listener = self.listeners.get(key)?;
+                let cost = match listener.capture {
+                    Capture::InboundHbone => limits::HANDSHAKE_COST,
+                    Capture::Outbound | Capture::InboundPlaintext => limits::CONNECTION_COST,
+                };
+                let tenant = self.tenants.of_captured(&listener.pod, listener.capture, *peer);
+                Some((tenant, cost))
+            }
+            Owned::Session(key) => Some((self.sessions.get(key)?.tenant.clone(), cost_of(event))),
+            Owned::Tunnel(key) => Some((self.tunnels.get(key)?.tenant.clone(), cost_of(event))),
+            Owned::Pipe(key, _) => Some((self.pipes.get(key)?.pod.tenant.clone(), cost_of(event))),
+        }
+    }
+
+    /// Handles an event, or as much of what a session received as one part of a turn has room for. The rest waits.
+    fn dispatch_part(&mut self, tenant: &Rc<Tenant>, mut event: Event) {
+        if let Some(key) = receiving_session(&event)
+            && let Event::Received {
+                data: Received::Data(buffer),
+                ..
+            } = &mut event
+            && buffer.len() > limits::CROWDED_READ_BYTES
+        {
+            self.session_received(key, &buffer.bytes()[..limits::CROWDED_READ_BYTES]);
+            buffer.consume(limits::CROWDED_READ_BYTES);
+            self.note_waiting_receive(&event);
+            self.tenants.go_on(tenant, Waiting::Event(event));
+            return;
+        }
+        self.dispatch(event);
+    }
+
+    /// What a session received waits: nothing more is received until it was served. The peer's window of TCP is the
+    /// bound then, and blocks are left for others.
+    fn note_waiting_receive(&mut self, event: &Event) {
+        let session = receiving_session(event).and_then(|key| self.sessions.get_mut(key));
+        let Some(session) = session else { return };
+        session.receives_waiting += 1;
+        if let (1, Transport::Socket(socket)) = (session.receives_waiting, session.transport) {
+            self.driver.stop_receive(socket);
+        }
+    }
+
+    fn note_served_receive(&mut self, key: Key<Session>) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        session.receives_waiting -= 1;
+        if session.receives_waiting == 0
+            && session.receives()
+            && let Transport::Socket(socket) = session.transport
+        {
+            self.driver.receive(socket, ReceiveMode::Stream);
+        }
+    }
+
+    /// Too many wait to be served: the newest is closed, which tells its application at once.
+    fn shed_accepted(&mut self, key: Key<Listener>) {
+        let Some(listener) = self.listeners.get(key) else {
+            return;
+        };
+        self.shed += 1;
+        self.telemetry
+            .count_refused(listener.capture.direction(), Refusal::Capacity);
+    }
+}
+
+fn owned(event: &Event) -> Option<Owned> {
+    match event {
+        Event::Accepted { owner, .. }
+        | Event::AcceptFailed { owner, .. }
+        | Event::Connected { owner, .. }
+        | Event::Received { owner, .. }
+        | Event::Sent { owner, .. } => Owned::from_owner(*owner),
+        Event::Woken => None,
+    }
+}
+
+fn receiving_session(event: &Event) -> Option<Key<Session>> {
+    match (event, owned(event)) {
+        (Event::Received { .. }, Some(Owned::Session(key))) => Some(key),
+        _ => None,
+    }
+}
+
+fn cost_of(event: &Event) -> i64 {
+    let bytes = match event {
+        Event::Received {
+            data: Received::Data(buffer),
+            ..
+        } => buffer.len().min(limits::CROWDED_READ_BYTES),
+        Event::Received { .. }
+        | Event::Accepted { .. }
+        | Event::AcceptFailed { .. }
+        | Event::Connected { .. }
+        | Event::Sent { .. }
+        | Event::Woken => 0,
+    };
+    limits::EVENT_COST + bytes as i64
+}
+
+#[cfg(test)]
+mod tests;

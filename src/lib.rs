@@ -9,7 +9,7 @@
 //! | `mesh::Builder` | control | `process::boot`, at start | when the first snapshot is built: state from a file does not change |
 //! | `mesh::Snapshot` | shared, immutable | `Builder::build` | on the control thread, which keeps a replaced one until no worker looks at it |
 //! | `mesh::Interner` | control | with the builder | with it; an entry when nobody uses it any more and others come |
-//! | `control::xds::envelope::Envelope` | control | `control::xds`, from one response | when its resources are applied |
+//! | `control::xds::response::Arriving`, `Response` | control | `control::xds`, with the first bytes of a response | complete; when its resources are applied, or its stream ends |
 //! | `bridge::SnapshotCell` | shared | `process::boot` | with the process; control writes, workers read |
 //! | `bridge::Revocations`, `tls::RevocationLists` | shared; lists are immutable | `process::boot`; `control::revocation` when the file changed | with the process; when the last who loaded them lets go |
 //! | `bridge::LoadTable` (with the histograms of turns), `LoadShare` | shared; a share belongs to one connection | `process::boot`; `worker::listen` when it decides | the share when its connection has ended |

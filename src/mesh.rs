@@ -9,14 +9,17 @@
 
 mod address;
 mod authorize;
+mod backing;
 mod balance;
 mod builder;
 mod few;
 mod gateway;
 mod inbound;
+mod index;
 mod interner;
 mod local;
 mod missing;
+mod places;
 mod plan;
 mod policy;
 mod route;
@@ -24,7 +27,6 @@ mod service;
 mod trie;
 mod workload;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -47,11 +49,11 @@ pub use service::{
 };
 pub use trie::TrieMap;
 pub use workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
 };
 
-use crate::identity::Identity;
-use few::Few;
+use backing::Backed;
+use index::Index;
 
 /// The port on which every node proxy takes HBONE within a pod.
 pub const HBONE_PORT: u16 = 15008;
@@ -73,48 +75,6 @@ pub struct Snapshot {
     index: Index,
 }
 
-type ByNetwork<K, V> = TrieMap<Arc<str>, TrieMap<K, V>>;
-
-/// All lookups of a snapshot, in persistent maps: the builder's copy and a snapshot's share their structure.
-#[derive(Debug, Clone, Default)]
-struct Index {
-    locale: Locale,
-    workloads: TrieMap<Arc<str>, Arc<Workload>>,
-    /// In the order of insertion.
-    workloads_by_address: ByNetwork<IpAddr, Few<Arc<Workload>>>,
-    /// Namespace, then host name.
-    workloads_by_hostname: ByNetwork<Arc<str>, Few<Arc<Workload>>>,
-    /// Namespace, then name; only those of this node.
-    own_workloads: ByNetwork<Arc<str>, Few<Arc<Workload>>>,
-    /// By host name, one per namespace.
-    services: TrieMap<Arc<str>, Few<Arc<Service>>>,
-    /// One per namespace.
-    services_by_vip: ByNetwork<IpAddr, Few<Arc<Service>>>,
-    /// By masked range. One probe per prefix length in use replaces a walk over the ranges.
-    services_by_cidr: ByNetwork<IpNet, Few<Arc<Service>>>,
-    /// How many ranges there are of each prefix length, IPv4 and IPv6 apart.
-    cidr_lengths: Arc<BTreeMap<(bool, u8), usize>>,
-    policies: TrieMap<Arc<str>, Arc<Policy>>,
-    /// The global ones are under the empty namespace.
-    policies_by_namespace: TrieMap<Arc<str>, PolicyList>,
-    /// Grows when policies change, or the workloads of this node.
-    policies_revision: u64,
-    /// Grows when a workload gets or loses an address.
-    addresses_revision: u64,
-    /// Endpoints whose service is not there, unfiltered, by workload uid.
-    staged: TrieMap<NamespacedHostname, TrieMap<Arc<str>, Endpoint>>,
-    nobody: Arc<[Identity]>,
-}
-
-/// The policies about all workloads of a namespace.
-#[derive(Debug, Clone, Default)]
-struct PolicyList {
-    /// Of the index, when the list changed last.
-    revision: u64,
-    /// Sorted by key, at least one.
-    policies: Vec<Arc<Policy>>,
-}
-
 impl Snapshot {
     /// The state in which nothing is known.
     pub fn empty(locale: Locale) -> Self {
@@ -124,8 +84,8 @@ impl Snapshot {
     /// The workload of a pod on this node, by what the CNI agent says about it.
     pub fn own_workload(&self, name: &str, namespace: &str, service_account: &str) -> Option<&Arc<Workload>> {
         let named = self.index.own_workloads.get(namespace)?.get(name)?;
-        named
-            .iter()
+        self.index
+            .workloads_at(named)
             .rev()
             .find(|workload| &*workload.service_account == service_account)
     }
@@ -141,7 +101,9 @@ impl Snapshot {
             .workloads_by_address
             .get(network)?
             .get(&ip.to_canonical())?;
-        owners.iter().max_by_key(|workload| workload.address_rank())
+        self.index
+            .workloads_at(owners)
+            .max_by_key(|workload| workload.address_rank())
     }
 
     /// Whether an address of this node's network belongs to somebody, and not, or no longer, to this workload.
@@ -155,10 +117,8 @@ impl Snapshot {
     /// Exactly this service; visibility does not matter here.
     pub fn service(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
         self.index
-            .services
-            .get(hostname)?
-            .iter()
-            .find(|service| &*service.namespace == namespace)
+            .backed(namespace, hostname)
+            .map(|backed| &backed.service)
     }
 
     /// The service a client means by an address: an exact address goes before a range.
@@ -168,15 +128,8 @@ impl Snapshot {
         ip: IpAddr,
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        let ip = ip.to_canonical();
-        let exact = self
-            .index
-            .services_by_vip
-            .get(network)
-            .and_then(|by_ip| by_ip.get(&ip));
-        exact
-            .and_then(|services| preferred(services, client_namespace))
-            .or_else(|| self.service_by_range(network, ip, client_namespace))
+        self.backed_by_address(network, ip, client_namespace)
+            .map(|backed| &backed.service)
     }
 
     /// The service a client means by a host name.
@@ -185,15 +138,21 @@ impl Snapshot {
         hostname: &str,
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        preferred(self.index.services.get(hostname)?, client_namespace)
+        self.backed_by_hostname(hostname, client_namespace)
+            .map(|backed| &backed.service)
     }
 
     /// The services a workload is an endpoint of, in its own order.
     pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Service>> {
-        workload
-            .services
-            .iter()
-            .filter_map(|(key, _)| self.service(&key.namespace, &key.hostname))
+        self.backed_of(workload).map(|backed| &backed.service)
+    }
+
+    /// The endpoints of a service, as far as its health policy lets them in.
+    pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = Endpoint> {
+        let backed = self.index.backed(&service.namespace, &service.hostname);
+        backed
+            .into_iter()
+            .flat_map(|backed| backed.endpoints(&self.index.workloads))
     }
 
     /// True for the ports this process captures, to which it must never deliver.
@@ -211,11 +170,11 @@ impl Snapshot {
     }
 
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.index.workloads.values()
+        self.index.workloads.by_place.values()
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.index.services.values().flat_map(|list| list.iter())
+        self.index.services.values().map(|backed| &backed.service)
     }
 
     /// Different whenever an address may have come to belong to another workload, and never smaller later.
@@ -232,17 +191,57 @@ impl Snapshot {
         self.index.policies.values()
     }
 
-    /// Endpoints that wait for their service, by workload uid.
-    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, &TrieMap<Arc<str>, Endpoint>)> {
-        self.index.staged.iter()
+    /// Endpoints that wait for their service.
+    pub fn staged(&self) -> impl Iterator<Item = (&NamespacedHostname, Vec<Endpoint>)> {
+        let staged = self.index.staged.iter();
+        staged.map(|(key, places)| {
+            let waiting = places.keys().filter_map(|place| {
+                let workload = self.index.workloads.by_place.get(*place)?;
+                Some(Endpoint {
+                    workload_uid: workload.uid.clone(),
+                    ports: workload.ports_in(&key.namespace, &key.hostname)?.clone(),
+                    status: workload.status,
+                })
+            });
+            (key, waiting.collect())
+        })
     }
 
-    fn service_by_range(
+    fn backed_by_address(
         &self,
         network: &str,
         ip: IpAddr,
         client_namespace: Option<&str>,
-    ) -> Option<&Arc<Service>> {
+    ) -> Option<&Arc<Backed>> {
+        let ip = ip.to_canonical();
+        let exact = self
+            .index
+            .services_by_vip
+            .get(network)
+            .and_then(|by_ip| by_ip.get(&ip));
+        exact
+            .and_then(|places| self.index.preferred(places, client_namespace))
+            .or_else(|| self.backed_by_range(network, ip, client_namespace))
+    }
+
+    fn backed_by_hostname(&self, hostname: &str, client_namespace: Option<&str>) -> Option<&Arc<Backed>> {
+        let places = self.index.services_by_hostname.get(hostname)?;
+        self.index.preferred(places, client_namespace)
+    }
+
+    fn backed_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Backed>> {
+        workload
+            .services
+            .iter()
+            .filter_map(|(key, _)| self.index.backed(&key.namespace, &key.hostname))
+    }
+
+    fn backed_by_range(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Backed>> {
         let ranges = self.index.services_by_cidr.get(network)?;
         let lengths = self
             .index
@@ -250,34 +249,19 @@ impl Snapshot {
             .range((ip.is_ipv6(), 0)..=(ip.is_ipv6(), u8::MAX));
         let matching = lengths.flat_map(|(&(_, length), _)| {
             let range = IpNet::new(ip, length).expect("invariant: lengths come from ranges of this family");
-            let services = ranges
-                .get(&range.trunc())
-                .into_iter()
-                .flat_map(|list| list.iter());
-            services.map(move |service| {
+            let places = ranges.get(&range.trunc()).map_or(&[][..], |places| places);
+            self.index.services_at(places).map(move |backed| {
+                let service = &backed.service;
                 let in_namespace = client_namespace == Some(&*service.namespace);
-                ((in_namespace, length, service.canonical), service)
+                ((in_namespace, length, service.canonical), backed)
             })
         });
         // The first of equals wins; equals are of one length, and so in one list.
         matching
-            .filter(|(_, service)| service.is_visible_to(client_namespace))
+            .filter(|(_, backed)| backed.service.is_visible_to(client_namespace))
             .reduce(|best, next| if next.0 > best.0 { next } else { best })
-            .map(|(_, service)| service)
+            .map(|(_, backed)| backed)
     }
-}
-
-/// In the client's namespace, else the last canonical one, else the first.
-fn preferred<'a>(services: &'a [Arc<Service>], client_namespace: Option<&str>) -> Option<&'a Arc<Service>> {
-    let visible = || {
-        services
-            .iter()
-            .filter(|service| service.is_visible_to(client_namespace))
-    };
-    visible()
-        .find(|service| client_namespace == Some(&*service.namespace))
-        .or_else(|| visible().rfind(|service| service.canonical))
-        .or_else(|| visible().next())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use prost::Message;
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::task::LocalSet;
 use uztunnel::bridge::log::{LogItem, LogQueue, log_queue};
@@ -21,8 +21,6 @@ use uztunnel::control::metrics::Metrics;
 use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
-use uztunnel::control::xds::envelope::Envelope;
-use uztunnel::control::xds::messages::discovery::DeltaDiscoveryResponse;
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{
@@ -109,9 +107,8 @@ fn snapshot(node: &str) -> Arc<Snapshot> {
                 &include_bytes!("data/xds-authorization.binpb")[..],
             ),
         ] {
-            let response = DeltaDiscoveryResponse::decode(bytes).expect("a response");
-            let response = Envelope::of(&response);
-            let verdict = state.apply(kind, &response).await;
+            let response = state.read(Bytes::from_static(bytes)).expect("a response");
+            let verdict = state.apply(kind, response).await;
             assert!(verdict.rejected.is_empty(), "{verdict:?}");
         }
         state.publish().await;
@@ -191,7 +188,7 @@ fn play() -> [Node; 2] {
 }
 
 fn node_of<'a>(nodes: &'a mut [Node; 2], workload: &Workload) -> &'a mut Node {
-    let node = nodes.iter_mut().find(|node| *node.name == *workload.node);
+    let node = nodes.iter_mut().find(|node| *node.name == *workload.site.node);
     node.expect("one of the two")
 }
 
@@ -235,7 +232,11 @@ fn choose(
         }
         Err(error) => Err(Outcome::from(error)),
     };
-    let is_elsewhere = |plan: &Plan| plan.destination.as_ref().is_some_and(|to| to.node != source.node);
+    let is_elsewhere = |plan: &Plan| {
+        plan.destination
+            .as_ref()
+            .is_some_and(|to| to.site.node != source.site.node)
+    };
     let elsewhere = (1..64).find_map(|seed| draw(seed).ok().filter(is_elsewhere));
     elsewhere.map_or_else(|| draw(0), Ok)
 }

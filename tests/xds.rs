@@ -65,7 +65,8 @@ fn the_captured_responses_are_replayed_and_acknowledged() {
     let cart = snapshot
         .service("shop", "cart.shop.svc.cluster.local")
         .expect("a service");
-    let mut endpoints: Vec<&str> = cart.endpoints.keys().map(|uid| &**uid).collect();
+    let endpoints = snapshot.endpoints(cart);
+    let mut endpoints: Vec<String> = endpoints.map(|it| it.workload_uid.to_string()).collect();
     endpoints.sort_unstable();
     assert_eq!(
         endpoints,
@@ -357,6 +358,51 @@ fn a_server_that_ends_every_stream_at_once_is_asked_less_and_less_often() {
     );
     istiod.treat(Treatment::Serve);
     proxy.wait_until_ready();
+}
+
+#[test]
+fn a_response_that_lacks_its_last_byte_leaves_nothing_behind() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1"), pod("gone", 3, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    istiod.treat(Treatment::CutShort);
+    istiod.end_streams(14, "transport is closing");
+    istiod.remove(ADDRESS, &["c//Pod/ns/gone"]);
+    istiod.update(ADDRESS, vec![pod("a", 11, "2"), pod("b", 2, "2")]);
+    // Streams that begin before the change have nothing to be cut from.
+    let streams = istiod.streams_made();
+    wait_until("two more streams", || {
+        (istiod.streams_made() >= streams + 3).then_some(())
+    });
+    proxy.wait_for_log("the stream ended within a message");
+    let snapshot = proxy.snapshots.load();
+    assert!(has_address(&snapshot, "c//Pod/ns/a", 1));
+    assert!(snapshot.workload("c//Pod/ns/b").is_none());
+    assert!(snapshot.workload("c//Pod/ns/gone").is_some());
+    let asked = istiod.asked();
+    let last = asked
+        .iter()
+        .rfind(|it| it.request.type_url == ADDRESS && it.request.node.is_some());
+    let held: Vec<_> = last
+        .expect("a request")
+        .request
+        .initial_resource_versions
+        .iter()
+        .collect();
+    let mut held: Vec<_> = held
+        .iter()
+        .map(|(name, version)| (name.as_str(), version.as_str()))
+        .collect();
+    held.sort_unstable();
+    assert_eq!(held, [("c//Pod/ns/a", "1"), ("c//Pod/ns/gone", "1")]);
+
+    istiod.treat(Treatment::Serve);
+    proxy.wait_for("the change", |snapshot| {
+        has_address(snapshot, "c//Pod/ns/a", 11)
+            && has_address(snapshot, "c//Pod/ns/b", 2)
+            && snapshot.workload("c//Pod/ns/gone").is_none()
+    });
 }
 
 #[test]

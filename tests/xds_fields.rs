@@ -12,7 +12,6 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::clock;
 use uztunnel::control::pods::{self, PodChanges};
-use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Node, Resource};
 use uztunnel::control::xds::protocol::{Kind, Protocol};
 use uztunnel::control::xds::state::State;
@@ -528,28 +527,32 @@ impl Bench {
 
     /// Gives the text of the refusal, if it was one.
     fn serve(&mut self, resources: Vec<Resource>) -> Option<String> {
-        let response = Envelope::of(&DeltaDiscoveryResponse {
+        let message = DeltaDiscoveryResponse {
             type_url: self.kind.type_url().to_owned(),
             nonce: "n".to_owned(),
             resources,
             ..DeltaDiscoveryResponse::default()
-        });
+        };
         let (state, kind) = (&mut self.state, self.kind);
+        let response = state.read(message.encode_to_vec().into()).expect("a response");
         let verdict = self.runtime.block_on(async {
-            let verdict = state.apply(kind, &response).await;
+            let verdict = state.apply(kind, response).await;
             state.publish().await;
             verdict
         });
         let answer = self
             .protocol
-            .answer(&response.type_url, &response.nonce, verdict, clock::now());
+            .answer(&message.type_url, &message.nonce, verdict, clock::now());
         answer.error_detail.map(|detail| detail.message)
     }
 
     fn resource(&self, name: &str, value: Vec<u8>) -> Resource {
         Resource {
             name: name.to_owned(),
-            resource: Some(Any { value: value.into() }),
+            resource: Some(Any {
+                type_url: self.kind.type_url().to_owned(),
+                value: value.into(),
+            }),
             ..Resource::default()
         }
     }
@@ -571,7 +574,7 @@ impl Bench {
         let snapshot = self.snapshots.load();
         let wanted = format!("round {}", self.round);
         match self.kind {
-            Kind::Address => snapshot.workload(name).is_some_and(|it| *it.node == wanted),
+            Kind::Address => snapshot.workload(name).is_some_and(|it| *it.site.node == wanted),
             Kind::Authorization => snapshot
                 .policies()
                 .any(|it| *it.key == *name && *it.namespace == wanted),

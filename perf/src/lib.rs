@@ -14,6 +14,7 @@
 //! | `bench` | worlds and slices |
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
+//! | `endpoints` | what a choice among endpoints costs, without proxies |
 //! | `pods` | many pods announced at once |
 //! | `tenants` | what the storm of one pod costs another one |
 //! | `seats` | which CPU a thread runs on, and who goes first there |
@@ -21,6 +22,7 @@
 
 pub mod bench;
 pub mod echo;
+pub mod endpoints;
 pub mod load;
 pub mod machine;
 pub mod pods;

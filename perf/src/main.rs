@@ -6,6 +6,8 @@
 //! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
 //! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU.
 //!
+//! `uztunnel-perf endpoints [ROUNDS]`: what it costs to choose an endpoint of services of several sizes.
+//!
 //! `cargo xtask perf` builds the binaries and calls it.
 
 use std::path::Path;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
-use uztunnel_perf::{machine, pods, report, scale, tenants};
+use uztunnel_perf::{endpoints, machine, pods, report, scale, tenants};
 use uztunnel_rig::ProxyOptions;
 
 struct Arguments {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         .into_iter()
         .find(|name| given.peek().is_some_and(|first| first == name));
     let outcome = match control_plane {
+        _ if given.peek().is_some_and(|first| first == "endpoints") => run_endpoints(given.nth(1)),
         Some(name) => parse_control_plane(given.skip(1)).and_then(|arguments| match name {
             "scale" => run_scale(&arguments),
             _ => run_pods(&arguments),
@@ -80,6 +83,12 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         let samples = samples.map_err(|error| format!("scenario {}: {error}", scenario.name))?;
         println!("{}", report::table(scenario, &names, &samples, base));
     }
+    Ok(())
+}
+
+fn run_endpoints(rounds: Option<String>) -> Result<(), String> {
+    let rounds = rounds.map_or(Ok(5), |rounds| parse_number("endpoints", &rounds))?;
+    println!("{}\n\n{}", machine::describe(), endpoints::run(rounds));
     Ok(())
 }
 

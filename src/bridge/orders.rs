@@ -141,7 +141,8 @@ pub enum Order {
         peer: SocketAddr,
         share: LoadShare,
     },
-    /// Another snapshot was published: tasks that wait for a workload look again.
+    /// A snapshot was published with other policies, other workloads of this node, or addresses that may have changed
+    /// hands: tasks that wait for a workload look again, connections and sessions are looked at.
     Snapshot,
     /// Other lists of revoked certificates are in force: sessions are compared with them.
     Revocations,

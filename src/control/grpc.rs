@@ -15,7 +15,6 @@
 
 use std::future::Future;
 use std::io;
-use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -23,11 +22,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
+use hyper::http::HeaderValue;
 use hyper::http::uri::PathAndQuery;
-use hyper::{Request, Response, Uri};
+use hyper::{Method, Request, Response, Uri, Version, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -36,18 +35,23 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
+use tonic::codec::{BufferSettings, EncodeBody};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
-use tonic::{Status, Streaming};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
 use crate::config::{self, AuthToken, Compliance, TrustRoots};
 use crate::limits;
 use crate::sys::socket::{self, Keepalive, Options};
 use crate::tls::server_trust::{self, TrustError};
+
+mod answers;
+
+pub use answers::{Answers, Piece};
 
 /// Why there is no connection to a server, or no credentials to show it.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +142,7 @@ impl Server {
         let other_name = server.other_hostname.as_ref().map(|other| {
             ServerName::try_from(other.clone()).map_err(|_| GrpcError::OtherName(other.clone()))
         });
-        let headers = server.headers.iter().map(|(key, value)| header(key, value));
+        let headers = server.headers.iter().map(|(key, value)| metadata(key, value));
         Ok(Self {
             origin,
             host,
@@ -148,7 +152,7 @@ impl Server {
             roots: server.roots.clone(),
             headers: headers.collect::<Result<_, _>>()?,
             token: token.cloned(),
-            cluster_id: header("clusterid", cluster_id)?.1,
+            cluster_id: metadata("clusterid", cluster_id)?.1,
             compliance: Compliance::Default,
         })
     }
@@ -166,6 +170,8 @@ impl Server {
             let stream = self.shake_hands(tls, stream).await?;
             http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
+                .initial_stream_window_size(limits::CONTROL_WINDOW_BYTES)
+                .initial_connection_window_size(limits::CONTROL_WINDOW_BYTES)
                 .keep_alive_interval(limits::CONTROL_PING_INTERVAL)
                 .keep_alive_timeout(limits::CONTROL_PING_TIMEOUT)
                 .keep_alive_while_idle(false)
@@ -285,24 +291,33 @@ pub struct Channel {
 impl Channel {
     /// Opens a stream both ways. What is in `requests` already is sent at once; a server may answer with headers
     /// only when it has something to say, and until then this waits.
-    /// Answers are not decoded: a large one would keep the thread from everything else.
     pub async fn stream<Q>(
         &mut self,
         path: &'static str,
         requests: tonic::Request<mpsc::Receiver<Q>>,
         answer_bytes_max: usize,
-    ) -> Result<Streaming<Bytes>, Status>
+    ) -> Result<Answers<Incoming>, Status>
     where
         Q: Message + Send + Sync + 'static,
     {
-        let mut client = self.client(answer_bytes_max);
-        client.ready().await.map_err(|error| broken(&error))?;
-        let requests = requests.map(ReceiverStream::new);
-        let codec = Undecoded(PhantomData::<Q>);
-        let response = client
-            .streaming(requests, PathAndQuery::from_static(path), codec)
-            .await?;
-        Ok(response.into_inner())
+        let Connection(sender) = &mut self.connection;
+        sender.ready().await.map_err(|error| broken(&error))?;
+        let (metadata, _, requests) = requests.into_parts();
+        let encoder = ProstEncoder::<Q>::new(BufferSettings::default());
+        let requests = ReceiverStream::new(requests).map(Ok);
+        let mut request = Request::new(Body::new(EncodeBody::new_client(encoder, requests, None, None)));
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = at(&self.origin, path);
+        *request.headers_mut() = metadata.into_headers();
+        let headers = request.headers_mut();
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let response = sender.send_request(request).await;
+        Answers::new(
+            response.map_err(|error| Status::from_error(error.into()))?,
+            answer_bytes_max,
+        )
     }
 
     /// One question, one answer. Has no deadline: the caller sets one.
@@ -331,37 +346,6 @@ impl Channel {
     }
 }
 
-/// Encodes questions, and leaves answers as they are.
-struct Undecoded<Q>(PhantomData<Q>);
-
-impl<Q: Message + Send + Sync + 'static> Codec for Undecoded<Q> {
-    type Encode = Q;
-    type Decode = Bytes;
-    type Encoder = ProstEncoder<Q>;
-    type Decoder = Whole;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::default())
-    }
-
-    fn decoder(&mut self) -> Whole {
-        Whole
-    }
-}
-
-/// One message, all its bytes.
-struct Whole;
-
-impl Decoder for Whole {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        let bytes = message.remaining();
-        Ok(Some(message.copy_to_bytes(bytes)))
-    }
-}
-
 /// Contract: section 1.1.
 const KEEPALIVE: Keepalive = Keepalive {
     time_s: 300,
@@ -387,11 +371,18 @@ impl GrpcService<Body> for Connection {
     }
 }
 
+/// Another path of the same server.
+fn at(origin: &Uri, path: &'static str) -> Uri {
+    let mut parts = origin.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static(path));
+    Uri::from_parts(parts).expect("invariant: an origin is whole, and the path is a constant")
+}
+
 fn broken(error: &hyper::Error) -> Status {
     Status::unavailable(format!("connection ended: {error}"))
 }
 
-fn header(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataValue), GrpcError> {
+fn metadata(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataValue), GrpcError> {
     let illegal = |what| GrpcError::IllegalHeader {
         name: name.to_owned(),
         what,

@@ -9,16 +9,15 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::yield_now;
+use tokio::task;
 use tokio::time::{self, Instant};
-use tonic::Streaming;
 
 use crate::bridge::lookups::Question;
 use crate::clock;
 use crate::control::demands::Asked;
-use crate::control::grpc::{GrpcError, Server};
+use crate::control::grpc::{Answers, GrpcError, Piece, Server};
 use crate::control::metrics::{Metrics, Termination};
 use crate::control::readiness::{Readiness, Task};
 use crate::limits;
@@ -27,16 +26,20 @@ use crate::sys::allocator;
 
 pub mod decode;
 pub mod envelope;
+pub mod fields;
 pub mod messages;
 pub mod node;
 pub mod on_demand;
 pub mod protocol;
+pub mod response;
 pub mod state;
+pub mod version;
 
-use envelope::{Malformed, Scan};
+use envelope::Malformed;
 use messages::discovery::{DeltaDiscoveryRequest, Node};
 use on_demand::{OnDemand, Reply};
 use protocol::{Ended, Kind, Protocol, Verdict};
+use response::{Arriving, Response};
 use state::State;
 
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -204,7 +207,7 @@ impl Client {
         }
     }
 
-    async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<Bytes>), Ended> {
+    async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Answers<Incoming>), Ended> {
         let server = Arc::clone(&self.server);
         let mut channel = self.meanwhile(server.connect()).await.map_err(not_opened)?;
         let (requests, outgoing) = mpsc::channel(limits::XDS_REQUESTS_QUEUED_MAX);
@@ -229,9 +232,9 @@ impl Client {
     async fn follow(
         &mut self,
         requests: mpsc::Sender<DeltaDiscoveryRequest>,
-        mut responses: Streaming<Bytes>,
+        mut responses: Answers<Incoming>,
     ) -> Ended {
-        let mut large = Bytes::new();
+        let mut arriving = None;
         if let Some(lookups) = &mut self.lookups {
             lookups.names.opened();
         }
@@ -251,22 +254,13 @@ impl Client {
                         room.send(lookups.names.next_request());
                     }
                 }
-                received = responses.message() => match received {
-                    Ok(Some(response)) => {
-                        // The stream reuses the memory of a message that nobody refers to any more, and would keep
-                        // that of the largest for ever. One that is referred to until the next is there, it gives up.
-                        let keeps = response.len() > limits::XDS_STREAM_BYTES_KEPT;
-                        let kept = if keeps { response.clone() } else { Bytes::new() };
-                        let before = std::mem::replace(&mut large, kept);
-                        let frees = keeps || !before.is_empty();
-                        drop(before);
-                        let answer = match self.received(response).await {
-                            Ok(answer) => answer,
+                received = responses.next() => match received {
+                    Ok(Some(piece)) => {
+                        let answer = match self.received(&mut arriving, piece).await {
+                            Ok(Some(answer)) => answer,
+                            Ok(None) => continue,
                             Err(error) => return Ended::Malformed(error),
                         };
-                        if frees {
-                            self.give_back_at = Some(clock::now() + limits::XDS_GIVE_BACK_DELAY);
-                        }
                         if requests.send(answer).await.is_err() {
                             // The stream is over; the reason is the next thing to be received.
                             tracing::debug!("a response was not answered: the stream is over");
@@ -279,18 +273,43 @@ impl Client {
         }
     }
 
-    async fn received(&mut self, response: Bytes) -> Result<DeltaDiscoveryRequest, Malformed> {
-        let mut scan = Scan::new(response);
-        while !scan.step(limits::XDS_SCAN_SLICE)? {
-            yield_now().await;
+    /// The next piece of a response; the answer when it was the last.
+    async fn received(
+        &mut self,
+        arriving: &mut Option<Arriving>,
+        piece: Piece,
+    ) -> Result<Option<DeltaDiscoveryRequest>, Malformed> {
+        let Piece { bytes, rest_bytes } = piece;
+        let response = arriving.get_or_insert_with(|| self.state.arriving(bytes.len() + rest_bytes));
+        response.feed(bytes);
+        while !self.state.make(response)? {
+            give_way().await;
         }
-        let envelope = scan.finish();
-        let (type_url, nonce) = (envelope.type_url.clone(), envelope.nonce.clone());
-        let (updates, removals) = (envelope.resources, envelope.removed);
+        if rest_bytes > 0 {
+            // Pieces that are there already would be taken without a pause.
+            give_way().await;
+            return Ok(None);
+        }
+        match arriving.take() {
+            Some(response) => Ok(Some(self.complete(response.finish()?).await)),
+            None => Ok(None),
+        }
+    }
+
+    /// Applies a response, and makes the answer.
+    async fn complete(&mut self, response: Response) -> DeltaDiscoveryRequest {
+        let (type_url, nonce) = (
+            response.envelope.type_url.clone(),
+            response.envelope.nonce.clone(),
+        );
+        let (updates, removals) = (response.resources, response.envelope.removed.len());
         let kind = Kind::of(&type_url);
-        self.metrics.response_received(kind, envelope.payload_bytes);
-        let verdict = match kind {
-            Some(kind) => self.state.apply(kind, &envelope).await,
+        self.metrics.response_received(kind, response.payload_bytes);
+        if updates + removals > limits::XDS_LARGE_RESPONSE {
+            self.give_back_at = Some(clock::now() + limits::XDS_GIVE_BACK_DELAY);
+        }
+        let mut verdict = match kind {
+            Some(kind) => self.state.apply(kind, response).await,
             None => {
                 tracing::error!("unknown type {type_url:?} in a response of the control plane");
                 Verdict::default()
@@ -313,11 +332,21 @@ impl Client {
             let replies = lookups.names.heard(&verdict, clock::now());
             self.state.reply(replies);
         }
+        if let Some(kind) = kind {
+            let mut accepted = std::mem::take(&mut verdict.accepted).into_iter();
+            self.protocol.make_room(kind, accepted.len());
+            while accepted.len() > limits::XDS_HELD_SLICE {
+                self.protocol
+                    .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));
+                give_way().await;
+            }
+            self.protocol.hold(kind, accepted);
+        }
         let answer = self.protocol.answer(&type_url, &nonce, verdict, clock::now());
         if self.protocol.is_synced() {
             self.synced().await;
         }
-        Ok(answer)
+        answer
     }
 
     /// Whoever waits for the first sync finds the state published.
@@ -343,7 +372,7 @@ impl Client {
         }
         for (at, (kind, name)) in gone.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                yield_now().await;
+                give_way().await;
             }
             self.state.remove(kind, &name);
         }
@@ -384,6 +413,13 @@ enum Chore {
     GiveBack,
     /// Whose time is over.
     Lookups,
+}
+
+/// After a slice of long work: workers on the same CPU, and other tasks of this thread, get their turn. The kernel lets a
+/// worker that wakes in only when its clock ticks, which is every 4 or 10 ms, unless somebody gives way before.
+async fn give_way() {
+    std::thread::yield_now();
+    task::yield_now().await;
 }
 
 fn not_opened(error: GrpcError) -> Ended {

@@ -1,4 +1,4 @@
-//! Choosing an endpoint: the tables which the builder precomputes per service, and the pick made from them.
+//! Choosing an endpoint: the tables of a service, and the pick made from them. Who builds them, and when, is `backing`'s.
 //!
 //! The tables are immutable and shared by every thread. Invariant: a pick touches at most two entries, however
 //! many endpoints there are, because all filtering, ranking and weighing happened when the table was built.
@@ -15,8 +15,8 @@ use std::sync::Arc;
 use weighted::Weighted;
 
 use super::address::PortMap;
+use super::backing::{Backed, Workloads};
 use super::service::{BalanceMode, Scope, Service};
-use super::trie::TrieMap;
 use super::workload::Workload;
 use crate::identity::Identity;
 
@@ -39,12 +39,10 @@ pub(super) struct Pick<'a> {
 }
 
 /// The tables of one service.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub(super) struct Balance {
-    candidates: Arc<[Candidate]>,
-    /// The service's alternative names.
-    names: Arc<[Identity]>,
-    /// Whose endpoints they are, each once.
+    candidates: Box<[Candidate]>,
+    /// Whose endpoints they are, sorted, each once.
     identities: Box<[Identity]>,
     every: PerNetwork,
     /// For service ports with a target of 0: the endpoints that map them.
@@ -87,23 +85,16 @@ struct Node {
 }
 
 impl Balance {
-    pub fn build(service: &Service, workloads: &TrieMap<Arc<str>, Arc<Workload>>) -> Self {
-        // Invalid names are reported by the builder when the service arrives.
-        let names: Arc<[Identity]> = service
-            .subject_alt_names
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect();
-        let candidates = candidates(service, &names, workloads);
-        let identities: BTreeSet<&Identity> = candidates.iter().map(|it| &it.workload.identity).collect();
-        let all: Vec<u32> = (0u32..).take(candidates.len()).collect();
+    pub fn build(backed: &Backed, workloads: &Workloads) -> Self {
+        let service = &*backed.service;
+        let candidates = candidates(backed, workloads);
         let of = |keep: &dyn Fn(&Candidate) -> bool| {
-            let chosen: Vec<u32> = all
-                .iter()
-                .copied()
-                .filter(|&at| keep(&candidates[at as usize]))
-                .collect();
-            PerNetwork::build(service, &candidates, &chosen)
+            let all = (0u32..).zip(&candidates);
+            let chosen: Vec<u32> = all.filter(|(_, it)| keep(it)).map(|(at, _)| at).collect();
+            match chosen.is_empty() {
+                true => PerNetwork::default(),
+                false => PerNetwork::build(service, &candidates, &chosen),
+            }
         };
         let named_ports = service.ports.iter().filter(|(_, target)| *target == 0);
         let named = named_ports
@@ -113,15 +104,9 @@ impl Balance {
             every: of(&|_| true),
             named,
             tunnels: of(&|candidate| candidate.workload.application_tunnel.is_some()),
-            identities: identities.into_iter().cloned().collect(),
-            names,
-            candidates: candidates.into(),
+            identities: identities(&candidates),
+            candidates,
         }
-    }
-
-    /// Who may answer for the service as such, without being one of its known endpoints.
-    pub fn names(&self) -> &Arc<[Identity]> {
-        &self.names
     }
 
     /// True when an endpoint has this identity.
@@ -264,20 +249,13 @@ impl Node {
     }
 }
 
-fn candidates(
-    service: &Service,
-    names: &[Identity],
-    workloads: &TrieMap<Arc<str>, Arc<Workload>>,
-) -> Vec<Candidate> {
+fn candidates(backed: &Backed, workloads: &Workloads) -> Box<[Candidate]> {
+    let names = &backed.service.names;
     let mut sets: HashMap<&Identity, Arc<[Identity]>> = HashMap::new();
-    let mut candidates: Vec<Candidate> = service
-        .endpoints
-        .values()
-        .filter_map(|endpoint| {
-            let workload = workloads.get(&endpoint.workload_uid)?;
-            if workload.is_unaddressed() && workload.network_gateway.is_none() {
-                return None;
-            }
+    let mut candidates: Vec<Candidate> = backed
+        .workloads(workloads)
+        .filter(|(workload, _)| !workload.is_unaddressed() || workload.network_gateway.is_some())
+        .map(|(workload, ports)| {
             let accepted = if names.is_empty() {
                 workload.accepted.clone()
             } else {
@@ -290,25 +268,34 @@ fn candidates(
                 };
                 sets.entry(&workload.identity).or_insert_with(with_names).clone()
             };
-            Some(Candidate {
+            Candidate {
                 workload: workload.clone(),
-                ports: endpoint.ports.clone(),
+                ports: ports.clone(),
                 accepted,
-            })
+            }
         })
         .collect();
-    // The map's order is arbitrary; with a fixed one, equal draws give equal picks.
-    candidates.sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
-    candidates
+    // The order of endpoints is arbitrary; with a fixed one, equal draws give equal picks.
+    candidates.sort_unstable_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+    candidates.into()
+}
+
+/// Endpoints of one service mostly have one identity, which is one object.
+fn identities(candidates: &[Candidate]) -> Box<[Identity]> {
+    let mut identities: Vec<&Identity> = candidates.iter().map(|it| &it.workload.identity).collect();
+    identities.dedup();
+    identities.sort_unstable();
+    identities.dedup();
+    identities.into_iter().cloned().collect()
 }
 
 fn scope_value(workload: &Workload, scope: Scope) -> &Arc<str> {
     match scope {
-        Scope::Region => &workload.locality.region,
-        Scope::Zone => &workload.locality.zone,
-        Scope::Subzone => &workload.locality.subzone,
-        Scope::Node => &workload.node,
-        Scope::Cluster => &workload.cluster_id,
+        Scope::Region => &workload.site.locality.region,
+        Scope::Zone => &workload.site.locality.zone,
+        Scope::Subzone => &workload.site.locality.subzone,
+        Scope::Node => &workload.site.node,
+        Scope::Cluster => &workload.site.cluster_id,
         Scope::Network => &workload.network,
     }
 }

@@ -1,34 +1,36 @@
 //! The one writer of the mesh state: applies inserts and removals, and builds snapshots.
 //!
-//! Owned by the control thread. Invariants: all views of a service (by name, address, range) hold the same
-//! object; no empty lists remain; however many endpoints of a service change between two builds, its tables
-//! are rebuilt once. Endpoints may arrive before their service: they are staged until it comes.
+//! Owned by the control thread. Invariants: whatever leads to a workload or a service leads to its one place; no empty
+//! lists remain; however many endpoints of a service change between two builds, another version of it is made once, and
+//! before anybody sees that a workload is another one, so are all versions that it is in. Endpoints may arrive before
+//! their service: they are staged until it comes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use super::address::NamespacedHostname;
-use super::balance::Balance;
-use super::few::Few;
+use super::backing::Backed;
+use super::index::{Index, PolicyList};
 use super::interner::Interner;
 use super::local::LocalState;
+use super::places::{Numbers, Place};
 use super::policy::{Policy, PolicyScope};
-use super::service::{Endpoint, Service};
-use super::workload::{NetworkMode, Workload};
-use super::{ByNetwork, Index, Locale, PolicyList, Snapshot, TrieMap};
+use super::service::Service;
+use super::workload::Workload;
+use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
+use crate::limits;
 
 #[derive(Debug, Default)]
 pub struct Builder {
     index: Index,
-    /// Workloads that joined or left a service since the last build, in this order. Endpoints are made of them when
-    /// they are applied: until then a hundred thousand of them would take memory, and leave holes in what comes after.
-    pending: HashMap<NamespacedHostname, Vec<(Arc<str>, Change)>>,
-    /// Services whose tables no longer fit the state.
+    workload_numbers: Numbers<Workload>,
+    service_numbers: Numbers<Backed>,
+    /// Workloads that joined, left or changed since the last build, by the services that they name, in this order.
+    /// Endpoints are made of them when they are applied: until then a hundred thousand of them would take memory, and
+    /// leave holes in what comes after.
+    pending: HashMap<NamespacedHostname, Vec<(Place<Workload>, Change)>>,
+    /// Services of which another version is needed, for whatever other reason.
     stale: BTreeSet<NamespacedHostname>,
     /// Which services name an endpoint themselves, whether its workload is there or not. The services that their
     /// workloads name are not in it.
@@ -36,19 +38,14 @@ pub struct Builder {
     interner: Interner,
     warnings: Vec<String>,
     rebuilds: usize,
+    tables_built: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Change {
+    /// It names the service, and did so before or not.
     Joined,
     Left,
-}
-
-/// What became of a service's endpoints: removals are applied before insertions.
-#[derive(Debug, Default)]
-struct Pending {
-    removed: BTreeSet<Arc<str>>,
-    inserted: BTreeMap<Arc<str>, Endpoint>,
 }
 
 impl Builder {
@@ -88,11 +85,6 @@ impl Builder {
         for ip in &mut workload.addresses {
             *ip = ip.to_canonical();
         }
-        let before = self.index.workloads.get(&workload.uid);
-        if before.is_none_or(|before| before.addresses != workload.addresses) {
-            self.index.addresses_revision += 1;
-        }
-        self.forget_workload(&workload.uid.clone());
         if workload.trust_domain.is_empty() {
             self.warnings.push(format!(
                 "workload {:?} has no trust domain, so no certificate can be issued for it or be accepted \
@@ -101,47 +93,32 @@ impl Builder {
             ));
         }
         self.intern(&mut workload);
-        let workload = Arc::new(workload);
-        let index = &mut self.index;
-        if workload.network_mode == NetworkMode::Standard {
-            for ip in distinct_addresses(&workload) {
-                push_nested(
-                    &mut index.workloads_by_address,
-                    &workload.network,
-                    ip,
-                    workload.clone(),
-                );
+        let known = self.index.workloads.by_uid.get(&workload.uid).copied();
+        let before = known.and_then(|place| self.index.workloads.by_place.get(place).cloned());
+        let (place, workload) = match (known, before) {
+            (Some(place), Some(before)) => {
+                workload.uid = before.uid.clone();
+                let workload = Arc::new(workload);
+                self.replace_workload(place, &before, &workload);
+                (place, workload)
             }
-        }
-        if !workload.hostname.is_empty() {
-            push_nested(
-                &mut index.workloads_by_hostname,
-                &workload.namespace,
-                workload.hostname.clone(),
-                workload.clone(),
-            );
-        }
-        if index.is_local(&workload) {
-            index.next_policies_revision();
-            push_nested(
-                &mut index.own_workloads,
-                &workload.namespace,
-                workload.name.clone(),
-                workload.clone(),
-            );
-        }
+            (_, _) => {
+                let (place, workload) = (self.workload_numbers.next(), Arc::new(workload));
+                self.index.workloads.by_uid.insert(workload.uid.clone(), place);
+                self.index.addresses_revision += 1;
+                self.index.place_workload(place, &workload);
+                (place, workload)
+            }
+        };
         for (key, _) in workload.services.iter() {
-            let pending = self.pending.entry(key.clone()).or_default();
-            pending.push((workload.uid.clone(), Change::Joined));
+            self.pend(key, place, Change::Joined);
         }
-        index.workloads.insert(workload.uid.clone(), workload.clone());
         self.mark_referring(&workload.uid);
     }
 
     /// Removes a resource by its name: a workload's uid, or a service's `namespace/hostname`.
     pub fn remove(&mut self, name: &str) {
         if self.forget_workload(name) {
-            self.index.addresses_revision += 1;
             return;
         }
         match name.split_once('/') {
@@ -170,35 +147,41 @@ impl Builder {
                 ));
             }
         }
-        // As control planes rely on: what the old health policy kept out does not come back by itself.
-        let before = self
-            .index
-            .service(&key)
-            .map(|old| old.endpoints.clone())
-            .unwrap_or_default();
-        let staged = self.index.staged.remove(&key).unwrap_or_default();
+        let names = service
+            .subject_alt_names
+            .iter()
+            .filter_map(|name| name.parse().ok());
+        service.names = names.collect();
         let given = std::mem::take(&mut service.endpoints);
-        // Nearly all of them stay, so that the old map is a start that costs nothing.
-        let mut endpoints = before;
-        let kept_out: Vec<_> = endpoints
-            .values()
-            .filter(|endpoint| !service.includes(endpoint))
-            .map(|endpoint| endpoint.workload_uid.clone())
-            .collect();
-        for uid in &kept_out {
-            endpoints.remove(uid);
-        }
-        for endpoint in staged.values().chain(given.values()) {
-            if service.includes(endpoint) {
-                endpoints.insert(endpoint.workload_uid.clone(), endpoint.clone());
+        let service = Arc::new(service);
+        let known = self.index.service_place(&key.namespace, &key.hostname);
+        let before = known.and_then(|place| self.index.take_service(place));
+        let place = known.unwrap_or_else(|| self.service_numbers.next());
+        let mut backed = Backed::new(service.clone());
+        if let Some(before) = before {
+            let policy = before.service.health_policy();
+            // All endpoints stay, as far as the new health policy lets them in. As control planes rely on: what the old
+            // one kept out does not come back by itself.
+            backed = before.next();
+            backed.service = service.clone();
+            if policy != service.health_policy() {
+                self.index.evict(&mut backed);
             }
         }
-        service.endpoints = endpoints;
+        let staged = self.index.staged.remove(&key).unwrap_or_default();
+        for place in staged.keys() {
+            self.index.admit(&mut backed, *place);
+        }
+        for (uid, endpoint) in given.iter().filter(|(_, it)| service.includes(it.status)) {
+            if let Some(place) = self.index.workloads.by_uid.get(uid) {
+                backed.members.remove(place);
+            }
+            backed.given.insert(uid.clone(), endpoint.clone());
+        }
         for uid in given.keys() {
             self.referring.entry(uid.clone()).or_default().insert(key.clone());
         }
-        self.index.take_service(&key);
-        self.index.place_service(&Arc::new(service));
+        self.index.place_service(place, Arc::new(backed));
         self.stale.insert(key);
     }
 
@@ -207,10 +190,15 @@ impl Builder {
         self.index.staged.remove(key);
         self.pending.remove(key);
         self.stale.remove(key);
-        let Some(old) = self.index.take_service(key) else {
+        let place = self.index.service_place(&key.namespace, &key.hostname);
+        let old = place.and_then(|place| Some((place, self.index.take_service(place)?)));
+        let Some((place, old)) = old else {
             return false;
         };
-        self.unrefer(key, old.endpoints.keys());
+        self.service_numbers.take_back(place);
+        for uid in old.given.keys() {
+            self.unrefer(key, uid);
+        }
         true
     }
 
@@ -256,9 +244,11 @@ impl Builder {
         true
     }
 
-    /// Applies the endpoint changes, rebuilds what they made stale and returns the state as of now.
+    /// Applies the endpoint changes, renews what they made stale and returns the state as of now.
     pub fn build(&mut self) -> Snapshot {
         while self.settle(usize::MAX) {}
+        self.workload_numbers.rested();
+        self.service_numbers.rested();
         Snapshot {
             index: self.index.clone(),
         }
@@ -271,23 +261,23 @@ impl Builder {
         let rest = services_max - keys.len();
         for key in keys {
             if let Some(changes) = self.pending.remove(&key) {
-                let pending = self.index.last_words(&key, changes);
-                self.apply(key, pending);
+                self.apply(key, &changes);
             }
         }
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && self.pending.capacity() > limits::XDS_SERVICES_SLICE {
             // After a large response there is room for all services.
             self.pending.shrink_to_fit();
         }
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
-            let Some(service) = self.index.service(&key) else {
-                continue;
-            };
-            let service = Service::clone(service);
-            self.rebuild(service);
+            self.renew(&key, |_, _| {});
         }
         !(self.pending.is_empty() && self.stale.is_empty())
+    }
+
+    /// As of now, `Snapshot::policies_revision` of what `build` would give.
+    pub fn policies_revision(&self) -> u64 {
+        self.index.policies_revision
     }
 
     /// What was odd in the input since the last call, one sentence each.
@@ -300,75 +290,114 @@ impl Builder {
         self.index.staged.len()
     }
 
-    /// How often the tables of a service were built.
+    /// How often another version of a service was made, because of its endpoints or itself.
     pub fn rebuilds(&self) -> usize {
         self.rebuilds
     }
 
-    fn apply(&mut self, key: NamespacedHostname, pending: Pending) {
-        let Some(service) = self.index.service(&key) else {
-            let staged = self.index.staged.get_or_insert_with(&key, TrieMap::new);
-            for uid in &pending.removed {
-                staged.remove(uid);
-            }
-            for (uid, endpoint) in pending.inserted {
-                staged.insert(uid, endpoint);
-            }
-            if staged.is_empty() {
-                self.index.staged.remove(&key);
-            }
-            return;
-        };
-        let mut service = Service::clone(service);
-        for uid in &pending.removed {
-            service.endpoints.remove(uid);
-        }
-        self.unrefer(&key, pending.removed.iter());
-        for (uid, endpoint) in pending.inserted {
-            if service.includes(&endpoint) {
-                service.endpoints.insert(uid, endpoint);
-            }
-        }
-        self.stale.remove(&key);
-        self.rebuild(service);
+    /// For how many of them the tables were built.
+    pub fn tables_built(&self) -> usize {
+        self.tables_built
     }
 
-    /// The workloads are all there when this is called, so that tables are built once for a push.
-    fn rebuild(&mut self, mut service: Service) {
-        service.balance = Arc::new(Balance::build(&service, &self.index.workloads));
+    fn pend(&mut self, key: &NamespacedHostname, place: Place<Workload>, change: Change) {
+        match self.pending.get_mut(key) {
+            Some(changes) => changes.push((place, change)),
+            None => drop(self.pending.insert(key.clone(), vec![(place, change)])),
+        }
+    }
+
+    /// The last change of each workload counts.
+    fn apply(&mut self, key: NamespacedHostname, changes: &[(Place<Workload>, Change)]) {
+        let renewed = self.renew(&key, |index, backed| {
+            for (place, change) in changes {
+                match change {
+                    Change::Joined => index.admit(backed, *place),
+                    Change::Left => drop(backed.members.remove(place)),
+                }
+            }
+        });
+        if renewed {
+            self.stale.remove(&key);
+            return;
+        }
+        let staged = self.index.staged.get_or_insert_with(&key, TrieMap::new);
+        for (place, change) in changes {
+            match change {
+                Change::Joined => drop(staged.insert(*place, ())),
+                Change::Left => drop(staged.remove(place)),
+            }
+        }
+        if staged.is_empty() {
+            self.index.staged.remove(&key);
+        }
+    }
+
+    /// Another version of a service; false if there is no such service. The workloads are all there when this is
+    /// called, so that tables are built once for a push.
+    fn renew(&mut self, key: &NamespacedHostname, change: impl FnOnce(&Index, &mut Backed)) -> bool {
+        let place = self.index.service_place(&key.namespace, &key.hostname);
+        let known = place.and_then(|place| Some((place, self.index.services.get(place)?)));
+        let Some((place, before)) = known else {
+            return false;
+        };
+        let mut backed = before.next();
+        change(&self.index, &mut backed);
+        if backed.is_built_ahead() {
+            backed.tables(&self.index.workloads);
+            self.tables_built += 1;
+        }
         self.rebuilds += 1;
-        self.index.exchange_service(&Arc::new(service));
+        self.index.services.set(place, Arc::new(backed));
+        true
+    }
+
+    fn replace_workload(&mut self, place: Place<Workload>, before: &Workload, workload: &Arc<Workload>) {
+        let reach = |it: &Workload| (it.network.clone(), it.network_mode);
+        if before.addresses != workload.addresses || reach(before) != reach(workload) {
+            self.index.addresses_revision += 1;
+        }
+        if self.index.is_found_alike(before, workload) {
+            self.index.workloads.by_place.set(place, workload.clone());
+        } else {
+            self.index.take_workload(place);
+            self.index.place_workload(place, workload);
+        }
+        let stays = before.services == workload.services;
+        for (key, _) in before.services.iter() {
+            self.forget_given(key, &workload.uid);
+            if !stays {
+                self.pend(key, place, Change::Left);
+            }
+        }
     }
 
     fn forget_workload(&mut self, uid: &str) -> bool {
-        let Some(old) = self.index.workloads.remove(uid) else {
+        let Some(place) = self.index.workloads.by_uid.remove(uid) else {
             return false;
         };
-        let index = &mut self.index;
-        let same = |workload: &Arc<Workload>| &*workload.uid == uid;
-        if old.network_mode == NetworkMode::Standard {
-            for ip in distinct_addresses(&old) {
-                remove_nested(&mut index.workloads_by_address, &old.network, &ip, same);
-            }
-        }
-        if !old.hostname.is_empty() {
-            remove_nested(
-                &mut index.workloads_by_hostname,
-                &old.namespace,
-                &old.hostname,
-                same,
-            );
-        }
-        if index.is_local(&old) {
-            index.next_policies_revision();
-            remove_nested(&mut index.own_workloads, &old.namespace, &old.name, same);
+        let Some(old) = self.index.take_workload(place) else {
+            return false;
+        };
+        self.workload_numbers.take_back(place);
+        if self.index.is_owned(&old) {
+            self.index.addresses_revision += 1;
         }
         for (key, _) in old.services.iter() {
-            let pending = self.pending.entry(key.clone()).or_default();
-            pending.push((old.uid.clone(), Change::Left));
+            self.forget_given(key, uid);
+            self.pend(key, place, Change::Left);
         }
         self.mark_referring(uid);
         true
+    }
+
+    /// A workload that names a service and changes or leaves is no endpoint any more that the service names.
+    fn forget_given(&mut self, key: &NamespacedHostname, uid: &str) {
+        let is_given = |services: &BTreeSet<NamespacedHostname>| services.contains(key);
+        if self.referring.get(uid).is_some_and(is_given) {
+            self.renew(key, |_, backed| drop(backed.given.remove(uid)));
+            self.unrefer(key, uid);
+        }
     }
 
     fn mark_referring(&mut self, uid: &str) {
@@ -376,19 +405,21 @@ impl Builder {
             .extend(self.referring.get(uid).into_iter().flatten().cloned());
     }
 
-    fn unrefer<'a>(&mut self, key: &NamespacedHostname, uids: impl Iterator<Item = &'a Arc<str>>) {
-        for uid in uids {
-            if let Some(services) = self.referring.get_mut(uid) {
-                services.remove(key);
-                if services.is_empty() {
-                    self.referring.remove(uid);
-                }
+    fn unrefer(&mut self, key: &NamespacedHostname, uid: &str) {
+        if let Some(services) = self.referring.get_mut(uid) {
+            services.remove(key);
+            if services.is_empty() {
+                self.referring.remove(uid);
             }
         }
     }
 
     /// All workloads of an identity share one copy.
     fn intern(&mut self, workload: &mut Workload) {
+        if Arc::strong_count(&workload.accepted) > 1 {
+            // As decoders have it from the interner.
+            return;
+        }
         let identity = &workload.identity;
         if *identity.trust_domain() != *workload.trust_domain
             || *identity.namespace() != *workload.namespace
@@ -406,200 +437,12 @@ impl Builder {
     }
 }
 
-impl Index {
-    fn next_policies_revision(&mut self) -> u64 {
-        self.policies_revision += 1;
-        self.policies_revision
-    }
-
-    /// The last change of each workload counts; one that joined is there.
-    fn last_words(&self, key: &NamespacedHostname, changes: Vec<(Arc<str>, Change)>) -> Pending {
-        let mut pending = Pending::default();
-        for (uid, change) in changes {
-            match change {
-                Change::Left => {
-                    pending.inserted.remove(&uid);
-                    pending.removed.insert(uid);
-                }
-                Change::Joined => {
-                    let Some(endpoint) = self.endpoint(key, &uid) else {
-                        continue;
-                    };
-                    pending.inserted.insert(uid, endpoint);
-                }
-            }
-        }
-        pending
-    }
-
-    /// A workload as an endpoint of a service that it names.
-    fn endpoint(&self, key: &NamespacedHostname, uid: &str) -> Option<Endpoint> {
-        let workload = self.workloads.get(uid)?;
-        let (_, ports) = workload.services.iter().rev().find(|(it, _)| it == key)?;
-        Some(Endpoint {
-            workload_uid: workload.uid.clone(),
-            ports: ports.clone(),
-            status: workload.status,
-        })
-    }
-
-    fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
-        self.services
-            .get(&key.hostname)?
-            .iter()
-            .find(|service| service.namespace == key.namespace)
-    }
-
-    fn is_local(&self, workload: &Workload) -> bool {
-        self.locale
-            .node
-            .as_ref()
-            .is_none_or(|node| *node == workload.node)
-    }
-
-    /// Adds a service to every view. By address there is one service per namespace: the latest.
-    fn place_service(&mut self, service: &Arc<Service>) {
-        push(&mut self.services, service.hostname.clone(), service.clone());
-        for vip in &service.vips {
-            let by_ip = self
-                .services_by_vip
-                .get_or_insert_with(&vip.network, TrieMap::new);
-            let known = by_ip
-                .get_mut(&vip.ip)
-                .and_then(|list| list.iter_mut().find(|other| other.namespace == service.namespace));
-            if let Some(slot) = known {
-                *slot = service.clone();
-            } else {
-                push(by_ip, vip.ip, service.clone());
-            }
-        }
-        for vip in &service.cidr_vips {
-            let range = vip.cidr.trunc();
-            *Arc::make_mut(&mut self.cidr_lengths)
-                .entry(length_key(range))
-                .or_default() += 1;
-            push_nested(&mut self.services_by_cidr, &vip.network, range, service.clone());
-        }
-    }
-
-    /// Puts a newer object of the same service where the older one is, in every view.
-    fn exchange_service(&mut self, service: &Arc<Service>) {
-        let exchange = |list: Option<&mut Few<Arc<Service>>>| {
-            for slot in list.into_iter().flat_map(Few::iter_mut) {
-                if is_same(slot, service) {
-                    *slot = service.clone();
-                }
-            }
-        };
-        exchange(self.services.get_mut(&service.hostname));
-        for vip in &service.vips {
-            exchange(
-                self.services_by_vip
-                    .get_mut(&vip.network)
-                    .and_then(|it| it.get_mut(&vip.ip)),
-            );
-        }
-        for vip in &service.cidr_vips {
-            let range = vip.cidr.trunc();
-            exchange(
-                self.services_by_cidr
-                    .get_mut(&vip.network)
-                    .and_then(|it| it.get_mut(&range)),
-            );
-        }
-    }
-
-    /// Takes a service out of every view.
-    fn take_service(&mut self, key: &NamespacedHostname) -> Option<Arc<Service>> {
-        let old = self.service(key)?.clone();
-        let same = |other: &Arc<Service>| is_same(other, &old);
-        remove_where(&mut self.services, &old.hostname, same);
-        for vip in &old.vips {
-            remove_nested(&mut self.services_by_vip, &vip.network, &vip.ip, same);
-        }
-        for vip in &old.cidr_vips {
-            let range = vip.cidr.trunc();
-            remove_nested(&mut self.services_by_cidr, &vip.network, &range, same);
-            let length = length_key(range);
-            let lengths = Arc::make_mut(&mut self.cidr_lengths);
-            if let Some(count) = lengths.get_mut(&length) {
-                *count -= 1;
-                if *count == 0 {
-                    lengths.remove(&length);
-                }
-            }
-        }
-        Some(old)
-    }
-}
-
-fn is_same(a: &Service, b: &Service) -> bool {
-    a.hostname == b.hostname && a.namespace == b.namespace
-}
-
-fn length_key(range: IpNet) -> (bool, u8) {
-    (range.addr().is_ipv6(), range.prefix_len())
-}
-
-fn distinct_addresses(workload: &Workload) -> BTreeSet<IpAddr> {
-    workload.addresses.iter().copied().collect()
-}
-
 /// The set a policy belongs to; selector-scoped ones are only named by their workloads.
 fn policy_namespace(policy: &Policy) -> Option<Arc<str>> {
     match policy.scope {
         PolicyScope::Global => Some(Arc::default()),
         PolicyScope::Namespace => Some(policy.namespace.clone()),
         PolicyScope::WorkloadSelector => None,
-    }
-}
-
-fn push<K, V>(map: &mut TrieMap<K, Few<V>>, key: K, value: V)
-where
-    K: Hash + Eq + Clone,
-    V: Clone,
-{
-    match map.get_mut(&key) {
-        Some(list) => list.push(value),
-        None => drop(map.insert(key, Few::one(value))),
-    }
-}
-
-fn push_nested<K, V>(map: &mut ByNetwork<K, Few<V>>, outer: &Arc<str>, inner: K, value: V)
-where
-    K: Hash + Eq + Clone,
-    V: Clone,
-{
-    push(map.get_or_insert_with(outer, TrieMap::new), inner, value);
-}
-
-fn remove_where<K, V>(map: &mut TrieMap<K, Few<V>>, key: &K, condition: impl Fn(&V) -> bool)
-where
-    K: Hash + Eq + Clone,
-    V: Clone,
-{
-    if let Some(list) = map.get_mut(key) {
-        match list.without(condition) {
-            Some(left) => *list = left,
-            None => drop(map.remove(key)),
-        }
-    }
-}
-
-fn remove_nested<K, V>(
-    map: &mut ByNetwork<K, Few<V>>,
-    outer: &Arc<str>,
-    inner: &K,
-    condition: impl Fn(&V) -> bool,
-) where
-    K: Hash + Eq + Clone,
-    V: Clone,
-{
-    if let Some(inner_map) = map.get_mut(outer) {
-        remove_where(inner_map, inner, condition);
-        if inner_map.is_empty() {
-            map.remove(outer);
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::*;
+use crate::identity::Identity;
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -35,9 +36,8 @@ pub fn pod_in(namespace: &str, name: &str, address: &str) -> Workload {
     Workload {
         addresses: vec![ip(address)],
         network: "net1".into(),
-        node: "node-a".into(),
         protocol: TunnelProtocol::Hbone,
-        ..Workload::new(&format!("c1//Pod/{namespace}/{name}"), name, identity)
+        ..Workload::new(&format!("c1//Pod/{namespace}/{name}"), name, identity).on_node("node-a")
     }
 }
 

@@ -6,7 +6,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::address::{GatewayAddress, GatewayTarget, NamespacedHostname};
+use super::address::{GatewayAddress, GatewayTarget};
+use super::backing::Backed;
 use super::balance::Purpose;
 use super::route::RouteError;
 use super::service::{IpFamilies, Service};
@@ -50,11 +51,11 @@ impl Snapshot {
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Upstream<'_>> {
         let namespace = Some(&*source.namespace);
-        if let Some(service) = self.service_by_address(&address.network, address.ip, namespace) {
-            if service.is_passthrough() {
+        if let Some(backed) = self.backed_by_address(&address.network, address.ip, namespace) {
+            if backed.service.is_passthrough() {
                 return None;
             }
-            return Self::endpoint_of(service, source, port, purpose, random);
+            return self.endpoint_of(backed, source, port, purpose, random);
         }
         let workload = self.workload_by_address(&address.network, address.ip)?;
         Some(Upstream {
@@ -81,8 +82,8 @@ impl Snapshot {
                 address.ip,
             ),
             GatewayTarget::Hostname(key) => {
-                let found = match self.service(&key.namespace, &key.hostname) {
-                    Some(service) => Self::endpoint_of(service, source, port, purpose, random),
+                let found = match self.index.backed(&key.namespace, &key.hostname) {
+                    Some(backed) => self.endpoint_of(backed, source, port, purpose, random),
                     None => self
                         .workload_by_hostname(&key.namespace, &key.hostname)
                         .map(|workload| Upstream {
@@ -111,50 +112,46 @@ impl Snapshot {
         workload: &Workload,
         owns: impl Fn(&Workload) -> bool,
     ) -> bool {
-        let (service, named) = match &reference.target {
+        let (backed, named) = match &reference.target {
             GatewayTarget::Address(address) => (
-                self.service_by_address(&address.network, address.ip, None),
+                self.backed_by_address(&address.network, address.ip, None),
                 self.workload_by_address(&address.network, address.ip),
             ),
             GatewayTarget::Hostname(key) => (
-                self.service(&key.namespace, &key.hostname),
+                self.index.backed(&key.namespace, &key.hostname),
                 self.workload_by_hostname(&key.namespace, &key.hostname),
             ),
         };
-        let Some(service) = service else {
+        let Some(backed) = backed else {
             return named.is_some_and(|named| owns(named));
         };
-        let lists =
-            |key: &NamespacedHostname| key.hostname == service.hostname && key.namespace == service.namespace;
+        let workloads = &self.index.workloads;
+        let (service, members) = (&backed.service, &backed.members);
         // Most that ask are strangers: found out without a walk over the endpoints.
-        service.endpoints.contains_key(&workload.uid)
-            || workload.services.iter().any(|(listed, _)| lists(listed))
-            || (service.balance.has_identity(&workload.identity)
-                && service
-                    .endpoints
-                    .keys()
-                    .filter_map(|uid| self.workload(uid))
-                    .any(|it| owns(it)))
+        let place = workloads.by_uid.get(&workload.uid);
+        place.is_some_and(|place| members.contains_key(place))
+            || backed.given.contains_key(&workload.uid)
+            || workload.ports_in(&service.namespace, &service.hostname).is_some()
+            || (backed.tables(workloads).has_identity(&workload.identity)
+                && backed.workloads(workloads).any(|(it, _)| owns(it)))
     }
 
     pub(super) fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
-        self.index
-            .workloads_by_hostname
-            .get(namespace)?
-            .get(hostname)?
-            .first()
+        let named = self.index.workloads_by_hostname.get(namespace)?.get(hostname)?;
+        self.index.workloads_at(named).next()
     }
 
     fn endpoint_of<'a>(
-        service: &'a Arc<Service>,
+        &'a self,
+        backed: &'a Backed,
         source: &Workload,
         port: u16,
         purpose: Purpose,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Upstream<'a>> {
-        let pick = service
-            .balance
-            .pick(&service.ports, source, port, purpose, random)?;
+        let service = &backed.service;
+        let tables = backed.tables(&self.index.workloads);
+        let pick = tables.pick(&service.ports, source, port, purpose, random)?;
         Some(Upstream {
             workload: pick.workload,
             service: Some(service),

@@ -139,11 +139,12 @@ impl Snapshot {
         let named = candidates.find(|service| forwarded_host == Some(&*service.hostname));
         named.or(requested).or_else(|| {
             let leads_here = |ports: &super::PortMap| ports.iter().any(|(_, target)| target == port);
-            let mut leading = self.services_of(own).filter(|service| {
-                let endpoint = service.endpoints.get(&own.uid);
-                leads_here(&service.ports) || endpoint.is_some_and(|endpoint| leads_here(&endpoint.ports))
+            let mut leading = self.backed_of(own).filter(|backed| {
+                let ports = || backed.ports_of(&own.uid, &self.index.workloads);
+                leads_here(&backed.service.ports) || ports().is_some_and(leads_here)
             });
-            leading.next().filter(|_| leading.next().is_none())
+            let only = leading.next().filter(|_| leading.next().is_none())?;
+            Some(&only.service)
         })
     }
 
@@ -174,12 +175,13 @@ impl Snapshot {
         host: &str,
         port: u16,
     ) -> Result<(&Arc<Service>, u16), InboundError> {
-        let service = self
-            .service_by_hostname(host, Some(&own.namespace))
+        let backed = self
+            .backed_by_hostname(host, Some(&own.namespace))
             .ok_or_else(|| InboundError::UnknownHost(host.to_owned()))?;
-        let endpoint = service.endpoints.get(&own.uid);
-        let target = endpoint
-            .and_then(|endpoint| endpoint.ports.get(port))
+        let service = &backed.service;
+        let target = backed
+            .ports_of(&own.uid, &self.index.workloads)
+            .and_then(|ports| ports.get(port))
             .or_else(|| service.ports.get(port).filter(|target| *target > 0))
             .ok_or_else(|| InboundError::UnknownPort {
                 host: host.to_owned(),

@@ -18,7 +18,7 @@ use super::service::{
     WeightedWaypoint,
 };
 use super::workload::{
-    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, Workload,
+    ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Site, TunnelProtocol, Workload,
 };
 use crate::identity::Identity;
 
@@ -364,7 +364,6 @@ impl From<WorkloadShape> for Workload {
             identity,
             addresses: shape.workload_ips.iter().map(IpAddr::to_canonical).collect(),
             network: shape.network,
-            node: shape.node,
             hostname: shape.hostname,
             protocol: shape.protocol,
             network_mode: shape.network_mode,
@@ -373,13 +372,16 @@ impl From<WorkloadShape> for Workload {
             network_gateway: shape.network_gateway.map(|it| Box::new(it.into())),
             services: shape.services.into_iter().collect(),
             authorization_policies: shape.authorization_policies,
-            locality: shape.locality.map_or_else(Locality::default, |it| Locality {
-                region: it.region,
-                zone: it.zone,
-                subzone: it.subzone,
+            site: Arc::new(Site {
+                node: shape.node,
+                cluster_id: shape.cluster_id,
+                locality: shape.locality.map_or_else(Locality::default, |it| Locality {
+                    region: it.region,
+                    zone: it.zone,
+                    subzone: it.subzone,
+                }),
             }),
             capacity: shape.capacity,
-            cluster_id: shape.cluster_id,
             workload_name: shape.workload_name,
             workload_type: shape.workload_type,
             canonical_name: shape.canonical_name,

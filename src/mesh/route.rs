@@ -197,7 +197,7 @@ impl<'a> Call<'a> {
             },
             accepted: resolved.upstream.accepted.clone(),
             inner_accepted: match upstream.service {
-                Some(service) => service.balance.names().clone(),
+                Some(service) => service.names.clone(),
                 None => self.snapshot.index.nobody.clone(),
             },
             remote: upstream.workload.clone(),

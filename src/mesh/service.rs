@@ -1,16 +1,15 @@
-//! A service: a name with virtual addresses, ports and the endpoints behind them.
+//! A service: a name with virtual addresses and ports. What is behind it, and changes far more often, is in `backing`.
 //!
-//! Plain values behind `Arc`. The endpoints and the balance table are the builder's: it rebuilds both
-//! together, so within a snapshot they always agree.
+//! Plain values behind `Arc`, made by the builder's callers, never changed once inside a snapshot.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::address::{CidrVip, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap};
-use super::balance::Balance;
 use super::trie::TrieMap;
 use super::workload::Health;
+use crate::identity::Identity;
 
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -20,7 +19,8 @@ pub struct Service {
     pub vips: Vec<NetworkAddress>,
     pub cidr_vips: Vec<CidrVip>,
     pub ports: PortMap,
-    /// By workload uid, only those which the health policy lets in.
+    /// Those that come with the service itself, by workload uid: only a local file has any. The builder takes them out;
+    /// all endpoints of a service in a snapshot are `Snapshot::endpoints`.
     pub endpoints: TrieMap<Arc<str>, Endpoint>,
     /// Identities accepted besides the endpoint's own, as they were given; the unusable ones are skipped.
     pub subject_alt_names: Vec<Arc<str>>,
@@ -31,8 +31,8 @@ pub struct Service {
     /// Wins over its namesakes when the client's own namespace has none.
     pub canonical: bool,
     pub visibility: Visibility,
-    /// Behind a pointer: a change of the endpoints copies the rest of the service.
-    pub(super) balance: Arc<Balance>,
+    /// The usable ones of `subject_alt_names`: who may answer for the service without being one of its endpoints.
+    pub(super) names: Arc<[Identity]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Service {
             ip_families: IpFamilies::default(),
             canonical: false,
             visibility: Visibility::default(),
-            balance: Arc::default(),
+            names: Arc::default(),
         }
     }
 
@@ -139,14 +139,17 @@ impl Service {
             .is_some_and(|balancer| balancer.mode == BalanceMode::Passthrough)
     }
 
-    pub(super) fn includes(&self, endpoint: &Endpoint) -> bool {
-        let policy = self
-            .load_balancer
+    pub(super) fn health_policy(&self) -> HealthPolicy {
+        self.load_balancer
             .as_ref()
-            .map_or(HealthPolicy::default(), |it| it.health_policy);
-        match policy {
+            .map_or(HealthPolicy::default(), |it| it.health_policy)
+    }
+
+    /// Whether the health policy lets in who is in this state.
+    pub(super) fn includes(&self, status: Health) -> bool {
+        match self.health_policy() {
             HealthPolicy::AllowAll => true,
-            HealthPolicy::OnlyHealthy => endpoint.status == Health::Healthy,
+            HealthPolicy::OnlyHealthy => status == Health::Healthy,
         }
     }
 

@@ -16,10 +16,7 @@ fn in_namespace(namespace: &str, name: &str, vip: &str) -> Service {
 
 #[test]
 fn own_workloads_are_those_of_this_node() {
-    let elsewhere = Workload {
-        node: "node-b".into(),
-        ..pod("remote", "10.0.0.3")
-    };
+    let elsewhere = pod("remote", "10.0.0.3").on_node("node-b");
     let snapshot = mesh(vec![pod("local", "10.0.0.2"), elsewhere], vec![], vec![]);
     assert!(snapshot.own_workload("local", "shop", "local").is_some());
     assert!(snapshot.own_workload("local", "shop", "other").is_none());
@@ -29,10 +26,7 @@ fn own_workloads_are_those_of_this_node() {
         node: None,
         ..locale()
     });
-    everywhere.insert_workload(Workload {
-        node: "node-b".into(),
-        ..pod("remote", "10.0.0.3")
-    });
+    everywhere.insert_workload(pod("remote", "10.0.0.3").on_node("node-b"));
     assert!(
         everywhere
             .build()

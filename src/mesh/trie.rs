@@ -88,7 +88,13 @@ impl<K: Hash + Eq, V> TrieMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        let hash = self.hasher.hash_one(key);
+        self.find(self.hasher.hash_one(key), key)
+    }
+
+    fn find<Q: Hash + Eq + ?Sized>(&self, hash: u64, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
         let mut node = self.root.as_deref()?;
         let mut depth = 0;
         loop {
@@ -122,8 +128,46 @@ impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.get(key)?;
         let hash = self.hasher.hash_one(key);
+        self.find(hash, key)?;
+        self.find_mut(hash, key)
+    }
+
+    /// The value of a key, which `make` makes if there is none.
+    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V {
+        let hash = self.hasher.hash_one(key);
+        if self.find(hash, key).is_none() {
+            self.len += 1;
+            put(&mut self.root, &self.hasher, 0, hash, (key.clone(), make()));
+        }
+        self.find_mut(hash, key)
+            .expect("invariant: it was there or was inserted")
+    }
+
+    /// Gives the value that was there before.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let hash = self.hasher.hash_one(&key);
+        let before = put(&mut self.root, &self.hasher, 0, hash, (key, value));
+        self.len += usize::from(before.is_none());
+        before
+    }
+
+    pub fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
+        let hash = self.hasher.hash_one(key);
+        self.find(hash, key)?;
+        let removed = take(&mut self.root, &self.hasher, 0, hash, key)?;
+        self.len -= 1;
+        Some(removed)
+    }
+
+    /// Copies the way to the leaf, whether the key is there or not.
+    fn find_mut<Q: Hash + Eq + ?Sized>(&mut self, hash: u64, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
         let mut node = Arc::make_mut(self.root.as_mut()?);
         let mut depth = 0;
         loop {
@@ -139,60 +183,38 @@ impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
             }
         }
     }
-
-    /// The value of a key, which `make` makes if there is none.
-    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V {
-        if !self.contains_key(key) {
-            self.insert(key.clone(), make());
-        }
-        self.get_mut(key)
-            .expect("invariant: it was there or was inserted")
-    }
-
-    /// Gives the value that was there before.
-    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        if let Some(known) = self.get_mut(&key) {
-            return Some(std::mem::replace(known, value));
-        }
-        let hash = self.hasher.hash_one(&key);
-        self.len += 1;
-        add(&mut self.root, &self.hasher, 0, hash, (key, value));
-        None
-    }
-
-    pub fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-    {
-        self.get(key)?;
-        let hash = self.hasher.hash_one(key);
-        let removed = take(&mut self.root, &self.hasher, 0, hash, key)?;
-        self.len -= 1;
-        Some(removed)
-    }
 }
 
-/// Adds an entry whose key is not there.
-fn add<K: Hash + Eq + Clone, V: Clone>(
+/// Gives the value that was there before; its key stays.
+fn put<K: Hash + Eq + Clone, V: Clone>(
     slot: &mut Option<Arc<Node<K, V>>>,
     hasher: &RandomState,
     depth: u32,
     hash: u64,
     entry: (K, V),
-) {
+) -> Option<V> {
     let Some(node) = slot else {
         *slot = Some(Arc::new(leaf(hasher, vec![entry])));
-        return;
+        return None;
     };
     match Arc::make_mut(node) {
-        Node::Branch(children) => add(
-            &mut children[child_of(hash, depth)],
-            hasher,
-            depth + BITS,
-            hash,
-            entry,
-        ),
-        Node::Leaf { tags, entries } if entries.len() < LEAF_MAX || depth >= PATH_BITS => {
+        Node::Branch(children) => {
+            let child = &mut children[child_of(hash, depth)];
+            put(child, hasher, depth + BITS, hash, entry)
+        }
+        Node::Leaf { tags, entries } => {
+            if let Some(at) = place(tags, entries, hash, &entry.0) {
+                return Some(std::mem::replace(&mut entries[at].1, entry.1));
+            }
+            if entries.len() >= LEAF_MAX && depth < PATH_BITS {
+                let mut parts: [Vec<(K, V)>; CHILDREN] = Default::default();
+                for entry in std::mem::take(entries).into_iter().chain([entry]) {
+                    parts[child_of(hasher.hash_one(&entry.0), depth)].push(entry);
+                }
+                let whole = |part: Vec<(K, V)>| (!part.is_empty()).then(|| Arc::new(leaf(hasher, part)));
+                *slot = Some(Arc::new(Node::Branch(parts.map(whole))));
+                return None;
+            }
             if let Some(tag) = tags.get_mut(entries.len()) {
                 *tag = tag_of(hash);
             }
@@ -200,14 +222,7 @@ fn add<K: Hash + Eq + Clone, V: Clone>(
                 entries.reserve_exact(1 + entries.len() / 4);
             }
             entries.push(entry);
-        }
-        Node::Leaf { entries, .. } => {
-            let mut parts: [Vec<(K, V)>; CHILDREN] = Default::default();
-            for entry in std::mem::take(entries).into_iter().chain([entry]) {
-                parts[child_of(hasher.hash_one(&entry.0), depth)].push(entry);
-            }
-            let whole = |part: Vec<(K, V)>| (!part.is_empty()).then(|| Arc::new(leaf(hasher, part)));
-            *slot = Some(Arc::new(Node::Branch(parts.map(whole))));
+            None
         }
     }
 }

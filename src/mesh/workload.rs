@@ -25,7 +25,6 @@ pub struct Workload {
     pub accepted: Arc<[Identity]>,
     pub addresses: Vec<IpAddr>,
     pub network: Arc<str>,
-    pub node: Arc<str>,
     /// A name to resolve when there is no address; empty when there is none.
     pub hostname: Arc<str>,
     pub protocol: TunnelProtocol,
@@ -37,10 +36,9 @@ pub struct Workload {
     pub services: Memberships,
     /// Names of the selector-scoped policies, `namespace/name`.
     pub authorization_policies: Arc<[Arc<str>]>,
-    pub locality: Locality,
+    pub site: Arc<Site>,
     /// Weight among the endpoints of a service; 0 is never chosen.
     pub capacity: u32,
-    pub cluster_id: Arc<str>,
     pub workload_name: Arc<str>,
     pub workload_type: Arc<str>,
     pub canonical_name: Arc<str>,
@@ -48,6 +46,9 @@ pub struct Workload {
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
 }
+
+// With the counts in front of it, a step of the allocator's: one more field would cost 64 bytes.
+const _: () = assert!(size_of::<Workload>() <= 304);
 
 /// How a workload is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -90,11 +91,25 @@ pub enum ApplicationProtocol {
     Proxy,
 }
 
+/// Where a workload runs: what it has in common with the others of its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Site {
+    pub node: Arc<str>,
+    pub cluster_id: Arc<str>,
+    pub locality: Locality,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Locality {
     pub region: Arc<str>,
     pub zone: Arc<str>,
     pub subzone: Arc<str>,
+}
+
+impl Locality {
+    pub(super) fn parts(&self) -> [&Arc<str>; 3] {
+        [&self.region, &self.zone, &self.subzone]
+    }
 }
 
 impl Workload {
@@ -110,7 +125,6 @@ impl Workload {
             identity,
             addresses: Vec::new(),
             network: Arc::default(),
-            node: Arc::default(),
             hostname: Arc::default(),
             protocol: TunnelProtocol::default(),
             network_mode: NetworkMode::default(),
@@ -119,9 +133,8 @@ impl Workload {
             network_gateway: None,
             services: Memberships::default(),
             authorization_policies: Arc::default(),
-            locality: Locality::default(),
+            site: Arc::default(),
             capacity: 1,
-            cluster_id: Arc::default(),
             workload_name: Arc::default(),
             workload_type: Arc::default(),
             canonical_name: Arc::default(),
@@ -131,10 +144,23 @@ impl Workload {
         }
     }
 
+    /// On another node.
+    pub fn on_node(mut self, node: &str) -> Self {
+        Arc::make_mut(&mut self.site).node = node.into();
+        self
+    }
+
     /// Makes it an endpoint of one more service.
     pub fn join(&mut self, service: NamespacedHostname, ports: PortMap) {
         let more = [(service, ports)];
         self.services = self.services.iter().cloned().chain(more).collect();
+    }
+
+    /// Its own port mapping in a service that it names. Named twice, the last one counts.
+    pub(super) fn ports_in(&self, namespace: &str, hostname: &str) -> Option<&PortMap> {
+        let names = |key: &NamespacedHostname| *key.hostname == *hostname && *key.namespace == *namespace;
+        let (_, ports) = self.services.iter().rev().find(|(key, _)| names(key))?;
+        Some(ports)
     }
 
     /// Who wins when several workloads own one address: pods before others, and of those HBONE before plain.

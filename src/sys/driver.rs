@@ -159,8 +159,17 @@ pub trait Driver: Sized {
     /// Takes back a `receive`. Bytes that arrived already may still be delivered, once, after this call.
     fn stop_receive(&mut self, socket: SocketId);
 
+    /// Whether the stream ended right behind the bytes that were received last. Then this is its `End`: nothing more
+    /// is received. To be asked between receives, after one that got less than it asked for; false when the end
+    /// cannot be told yet, or not for less than a receive costs.
+    fn take_end(&mut self, socket: SocketId) -> bool;
+
     /// Sends the whole payload. Empty payloads are not allowed.
     fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus;
+
+    /// As `send`, for what `shutdown_send` or an orderly close follows at once: the kernel may keep the last bytes
+    /// for the segment that carries the FIN.
+    fn send_last(&mut self, socket: SocketId, payload: Payload) -> SendStatus;
 
     /// Shuts down the sending side. Only when no send is outstanding.
     fn shutdown_send(&mut self, socket: SocketId) -> io::Result<()>;

@@ -107,6 +107,49 @@ impl EpollDriver {
         socket.watch = Watch::ReadWrite;
         Ok(())
     }
+
+    /// As `Driver::send`, with these flags of `send(2)`.
+    fn send_with(&mut self, socket: SocketId, payload: Payload, flags: i32) -> SendStatus {
+        assert!(
+            !payload.is_empty(),
+            "an empty payload would never be reported as sent"
+        );
+        let Some(entry) = self.table.get_mut(socket) else {
+            return SendStatus::Failed {
+                taken: 0,
+                error: not_connected(),
+                payload,
+            };
+        };
+        assert!(entry.send.is_none(), "one send at a time per socket");
+        let written = calls::send(entry.fd(), &payload, 0, flags);
+        self.counters.calls += written.calls;
+        let taken = written.taken;
+        if let Some(error) = written.error {
+            entry.note_send_error(&error);
+            return SendStatus::Failed {
+                taken,
+                error,
+                payload,
+            };
+        }
+        if taken == payload.len() {
+            return SendStatus::Done(payload);
+        }
+        if let Err(error) = watch_write(&self.epoll, socket, entry, &mut self.counters) {
+            return SendStatus::Failed {
+                taken,
+                error,
+                payload,
+            };
+        }
+        entry.send = Some(Sending {
+            payload,
+            taken,
+            flags,
+        });
+        SendStatus::Queued
+    }
 }
 
 /// Asks for writability when a socket turns out to be full.
@@ -203,42 +246,29 @@ impl Driver for EpollDriver {
         }
     }
 
-    fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
-        assert!(
-            !payload.is_empty(),
-            "an empty payload would never be reported as sent"
-        );
+    fn take_end(&mut self, socket: SocketId) -> bool {
         let Some(entry) = self.table.get_mut(socket) else {
-            return SendStatus::Failed {
-                taken: 0,
-                error: not_connected(),
-                payload,
-            };
+            return false;
         };
-        assert!(entry.send.is_none(), "one send at a time per socket");
-        let written = calls::send(entry.fd(), &payload, 0);
-        self.counters.calls += written.calls;
-        let taken = written.taken;
-        if let Some(error) = written.error {
-            entry.note_send_error(&error);
-            return SendStatus::Failed {
-                taken,
-                error,
-                payload,
-            };
+        if entry.receive != Receive::Off || !entry.ready.read_until_empty || entry.broken.is_some() {
+            return false;
         }
-        if taken == payload.len() {
-            return SendStatus::Done(payload);
+        self.counters.calls += 1;
+        let mut broken = None;
+        let ends = socket::is_at_end(entry.fd(), &mut broken);
+        entry.broken = broken;
+        if ends {
+            entry.receive = Receive::Over;
         }
-        if let Err(error) = watch_write(&self.epoll, socket, entry, &mut self.counters) {
-            return SendStatus::Failed {
-                taken,
-                error,
-                payload,
-            };
-        }
-        entry.send = Some(Sending { payload, taken });
-        SendStatus::Queued
+        ends
+    }
+
+    fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send_with(socket, payload, 0)
+    }
+
+    fn send_last(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send_with(socket, payload, libc::MSG_MORE)
     }
 
     fn shutdown_send(&mut self, socket: SocketId) -> io::Result<()> {

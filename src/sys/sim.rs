@@ -365,6 +365,23 @@ impl Driver for SimDriver {
         }
     }
 
+    /// A kernel need not have the end yet.
+    fn take_end(&mut self, socket: SocketId) -> bool {
+        let lucky = self.random.bool();
+        let Some(entry) = self.get_mut(socket) else {
+            return false;
+        };
+        if !lucky || !matches!(entry.receive, Receive::Off) || !entry.endpoint.take_end() {
+            return false;
+        }
+        entry.receive = Receive::Over;
+        true
+    }
+
+    fn send_last(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send(socket, payload)
+    }
+
     fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
         assert!(
             !payload.is_empty(),

@@ -7,6 +7,7 @@
 //! `tcp_fwmark_accept`), so they are set once per listener and cost no system call per connection.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -170,6 +171,23 @@ pub fn original_destination(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
         .or_else(|_| socket.original_dst_v6())
         .or_else(|_| socket.local_addr())?;
     address_of(&original)
+}
+
+/// Whether nothing but the peer's FIN is left to receive. An error is taken from the socket by this, so that a receive
+/// would then see an end instead: it is kept in `broken`.
+pub(super) fn is_at_end(fd: BorrowedFd<'_>, broken: &mut Option<i32>) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    match SockRef::from(&fd).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+        Ok(bytes) => bytes == 0,
+        Err(error) => {
+            let is_of_the_call = matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            );
+            *broken = error.raw_os_error().filter(|_| !is_of_the_call);
+            false
+        }
+    }
 }
 
 pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {

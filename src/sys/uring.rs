@@ -261,6 +261,64 @@ impl UringDriver {
         });
     }
 
+    fn register(&mut self, fd: OwnedFd, owner: Owner) -> SocketId {
+        // Here, not by the first turn in which all sockets send at once.
+        if self.frames.len() <= self.sockets.len() && self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
+            self.frames.push(Frame::new());
+        }
+        let key = self.sockets.insert(Socket {
+            fd,
+            owner,
+            receive: Receive::Idle,
+            flow: Flow::default(),
+            send: None,
+            setup: None,
+            broken: None,
+        });
+        key.socket_id()
+    }
+
+    /// As `Driver::send`, with these flags of `send(2)`.
+    fn send_with(&mut self, socket: SocketId, payload: Payload, flags: i32) -> SendStatus {
+        assert!(!payload.is_empty(), "there is nothing to send");
+        let key = socket.key();
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return SendStatus::Failed {
+                taken: 0,
+                error: io::ErrorKind::NotConnected.into(),
+                payload,
+            };
+        };
+        assert!(socket.send.is_none(), "one send at a time on a socket");
+        let small = payload.len() <= limits::SEND_DIRECT_BYTES_MAX;
+        let frame = self.frames.pop().unwrap_or_else(Frame::new);
+        let mut sending = Sending::new(payload, flags, frame);
+        if small && self.direct_sends_left > 0 {
+            self.direct_sends_left -= 1;
+            self.counters.calls += 1;
+            match sending.send_direct(socket.fd.as_fd()) {
+                Direct::Partly => {}
+                Direct::Done => {
+                    let (payload, _, frame) = sending.into_parts();
+                    self.keep(frame);
+                    return SendStatus::Done(payload);
+                }
+                Direct::Failed(error) => {
+                    socket.note_send_error(&error);
+                    let (payload, taken, frame) = sending.into_parts();
+                    self.keep(frame);
+                    return SendStatus::Failed {
+                        taken,
+                        error,
+                        payload,
+                    };
+                }
+            }
+        }
+        self.queue_send(key, sending);
+        SendStatus::Queued
+    }
+
     fn queue_send(&mut self, key: Key, mut sending: Sending) {
         let socket = self.sockets.get(key);
         let fd = socket
@@ -299,25 +357,12 @@ impl Driver for UringDriver {
         if outcome == -1 {
             return Err(io::Error::last_os_error());
         }
-        // Here, not by the first turn in which all sockets send at once.
-        if self.frames.len() <= self.sockets.len() && self.frames.len() < limits::SEND_FRAMES_SPARE_MAX {
-            self.frames.push(Frame::new());
-        }
-        let key = self.sockets.insert(Socket {
-            fd,
-            owner,
-            receive: Receive::Idle,
-            flow: Flow::default(),
-            send: None,
-            setup: None,
-            broken: None,
-        });
-        Ok(key.socket_id())
+        Ok(self.register(fd, owner))
     }
 
     fn open(&mut self, spec: &SocketSpec, family_of: IpAddr, owner: Owner) -> io::Result<SocketId> {
-        let fd = socket::open(spec, family_of)?;
-        self.adopt(fd.into(), owner)
+        self.counters.calls += 1;
+        Ok(self.register(socket::open(spec, family_of)?, owner))
     }
 
     fn set_owner(&mut self, socket: SocketId, owner: Owner) {
@@ -342,44 +387,16 @@ impl Driver for UringDriver {
         self.stop_receiving(socket.key());
     }
 
+    fn take_end(&mut self, socket: SocketId) -> bool {
+        self.take_end_of(socket.key())
+    }
+
     fn send(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
-        assert!(!payload.is_empty(), "there is nothing to send");
-        let key = socket.key();
-        let Some(socket) = self.sockets.get_mut(key) else {
-            return SendStatus::Failed {
-                taken: 0,
-                error: io::ErrorKind::NotConnected.into(),
-                payload,
-            };
-        };
-        assert!(socket.send.is_none(), "one send at a time on a socket");
-        let small = payload.len() <= limits::SEND_DIRECT_BYTES_MAX;
-        let frame = self.frames.pop().unwrap_or_else(Frame::new);
-        let mut sending = Sending::new(payload, frame);
-        if small && self.direct_sends_left > 0 {
-            self.direct_sends_left -= 1;
-            self.counters.calls += 1;
-            match sending.send_direct(socket.fd.as_fd()) {
-                Direct::Partly => {}
-                Direct::Done => {
-                    let (payload, _, frame) = sending.into_parts();
-                    self.keep(frame);
-                    return SendStatus::Done(payload);
-                }
-                Direct::Failed(error) => {
-                    socket.note_send_error(&error);
-                    let (payload, taken, frame) = sending.into_parts();
-                    self.keep(frame);
-                    return SendStatus::Failed {
-                        taken,
-                        error,
-                        payload,
-                    };
-                }
-            }
-        }
-        self.queue_send(key, sending);
-        SendStatus::Queued
+        self.send_with(socket, payload, 0)
+    }
+
+    fn send_last(&mut self, socket: SocketId, payload: Payload) -> SendStatus {
+        self.send_with(socket, payload, libc::MSG_MORE)
     }
 
     fn shutdown_send(&mut self, socket: SocketId) -> io::Result<()> {

@@ -333,14 +333,14 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
         Some(text).filter(|text| !text.is_empty())
     }
     Baggage {
-        cluster: text(&workload.cluster_id),
+        cluster: text(&workload.site.cluster_id),
         namespace: text(&workload.namespace),
         workload_name: text(&workload.workload_name),
         workload_type: text(&workload.workload_type),
         service_name: text(&workload.canonical_name),
         revision: text(&workload.canonical_revision),
-        region: text(&workload.locality.region),
-        zone: text(&workload.locality.zone),
+        region: text(&workload.site.locality.region),
+        zone: text(&workload.site.locality.zone),
     }
 }
 

@@ -163,7 +163,7 @@ fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Iden
         workload: text(|workload| &workload.name).or_else(|| text(|workload| &workload.canonical_name)),
         namespace: text(|workload| &workload.namespace),
         identity,
-        cluster: text(|workload| &workload.cluster_id),
+        cluster: text(|workload| &workload.site.cluster_id),
     }
 }
 

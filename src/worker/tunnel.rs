@@ -69,6 +69,14 @@ enum Reading {
     Ended,
 }
 
+/// Whether bytes follow those that were received last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Likely,
+    /// They were fewer than asked for.
+    Unlikely,
+}
+
 /// Stream to application.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writing {
@@ -210,7 +218,11 @@ impl<D: Driver + 'static> Core<D> {
         match data {
             Received::Data(buffer) => {
                 tunnel.adapt_read(bytes, buffer.len());
-                self.send_app_bytes(key, buffer);
+                let more = match buffer.len() < bytes {
+                    true => More::Unlikely,
+                    false => More::Likely,
+                };
+                self.send_app_bytes(key, buffer, more);
             }
             Received::End => self.end_app_reading(key),
             Received::Failed(error) if ends_a_copy(&error) => self.reset_stream(key, Outcome::Complete),
@@ -219,7 +231,7 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// Seals received bytes into the session; what the window does not allow waits.
-    fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer) {
+    fn send_app_bytes(&mut self, key: Key<Tunnel>, mut buffer: RecvBuffer, more: More) {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
@@ -239,8 +251,13 @@ impl<D: Driver + 'static> Core<D> {
             tunnel.reading = Reading::Blocked { rest: Some(rest) };
             self.list_blocked(key);
             self.mark_session(session_key);
+            return;
+        }
+        drop(buffer);
+        // An application that says all and ends is passed on in one record.
+        if more == More::Unlikely && self.driver.take_end(tunnel.app) {
+            self.end_app_reading(key);
         } else {
-            drop(buffer);
             self.mark_session(session_key);
             self.read_app(key);
         }
@@ -280,7 +297,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         match rest.take() {
-            Some(buffer) => self.send_app_bytes(key, buffer),
+            Some(buffer) => self.send_app_bytes(key, buffer, More::Likely),
             None => self.read_app(key),
         }
     }
@@ -348,7 +365,12 @@ impl<D: Driver + 'static> Core<D> {
         }
         let payload = Payload::Slices(tunnel.queue.take(&mut self.buffers));
         let sending = payload.len();
-        match self.driver.send(tunnel.app, payload) {
+        let status = match end {
+            // `end_app_writing` follows as soon as the socket took it.
+            true => self.driver.send_last(tunnel.app, payload),
+            false => self.driver.send(tunnel.app, payload),
+        };
+        match status {
             SendStatus::Done(payload) => self.app_took(key, sending, payload),
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
             SendStatus::Failed { error, .. } => self.app_send_failed(key, error),

@@ -24,7 +24,6 @@ use uztunnel::control::metrics::traffic::Workers;
 use uztunnel::control::metrics::{Metrics, exposition};
 use uztunnel::control::pods;
 use uztunnel::control::roster::Roster;
-use uztunnel::control::xds::envelope::Envelope;
 use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
 use uztunnel::control::xds::messages::workload as wire;
 use uztunnel::control::xds::protocol::Kind;
@@ -75,7 +74,10 @@ pub fn many_workloads(count: u32) -> Vec<Resource> {
         let value = wire::Address { r#type }.encode_to_vec().into();
         Resource {
             name: uid,
-            resource: Some(Any { value }),
+            resource: Some(Any {
+                value,
+                ..Any::default()
+            }),
             ..Default::default()
         }
     };
@@ -180,11 +182,12 @@ impl Serving {
             });
             tokio::task::spawn_local(async move {
                 while let Some((kind, resources, done)) = to_apply.recv().await {
-                    let response = Envelope::of(&DeltaDiscoveryResponse {
+                    let message = DeltaDiscoveryResponse {
                         resources,
                         ..DeltaDiscoveryResponse::default()
-                    });
-                    let verdict = state.apply(kind, &response).await;
+                    };
+                    let response = state.read(message.encode_to_vec().into()).expect("a response");
+                    let verdict = state.apply(kind, response).await;
                     assert!(verdict.rejected.is_empty(), "{verdict:?}");
                     state.publish().await;
                     let _ = done.send(());

@@ -193,6 +193,72 @@ pub fn nothing_follows_the_end<B: Bench>(bench: &B) {
     rig.finish(&[socket]);
 }
 
+pub fn an_end_that_was_taken_is_the_end<B: Bench>(bench: &B) {
+    for _ in 0..8 {
+        let mut rig = Rig::new(bench);
+        let (socket, mut peer) = rig.pair();
+        peer.write_all(b"all there is").expect("written");
+        peer.shutdown_send();
+        let mut got = Vec::new();
+        loop {
+            match rig.receive_once(socket, 4096) {
+                Received::Data(buffer) => got.extend_from_slice(buffer.bytes()),
+                Received::End => break,
+                Received::Failed(error) => panic!("{error}"),
+            }
+            if rig.driver.take_end(socket) {
+                assert_eq!(got, b"all there is");
+                assert!(!rig.driver.take_end(socket), "it ends only once");
+                rig.driver.receive(socket, ReceiveMode::Once { bytes_max: 1 });
+                rig.assert_silent();
+                break;
+            }
+        }
+        assert_eq!(got, b"all there is");
+        assert_eq!(rig.driver.in_use().operations, 0);
+        rig.write(socket, b"answer");
+        let mut answer = [0; 6];
+        peer.read_exact(&mut answer).expect("the other direction goes on");
+        rig.finish(&[socket]);
+    }
+}
+
+pub fn what_goes_on_is_not_taken_for_the_end<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let (socket, mut peer) = rig.pair();
+    assert!(!rig.driver.take_end(socket));
+    let mut sent = Vec::new();
+    let mut got = Vec::new();
+    for round in 0..20 {
+        peer.write_all(b"before").expect("written");
+        sent.extend_from_slice(b"before");
+        if round % 2 == 0 {
+            // A receive ends where it was, and bytes follow.
+            peer.send_urgent();
+            peer.write_all(b"after").expect("written");
+            sent.extend_from_slice(b"after");
+        }
+        while got.len() < sent.len() {
+            let Received::Data(buffer) = rig.receive_once(socket, 4096) else {
+                panic!("no bytes");
+            };
+            got.extend_from_slice(buffer.bytes());
+            assert!(!rig.driver.take_end(socket));
+        }
+    }
+    assert_eq!(got, sent);
+    peer.write_all(b"more").expect("written");
+    peer.shutdown_send();
+    let Received::Data(buffer) = rig.receive_once(socket, 1) else {
+        panic!("no bytes");
+    };
+    assert!(!rig.driver.take_end(socket), "most of it is still to be read");
+    rig.stream(socket);
+    assert_eq!([buffer.bytes(), &rig.read_to_end(socket)].concat(), b"more");
+    drop(buffer);
+    rig.finish(&[socket]);
+}
+
 pub fn urgent_data_does_not_stall_the_stream<B: Bench>(bench: &B) {
     let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();

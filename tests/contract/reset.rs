@@ -35,6 +35,23 @@ pub fn a_reset_by_the_peer_is_received_as_a_reset<B: Bench>(bench: &B) {
     }
 }
 
+pub fn a_reset_behind_bytes_is_not_taken_for_the_end<B: Bench>(bench: &B) {
+    for _ in 0..8 {
+        let mut rig = Rig::new(bench);
+        let (socket, mut peer) = rig.pair();
+        peer.write_all(b"nearly all").expect("written");
+        peer.reset();
+        loop {
+            match rig.receive_once(socket, 4096) {
+                Received::Data(_) => assert!(!rig.driver.take_end(socket)),
+                over => break expect_reset(over),
+            }
+        }
+        rig.assert_silent();
+        rig.finish(&[socket]);
+    }
+}
+
 pub fn closing_with_reset_is_seen_as_a_reset_by_the_peer<B: Bench>(bench: &B) {
     for receiving in [true, false] {
         let mut rig = Rig::new(bench);

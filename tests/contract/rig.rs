@@ -123,8 +123,18 @@ impl<'a, B: Bench> Rig<'a, B> {
 
     /// Sends all of it, whether at once or not.
     pub fn write(&mut self, socket: SocketId, bytes: &[u8]) {
-        let payload = Payload::whole(bytes.to_vec());
-        match self.driver.send(socket, payload) {
+        let status = self.driver.send(socket, Payload::whole(bytes.to_vec()));
+        self.await_sent(socket, status, bytes);
+    }
+
+    /// As `write`, for what the end follows.
+    pub fn write_last(&mut self, socket: SocketId, bytes: &[u8]) {
+        let status = self.driver.send_last(socket, Payload::whole(bytes.to_vec()));
+        self.await_sent(socket, status, bytes);
+    }
+
+    fn await_sent(&mut self, socket: SocketId, status: SendStatus, bytes: &[u8]) {
+        match status {
             SendStatus::Done(payload) => assert_eq!(payload.len(), bytes.len()),
             SendStatus::Queued => {
                 let (taken, error, _) = self.next_sent(socket);
@@ -173,6 +183,12 @@ impl<'a, B: Bench> Rig<'a, B> {
         let id = self.adopt(listener, owner);
         self.driver.listen(id);
         (id, address)
+    }
+
+    /// One receive of at most `bytes_max` bytes, and what it brought.
+    pub fn receive_once(&mut self, socket: SocketId, bytes_max: usize) -> Received {
+        self.driver.receive(socket, ReceiveMode::Once { bytes_max });
+        self.next_received(socket)
     }
 
     pub fn stream(&mut self, socket: SocketId) {

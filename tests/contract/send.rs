@@ -42,6 +42,31 @@ pub fn a_small_payload_comes_back_when_sent<B: Bench>(bench: &B) {
     rig.finish(&[socket]);
 }
 
+pub fn the_last_payload_arrives_with_the_end<B: Bench>(bench: &B) {
+    for len in [1, 1500, bench.bulk(1 << 20)] {
+        for closed in [true, false] {
+            let mut rig = Rig::new(bench);
+            let (ours, mut peer) = bench.narrow_pair();
+            let socket = rig.adopt(ours, OWNER);
+            let reader = std::thread::spawn(move || {
+                let mut got = Vec::new();
+                peer.read_to_end(&mut got).expect("read");
+                got
+            });
+            let sent = pattern(len);
+            rig.write_last(socket, &sent);
+            if closed {
+                rig.finish(&[socket]);
+                assert_same(&reader.join().expect("read"), &sent);
+            } else {
+                rig.driver.shutdown_send(socket).expect("shut down");
+                assert_same(&reader.join().expect("read"), &sent);
+                rig.finish(&[socket]);
+            }
+        }
+    }
+}
+
 /// Sends `payload` through small socket buffers to a peer that starts to read late and reads little.
 fn reach_slow_reader<B: Bench>(bench: &B, payload: Payload, expected: &[u8]) {
     let mut rig = Rig::new(bench);

@@ -14,6 +14,8 @@ mod tls_record;
 mod traceparent;
 #[path = "targets/xds.rs"]
 mod xds;
+#[path = "targets/xds_response.rs"]
+mod xds_response;
 #[path = "targets/zds.rs"]
 mod zds;
 
@@ -29,5 +31,6 @@ pub const ALL: &[(&str, Body)] = &[
     ("tls_record", tls_record::run),
     ("traceparent", traceparent::run),
     ("xds", xds::run),
+    ("xds_response", xds_response::run),
     ("zds", zds::run),
 ];

@@ -10,6 +10,7 @@ use uztunnel_rig::istiod::messages::{discovery, security, workload};
 use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, wait_until};
 
+use crate::admin::dump;
 use crate::setup::options;
 
 /// What istiod sent, byte for byte.
@@ -241,9 +242,12 @@ fn an_allow_that_is_taken_away_closes_those_whom_it_alone_let_in() {
     let _servers = serve(&world);
     let policies = vec![allow("clients", "client"), allow("carts", "cart")];
     acknowledged(istiod, istiod.update(AUTHORIZATION, policies));
-    wait_until("strangers to be kept out", || {
-        Live::open(&world, "stranger", PORT).err()
+    // Answered comes before in force: who opens a connection in between is let in, and closed.
+    wait_until("both policies to be in force", || {
+        let shown = dump(&world, 1);
+        (shown["policies"].as_array()?.len() == 2).then_some(())
     });
+    assert!(Live::open(&world, "stranger", PORT).is_err());
     let open = |pod, port| Live::open(&world, pod, port).expect("allowed");
     let (first, second, other) = (
         open("client", PORT),

@@ -68,12 +68,12 @@ fn state(plan: &Plan) -> LocalState {
         let name = name(number);
         let mut workload = Workload {
             addresses: pod.addresses.clone(),
-            node: node_name(pod.node),
             protocol: match pod.meshed {
                 true => TunnelProtocol::Hbone,
                 false => TunnelProtocol::Tcp,
             },
             ..Workload::new(&format!("sim//Pod/sim/{name}"), &name, identity(pod.account))
+                .on_node(&node_name(pod.node))
         };
         for (service, described) in plan.services.iter().enumerate() {
             if described.pods.contains(&number) {

@@ -195,14 +195,14 @@ impl Case<'_> {
             let Some((denied_at, true)) = self.changes(server.pod).last() else {
                 continue;
             };
-            let sent_at = self.world.network.last_sent_to(server.number);
+            let written_at = self.world.network.last_written_to(server.number);
             let latency_max = DENIAL_LATENCY_MAX + self.pauses_after(server.pod, denied_at);
-            if denied_at > server.opened_at && sent_at > denied_at + latency_max {
+            if denied_at > server.opened_at && written_at > denied_at + latency_max {
                 return Err((
                     "denied",
                     format!(
-                        "a proxy sent {:?} after a policy had forbidden it",
-                        sent_at.saturating_sub(denied_at)
+                        "a proxy wrote {:?} after a policy had forbidden it",
+                        written_at.saturating_sub(denied_at)
                     ),
                 ));
             }

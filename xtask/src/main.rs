@@ -43,6 +43,8 @@ usage: cargo xtask <command>
         a large mesh loaded into two proxies, then changed all the time, and what an echo through them feels of it
   perf pods [--against PATH] [--rounds N] [--workers N] [--pods N]
         pods announced at once: time until all have certificates, memory of each
+  perf endpoints [ROUNDS]
+        what it costs to choose an endpoint of a service of ten and of a thousand
   fuzz TARGET [SECONDS]
         libFuzzer on one target of tests/fuzz
 ";

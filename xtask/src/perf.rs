@@ -1,6 +1,6 @@
 //! `cargo xtask perf`: builds the proxy and the load tools in release mode and compares both drivers, the direct
 //! path and, with `--against`, another binary. `scale` and `pods` measure the control plane: the proxies alone on the
-//! first CPU, everything else on the second.
+//! first CPU, everything else on the second. `endpoints` measures a decision, without a proxy.
 
 use std::process::Command;
 
@@ -24,7 +24,11 @@ pub fn run(arguments: &[String]) -> Outcome {
         }
     }
     packages::ensure(&[packages::BUILD, packages::NETWORK])?;
-    let binary = build_proxy("release")?;
+    let without_proxies = rest.first().is_some_and(|first| first == "endpoints");
+    let binary = match without_proxies {
+        true => None,
+        false => Some(build_proxy("release")?),
+    };
     process::run(&mut cargo(&[
         "build",
         "--quiet",
@@ -47,12 +51,15 @@ pub fn run(arguments: &[String]) -> Outcome {
     if control_plane {
         command.args(["--cpu", "0"]);
     }
-    for driver in ["uring", "epoll"] {
+    for (binary, driver) in binary
+        .iter()
+        .flat_map(|it| ["uring", "epoll"].map(|driver| (it, driver)))
+    {
         command
             .arg("--variant")
             .arg(format!("{driver}={},UZTUNNEL_IO={driver}", binary.display()));
     }
-    if let Some(against) = against {
+    if let Some(against) = against.filter(|_| !without_proxies) {
         command.arg("--variant").arg(format!("against={against}"));
         if !control_plane {
             command.args(["--base", "against"]);

@@ -35,7 +35,7 @@ pub mod process;
 mod resources;
 
 use process::{CertificateShape, Pods};
-use resources::{EndpointShape, PolicyShape, ServiceShape, WorkloadShape, each};
+use resources::{Endpoints, PolicyShape, ServiceShape, WorkloadShape, each};
 
 /// What does not change while the process lives.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +109,8 @@ impl Serialize for Dump {
         map.serialize_entry("policies", &each(&policies, |it| PolicyShape::new(it)))?;
         let mut services: Vec<_> = self.snapshot.services().collect();
         services.sort_unstable_by_key(|service| (&service.hostname, &service.namespace));
-        map.serialize_entry("services", &each(&services, |it| ServiceShape::new(it)))?;
+        let services = each(&services, |it| ServiceShape::in_force(it, &self.snapshot));
+        map.serialize_entry("services", &services)?;
         map.serialize_entry("stagedServices", &Staged(&self.snapshot))?;
         map.serialize_entry("staticConfig", &Static(self.constants.local_state.as_ref()))?;
         map.serialize_entry("version", &self.constants.version)?;
@@ -130,10 +131,7 @@ impl Serialize for Staged<'_> {
         staged.sort_unstable_by_key(|(key, _)| *key);
         let mut map = serializer.serialize_map(Some(staged.len()))?;
         for (NamespacedHostname { namespace, hostname }, endpoints) in staged {
-            let waiting: std::collections::BTreeMap<&str, EndpointShape<'_>> = endpoints
-                .iter()
-                .map(|(uid, endpoint)| (&**uid, EndpointShape::new(endpoint)))
-                .collect();
+            let waiting = Endpoints::new(endpoints);
             map.serialize_entry(&format_args!("{namespace}/{hostname}"), &waiting)?;
         }
         map.end()
@@ -148,7 +146,7 @@ impl Serialize for Static<'_> {
         let state = self.0.map_or_else(LocalState::default, read_again);
         let mut map = serializer.serialize_map(Some(3))?;
         map.serialize_entry("policies", &each(&state.policies, PolicyShape::new))?;
-        map.serialize_entry("services", &each(&state.services, ServiceShape::new))?;
+        map.serialize_entry("services", &each(&state.services, ServiceShape::of_file))?;
         map.serialize_entry("workloads", &each(&state.workloads, WorkloadShape::of_file))?;
         map.end()
     }

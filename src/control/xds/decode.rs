@@ -11,16 +11,21 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prost::Message;
 
+use super::fields::{Fields, FieldsError};
 use super::messages::workload as wire;
+use super::protocol::Kind;
 use crate::mesh::{
-    ApplicationProtocol, ApplicationTunnel, BalanceMode, CidrVip, GatewayAddress, GatewayTarget, Health,
-    HealthPolicy, Interner, IpFamilies, LoadBalancer, Locality, NamespacedHostname, NetworkAddress,
-    NetworkMode, PortMap, Scope, Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
+    ApplicationProtocol, ApplicationTunnel, BalanceMode, CidrVip, GatewayAddress, GatewayTarget,
+    HealthPolicy, Interner, IpFamilies, LoadBalancer, NamespacedHostname, NetworkAddress, PortMap, Scope,
+    Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
 };
 
 mod policy;
+mod workload;
 
 pub use policy::policy;
+
+use workload::Sent;
 
 /// A resource of the type `istio.workload.Address`.
 #[derive(Debug, Clone)]
@@ -36,6 +41,10 @@ pub enum DecodeError {
     NoPayload,
     #[error("cannot be decoded: {0}")]
     Malformed(#[from] prost::DecodeError),
+    #[error("cannot be decoded: {0}")]
+    Fields(#[from] FieldsError),
+    #[error("is of another type than the response, which is of {}", .0.type_url())]
+    OtherType(Kind),
     #[error("unknown address type")]
     UnknownAddressType,
     #[error("{field}: {source}")]
@@ -63,67 +72,38 @@ pub enum FieldError {
 
 /// Decodes one `Address`. What it shares with others it has from the interner.
 pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeError> {
-    match wire::Address::decode(bytes)?.r#type {
-        Some(wire::address::Type::Workload(workload)) => {
-            Ok(Address::Workload(Box::new(workload_of(workload, interner)?)))
+    enum Last<'a> {
+        Workload(Sent<'a>),
+        Service(wire::Service),
+    }
+    // Of several, the last counts; several of one kind in a row are one.
+    let mut last = None;
+    for field in Fields::of(bytes) {
+        match field? {
+            (1, value) => {
+                let mut workload = match last.take() {
+                    Some(Last::Workload(workload)) => workload,
+                    Some(Last::Service(_)) | None => Sent::default(),
+                };
+                workload.merge(value.bytes("workload")?)?;
+                last = Some(Last::Workload(workload));
+            }
+            (2, value) => {
+                let mut service = match last.take() {
+                    Some(Last::Service(service)) => service,
+                    Some(Last::Workload(_)) | None => wire::Service::default(),
+                };
+                service.merge(value.bytes("service")?)?;
+                last = Some(Last::Service(service));
+            }
+            (_, _) => {}
         }
-        Some(wire::address::Type::Service(service)) => {
-            Ok(Address::Service(Box::new(service_of(service, interner)?)))
-        }
+    }
+    match last {
+        Some(Last::Workload(workload)) => Ok(Address::Workload(Box::new(workload.into_workload(interner)?))),
+        Some(Last::Service(service)) => Ok(Address::Service(Box::new(service_of(service, interner)?))),
         None => Err(DecodeError::UnknownAddressType),
     }
-}
-
-fn workload_of(from: wire::Workload, interner: &mut Interner) -> Result<Workload, DecodeError> {
-    let trust_domain = interner.text(or_default(&from.trust_domain, "cluster.local"));
-    let service_account = interner.text(or_default(&from.service_account, "default"));
-    let namespace = interner.text(&from.namespace);
-    let accepted = interner.identity(&trust_domain, &namespace, &service_account);
-    let services = from.services.into_iter().map(|it| endpoint(it, interner));
-    let services = services.collect::<Result<_, _>>()?;
-    let addresses = from.addresses.iter().enumerate();
-    let addresses = addresses.map(|(at, bytes)| in_field(format_args!("addresses[{at}]"), ip(bytes)));
-    let tunnel = from.application_tunnel.map(application_tunnel).transpose()?;
-    let locality = from.locality.unwrap_or_default();
-    Ok(Workload {
-        uid: from.uid.into(),
-        name: from.name.into(),
-        namespace,
-        trust_domain,
-        service_account,
-        identity: accepted[0].clone(),
-        accepted,
-        addresses: addresses.collect::<Result<_, _>>()?,
-        network: interner.text(&from.network),
-        node: interner.text(&from.node),
-        hostname: interner.text(&from.hostname),
-        protocol: tunnel_protocol(from.tunnel_protocol)?,
-        network_mode: match known("network_mode", from.network_mode)? {
-            wire::NetworkMode::Standard => NetworkMode::Standard,
-            wire::NetworkMode::HostNetwork => NetworkMode::HostNetwork,
-        },
-        status: match known("status", from.status)? {
-            wire::WorkloadStatus::Healthy => Health::Healthy,
-            wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
-        },
-        waypoint: gateway("waypoint", from.waypoint)?,
-        network_gateway: gateway("network_gateway", from.network_gateway)?,
-        services: interner.memberships(services),
-        authorization_policies: interner.texts(&from.authorization_policies),
-        locality: Locality {
-            region: interner.text(&locality.region),
-            zone: interner.text(&locality.zone),
-            subzone: interner.text(&locality.subzone),
-        },
-        capacity: from.capacity.unwrap_or(1),
-        cluster_id: interner.text(or_default(&from.cluster_id, "Kubernetes")),
-        workload_name: interner.text(&from.workload_name),
-        workload_type: interner.text(workload_type(from.workload_type)),
-        canonical_name: interner.text(&from.canonical_name),
-        canonical_revision: interner.text(&from.canonical_revision),
-        native_tunnel: from.native_tunnel,
-        application_tunnel: tunnel,
-    })
 }
 
 fn service_of(from: wire::Service, interner: &mut Interner) -> Result<Service, DecodeError> {
@@ -228,16 +208,6 @@ fn load_balancer(from: wire::LoadBalancing) -> Result<LoadBalancer, DecodeError>
             Health::AllowAll => HealthPolicy::AllowAll,
         },
     })
-}
-
-fn endpoint(
-    (name, list): (String, wire::PortList),
-    interner: &mut Interner,
-) -> Result<(NamespacedHostname, PortMap), DecodeError> {
-    let Some((namespace, hostname)) = name.split_once('/') else {
-        return in_field(format_args!("services"), Err(FieldError::Hostname(name)));
-    };
-    Ok((interner.hostname(namespace, hostname), ports(&list.ports)))
 }
 
 fn gateway(

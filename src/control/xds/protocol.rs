@@ -7,7 +7,7 @@
 //! not fit a message, is taken out if the server does not send it again; no sequence of outcomes makes the client
 //! try more often than once in `XDS_DELAY_MIN`, nor that often for longer than a stream or two.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use super::envelope::Malformed;
 use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
+use super::version::Version;
 use crate::clock::Instant;
 use crate::limits;
 
@@ -32,7 +33,7 @@ pub enum Kind {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Name and version.
-    pub accepted: Vec<(Arc<str>, Box<str>)>,
+    pub accepted: Vec<(Arc<str>, Version)>,
     /// Name and reason.
     pub rejected: Vec<(Arc<str>, String)>,
     pub removed: Vec<String>,
@@ -79,7 +80,7 @@ pub struct Protocol {
 #[derive(Debug, Default)]
 struct Subscription {
     /// Name to version.
-    held: BTreeMap<Arc<str>, Box<str>>,
+    held: HashMap<Arc<str>, Version>,
     /// A response without a fault was received, now or on an earlier stream.
     synced: bool,
     /// Held, but the server does not know it on this stream, and has not sent it.
@@ -142,6 +143,19 @@ impl Protocol {
             request
         });
         (requests.into(), warnings)
+    }
+
+    /// A part of what was accepted of a response that `answer` is about to be asked about.
+    pub fn hold(&mut self, kind: Kind, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
+        self.of(kind).hold(accepted);
+    }
+
+    /// So many are about to be held. A table that grows while it is filled keeps everybody waiting each time.
+    pub fn make_room(&mut self, kind: Kind, resources: usize) {
+        let held = &mut self.of(kind).held;
+        if held.is_empty() {
+            held.reserve(resources);
+        }
     }
 
     /// A response was dealt with: what to answer.
@@ -313,14 +327,26 @@ impl Subscription {
         for (name, _) in &verdict.rejected {
             self.unannounced.remove(name);
         }
-        for (name, version) in verdict.accepted {
-            self.unannounced.remove(&name);
-            self.held.insert(name, version);
-        }
+        self.hold(verdict.accepted.into_iter());
         // Last, as they are applied last.
         for name in &verdict.removed {
             self.unannounced.remove(name.as_str());
             self.held.remove(name.as_str());
+        }
+        self.shrink();
+    }
+
+    fn hold(&mut self, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
+        for (name, version) in accepted {
+            self.unannounced.remove(&name);
+            self.held.insert(name, version);
+        }
+    }
+
+    /// A mesh that has become small keeps no room for a large one.
+    fn shrink(&mut self) {
+        if self.held.len() < self.held.capacity() / 4 {
+            self.held.shrink_to(2 * self.held.len());
         }
     }
 
@@ -332,6 +358,7 @@ impl Subscription {
         for name in &self.unannounced {
             self.held.remove(name);
         }
+        self.shrink();
         std::mem::take(&mut self.unannounced)
     }
 }

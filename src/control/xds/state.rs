@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
 
-use super::decode::{self, Address, DecodeError};
-use super::envelope::{self, Envelope};
-use super::messages::discovery::Resource;
+use super::decode::DecodeError;
+use super::envelope::Malformed;
+use super::give_way;
 use super::on_demand::Reply;
 use super::protocol::{Alias, Kind, Verdict};
+use super::response::{Arriving, Content, Resource, Response};
 use crate::bridge::{Order, Orders, SnapshotCell};
 use crate::clock::{self, Instant};
 use crate::control::pods::PodChange;
@@ -29,6 +30,8 @@ pub struct State {
     /// When changes that nobody has seen yet are published.
     publish_at: Option<Instant>,
     published_at: Option<Instant>,
+    /// What workers and certificates were last told of.
+    told: Revisions,
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
     retired: Vec<Arc<Snapshot>>,
     retire_at: Option<Instant>,
@@ -47,6 +50,7 @@ impl State {
         changes: mpsc::UnboundedSender<PodChange>,
     ) -> Self {
         Self {
+            told: Revisions::of(&snapshots.load()),
             builder,
             snapshots,
             orders,
@@ -73,40 +77,61 @@ impl State {
         self.replies.extend(replies);
         if self.publish_at.is_none() {
             self.send_replies();
+        } else {
+            self.changed();
         }
     }
 
+    /// Begins with a response of so many bytes.
+    pub fn arriving(&self, message_bytes: usize) -> Arriving {
+        Arriving::new(message_bytes, self.tells_aliases)
+    }
+
+    /// Makes at most `XDS_SLICE` resources of what has come of a response; true when that was all. Nobody sees them
+    /// before `apply`.
+    pub fn make(&mut self, arriving: &mut Arriving) -> Result<bool, Malformed> {
+        let made = arriving.step(limits::XDS_SLICE, self.builder.interner())?;
+        Ok(made < limits::XDS_SLICE)
+    }
+
+    /// Of a message that is there as a whole.
+    pub fn read(&mut self, message: Bytes) -> Result<Response, Malformed> {
+        let mut arriving = self.arriving(message.len());
+        arriving.feed(message);
+        while !self.make(&mut arriving)? {}
+        arriving.finish()
+    }
+
     /// Applies one response: resources in their order, then removals.
-    pub async fn apply(&mut self, kind: Kind, response: &Envelope) -> Verdict {
+    pub async fn apply(&mut self, kind: Kind, mut response: Response) -> Verdict {
         let mut verdict = Verdict::default();
-        for (at, bytes) in response.resources().enumerate() {
+        verdict.accepted.reserve_exact(response.resources);
+        let resources = response.take_resources();
+        let mut aliases = response.aliases.into_iter().peekable();
+        for (at, resource) in resources.enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                yield_now().await;
+                give_way().await;
             }
-            let mut resource = match envelope::resource(&bytes, at) {
-                Ok(resource) => resource,
-                Err((name, error)) => {
-                    let error = DecodeError::Malformed(error);
-                    verdict.rejected.push((name.into(), error.to_string()));
-                    continue;
-                }
-            };
-            let inserted = self.insert(kind, &resource);
-            if self.tells_aliases {
-                let accepted = inserted.is_ok();
-                let aliases = std::mem::take(&mut resource.aliases).into_iter();
-                verdict
-                    .aliases
-                    .extend(aliases.map(|name| Alias { name, accepted }));
+            let Resource {
+                name,
+                version,
+                content,
+            } = resource.of_kind(kind, self.builder.interner());
+            let refusal = self.insert(content).err();
+            while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
+                verdict.aliases.push(Alias {
+                    name: alias,
+                    accepted: refusal.is_none(),
+                });
             }
-            match inserted {
-                Ok(name) => verdict.accepted.push((name, resource.version.into())),
-                Err(error) => verdict.rejected.push((resource.name.into(), error.to_string())),
+            match refusal {
+                None => verdict.accepted.push((name, version)),
+                Some(error) => verdict.rejected.push((name, error.to_string())),
             }
         }
-        for (at, name) in response.removed().enumerate() {
+        for (at, name) in response.envelope.removed.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                yield_now().await;
+                give_way().await;
             }
             self.remove(kind, &name);
             verdict.removed.push(name);
@@ -138,15 +163,23 @@ impl State {
             return;
         }
         while self.builder.settle(limits::XDS_SERVICES_SLICE) {
-            yield_now().await;
+            give_way().await;
         }
         self.publish_at = None;
         self.published_at = Some(clock::now());
-        self.retired.push(self.snapshots.publish(self.builder.build()));
+        let snapshot = self.builder.build();
+        let before = std::mem::replace(&mut self.told, Revisions::of(&snapshot));
+        self.retired.push(self.snapshots.publish(snapshot));
         self.retire();
-        self.orders.send_all(|| Order::Snapshot);
-        // Nobody listens when the process is on its way out.
-        let _ = self.changes.send(PodChange::MeshChanged);
+        if before != self.told {
+            // Most changes are about workloads of other nodes: they concern nobody before the next connection, and to
+            // wake all workers for them would be the largest part of what they cost.
+            self.orders.send_all(|| Order::Snapshot);
+        }
+        if before.policies != self.told.policies {
+            // Nobody listens when the process is on its way out.
+            let _ = self.changes.send(PodChange::MeshChanged);
+        }
         self.send_replies();
         let warnings = self.builder.take_warnings();
         for warning in warnings.iter().take(limits::XDS_WARNINGS_MAX) {
@@ -171,28 +204,15 @@ impl State {
         self.retire_at = waits.then(|| clock::now() + limits::SNAPSHOT_INTERVAL);
     }
 
-    /// Gives the resource's name, which most share with what was made of it.
-    fn insert(&mut self, kind: Kind, resource: &Resource) -> Result<Arc<str>, DecodeError> {
-        let payload = resource.resource.as_ref().ok_or(DecodeError::NoPayload)?;
-        match kind {
-            Kind::Address => match decode::address(&payload.value, self.builder.interner())? {
-                Address::Workload(workload) => {
-                    let uid = workload.uid.clone();
-                    self.builder.insert_workload(*workload);
-                    if *uid == *resource.name {
-                        return Ok(uid);
-                    }
-                }
-                Address::Service(service) => self.builder.insert_service(*service),
-            },
-            Kind::Authorization => {
-                let policy = decode::policy(&resource.name, &payload.value)?;
-                let key = policy.key.clone();
-                self.builder.insert_policy(policy);
-                return Ok(key);
-            }
+    fn insert(&mut self, content: Content) -> Result<(), Box<DecodeError>> {
+        match content {
+            Content::Workload(workload) => self.builder.insert_workload(*workload),
+            Content::Service(service) => self.builder.insert_service(*service),
+            Content::Policy(policy) => self.builder.insert_policy(*policy),
+            Content::Refused(error) => return Err(error),
+            Content::Undecoded(_) => unreachable!("invariant: of a kind, it is decoded"),
         }
-        Ok(resource.name.as_str().into())
+        Ok(())
     }
 
     fn send_replies(&mut self) {
@@ -206,83 +226,39 @@ impl State {
         }
     }
 
+    /// Changes are published at once after a pause, and gathered while they keep coming: not for long if somebody waits
+    /// for them, or if they decide about the pods of this node.
     fn changed(&mut self) {
+        let is_urgent = !self.replies.is_empty() || self.builder.policies_revision() != self.told.policies;
+        let interval = if is_urgent {
+            limits::SNAPSHOT_INTERVAL_URGENT
+        } else {
+            limits::SNAPSHOT_INTERVAL
+        };
         let now = clock::now();
-        let earliest = self
-            .published_at
-            .map_or(now, |at| now.max(at + limits::SNAPSHOT_INTERVAL));
-        self.publish_at.get_or_insert(earliest);
+        let earliest = self.published_at.map_or(now, |at| now.max(at + interval));
+        let due = self.publish_at.map_or(earliest, |due| due.min(earliest));
+        self.publish_at = Some(due);
+    }
+}
+
+/// By which workers find out whether they have to look at what they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Revisions {
+    /// Grows with the policies, and the workloads of this node.
+    policies: u64,
+    /// Grows when an address may have another owner.
+    addresses: u64,
+}
+
+impl Revisions {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            policies: snapshot.policies_revision(),
+            addresses: snapshot.addresses_revision(),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use prost::Message;
-
-    use super::super::messages::discovery::{Any, DeltaDiscoveryResponse};
-    use super::super::messages::workload as wire;
-    use super::*;
-    use crate::mesh::{Locale, Snapshot};
-
-    fn resource(index: usize) -> Resource {
-        let uid = format!("c//Pod/ns/{index}");
-        let workload = wire::Workload {
-            uid: uid.clone(),
-            services: [("ns/all.svc".to_owned(), wire::PortList::default())].into(),
-            ..Default::default()
-        };
-        let r#type = Some(wire::address::Type::Workload(workload));
-        let value = wire::Address { r#type }.encode_to_vec().into();
-        Resource {
-            name: uid,
-            resource: Some(Any { value }),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn other_work_gets_its_turn_while_a_large_response_is_applied() {
-        const RESOURCES: usize = 40 * limits::XDS_SLICE;
-        let empty = Snapshot::empty(Locale::default());
-        let snapshots = SnapshotCell::new(empty);
-        let builder = Builder::new(Locale::default());
-        let (changes, _changes) = crate::control::pods::changes();
-        let mut state = State::new(builder, snapshots.clone(), Orders::new(Vec::new()), changes);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let applied = Cell::new(false);
-        let turns = runtime.block_on(async {
-            let applying = async {
-                let response = DeltaDiscoveryResponse {
-                    resources: (0..RESOURCES).map(resource).collect(),
-                    ..Default::default()
-                };
-                let response = Envelope::of(&response);
-                let verdict = state.apply(Kind::Address, &response).await;
-                applied.set(true);
-                verdict
-            };
-            let others = async {
-                let mut turns = 0;
-                while !applied.get() {
-                    turns += 1;
-                    // Nobody sees a part of it.
-                    assert_eq!(snapshots.load().workloads().count(), 0);
-                    yield_now().await;
-                }
-                turns
-            };
-            let (verdict, turns) = tokio::join!(applying, others);
-            assert_eq!(verdict.accepted.len(), RESOURCES);
-            state.publish().await;
-            turns
-        });
-        assert!(turns >= 39, "{turns}");
-        assert_eq!(snapshots.load().workloads().count(), RESOURCES);
-        assert_eq!(state.publish_at(), None);
-    }
-}
+mod tests;

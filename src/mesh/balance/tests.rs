@@ -5,7 +5,7 @@ mod naive;
 use super::weighted::LOOKS;
 use super::*;
 use crate::mesh::fixture::*;
-use crate::mesh::{HealthPolicy, Locality, Scope, Snapshot};
+use crate::mesh::{HealthPolicy, Locality, Scope, Site, Snapshot};
 
 /// A service `web` with the given workloads behind it.
 fn balanced(load_balancer: Option<super::super::LoadBalancer>, workloads: Vec<Workload>) -> Snapshot {
@@ -25,10 +25,9 @@ fn pick<'a>(
     source: &Workload,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a Arc<Workload>> {
-    let web = snapshot.service("shop", "web.shop").expect("there");
-    let pick = web
-        .balance
-        .pick(&web.ports, source, 80, Purpose::Traffic, random)?;
+    let web = snapshot.index.backed("shop", "web.shop").expect("there");
+    let tables = web.tables(&snapshot.index.workloads);
+    let pick = tables.pick(&web.service.ports, source, 80, Purpose::Traffic, random)?;
     Some(pick.workload)
 }
 
@@ -43,6 +42,13 @@ fn hits(snapshot: &Snapshot, source: &Workload, draws: usize) -> HashMap<String,
     hits
 }
 
+fn site_at(locality: Locality) -> Arc<Site> {
+    Arc::new(Site {
+        locality,
+        ..Site::default()
+    })
+}
+
 fn placed(name: &str, region: &str, zone: &str, network: &str) -> Workload {
     let locality = Locality {
         region: region.into(),
@@ -50,7 +56,7 @@ fn placed(name: &str, region: &str, zone: &str, network: &str) -> Workload {
         subzone: "".into(),
     };
     Workload {
-        locality,
+        site: site_at(locality),
         network: network.into(),
         ..pod(name, "10.0.0.2")
     }
@@ -214,7 +220,7 @@ fn looks_max(endpoints: u32, capacity: fn(u32) -> u32, modes: BalanceMode) -> us
         };
         Workload {
             capacity: capacity(at),
-            locality,
+            site: site_at(locality),
             ..pod(&format!("p{at}"), "10.0.0.2")
         }
     });

@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::mesh::fixture::*;
-use crate::mesh::{Health, HealthPolicy, LoadBalancer, PortMap};
+use crate::mesh::{Endpoint, Health, HealthPolicy, LoadBalancer, PortMap};
 
 fn endpoints(snapshot: &Snapshot, service: &str) -> Vec<String> {
     let service = snapshot.service("shop", &host(service)).expect("there");
-    let mut uids: Vec<String> = service.endpoints.keys().map(ToString::to_string).collect();
+    let endpoints = snapshot.endpoints(service);
+    let mut uids: Vec<String> = endpoints.map(|it| it.workload_uid.to_string()).collect();
     uids.sort();
     uids
 }
@@ -105,7 +106,11 @@ fn removing_and_adding_a_workload_in_one_push_keeps_the_new_endpoint() {
     builder.insert_workload(behind(pod("server", "10.0.0.3"), "web", &[(80, 9090)]));
     let snapshot = builder.build();
     let service = snapshot.service("shop", "web.shop").expect("there");
-    assert_eq!(service.endpoints[SERVER].ports.get(80), Some(9090));
+    let endpoint = snapshot.endpoints(service).next().expect("an endpoint");
+    assert_eq!(
+        (&*endpoint.workload_uid, endpoint.ports.get(80)),
+        (SERVER, Some(9090))
+    );
     assert!(snapshot.workload_by_address("net1", ip("10.0.0.2")).is_none());
 }
 

@@ -22,7 +22,7 @@ fn the_documented_example_is_read_in_full() {
     );
     assert_eq!(cart.addresses, [ip("10.1.0.5"), ip("fd00::5")]);
     assert_eq!(cart.protocol, TunnelProtocol::Hbone);
-    assert_eq!(&*cart.locality.zone, "eu-1");
+    assert_eq!(&*cart.site.locality.zone, "eu-1");
     assert_eq!(cart.capacity, 1);
     assert_eq!(
         cart.waypoint.as_ref().expect("set").to_string(),

@@ -584,14 +584,7 @@ fn a_service_that_only_its_own_namespace_may_see_is_unknown_to_others() {
 
 #[test]
 fn strict_locality_without_a_match_is_refused() {
-    let server = behind(
-        Workload {
-            node: "node-b".into(),
-            ..pod("server", "10.0.0.2")
-        },
-        "web",
-        &[],
-    );
+    let server = behind(pod("server", "10.0.0.2").on_node("node-b"), "web", &[]);
     let load_balancer = balancer(BalanceMode::Strict, &[Scope::Node]);
     let web = Service {
         load_balancer,

@@ -178,7 +178,7 @@ pub struct Written {
 }
 
 /// Sends what of `payload` is left after `taken` bytes, as far as the kernel takes it.
-pub fn send(fd: BorrowedFd<'_>, payload: &Payload, taken: usize) -> Written {
+pub fn send(fd: BorrowedFd<'_>, payload: &Payload, taken: usize, flags: i32) -> Written {
     let len = payload.len();
     let mut written = Written {
         taken,
@@ -187,7 +187,7 @@ pub fn send(fd: BorrowedFd<'_>, payload: &Payload, taken: usize) -> Written {
     };
     while written.taken < len {
         written.calls += 1;
-        let (outcome, offered) = send_once(fd, payload, written.taken);
+        let (outcome, offered) = send_once(fd, payload, written.taken, flags);
         match outcome {
             Ok(n) => {
                 written.taken += n;
@@ -207,7 +207,7 @@ pub fn send(fd: BorrowedFd<'_>, payload: &Payload, taken: usize) -> Written {
 }
 
 /// One system call, and how many bytes it was given.
-fn send_once(fd: BorrowedFd<'_>, payload: &Payload, skip: usize) -> (io::Result<usize>, usize) {
+fn send_once(fd: BorrowedFd<'_>, payload: &Payload, skip: usize, flags: i32) -> (io::Result<usize>, usize) {
     let (mut one, mut many);
     let pieces = match payload {
         Payload::Bytes { .. } | Payload::Received(_) => {
@@ -219,7 +219,7 @@ fn send_once(fd: BorrowedFd<'_>, payload: &Payload, skip: usize) -> (io::Result<
             payload.first_pieces(skip, &mut many)
         }
     };
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | flags;
     if let [piece] = pieces {
         let outcome = repeated(|| {
             // SAFETY: the kernel reads the bytes of `piece` during the call.

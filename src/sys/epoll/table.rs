@@ -68,6 +68,8 @@ pub enum Receive {
 pub struct Sending {
     pub payload: Payload,
     pub taken: usize,
+    /// Of `send(2)`.
+    pub flags: i32,
 }
 
 impl Socket {

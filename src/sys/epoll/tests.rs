@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use super::*;
 use crate::limits;
+use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Event, Received};
 use crate::sys::rlimit;
 
@@ -26,6 +27,20 @@ fn poll(driver: &mut EpollDriver) -> Vec<Event> {
     events
 }
 
+/// What the next turn brings: bytes, and nothing else.
+fn received(driver: &mut EpollDriver) -> RecvBuffer {
+    let mut events = poll(driver);
+    let Some(Event::Received {
+        data: Received::Data(buffer),
+        ..
+    }) = events.pop()
+    else {
+        panic!("no bytes");
+    };
+    assert!(events.is_empty(), "{events:?}");
+    buffer
+}
+
 #[test]
 fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
     const ROUNDS: u64 = 100;
@@ -35,15 +50,7 @@ fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
     let before = driver.counters();
     for _ in 0..ROUNDS {
         peer.write_all(b"question").expect("written");
-        let mut events = poll(&mut driver);
-        let Some(Event::Received {
-            data: Received::Data(buffer),
-            ..
-        }) = events.pop()
-        else {
-            panic!("no bytes");
-        };
-        assert!(events.is_empty(), "{events:?}");
+        let buffer = received(&mut driver);
         let status = driver.send(socket, Payload::Received(buffer));
         assert!(matches!(status, SendStatus::Done(_)), "{status:?}");
         peer.read_exact(&mut [0; 8]).expect("read");
@@ -52,6 +59,29 @@ fn a_message_and_its_answer_cost_one_wait_one_receive_and_one_send() {
     assert_eq!(after.waits - before.waits, ROUNDS);
     assert_eq!(after.calls - before.calls, 2 * ROUNDS);
     assert_eq!(after.events - before.events, ROUNDS);
+}
+
+#[test]
+fn a_message_that_ends_is_one_event_and_leaves_in_one_segment() {
+    let mut driver = EpollDriver::new().expect("a driver");
+    let (socket, mut peer) = pair(&mut driver);
+    driver.receive(socket, ReceiveMode::Once { bytes_max: 4096 });
+    peer.write_all(b"all").expect("written");
+    peer.shutdown(std::net::Shutdown::Write).expect("ended");
+    let buffer = received(&mut driver);
+    assert!(driver.take_end(socket));
+    assert!(matches!(
+        driver.send_last(socket, Payload::Received(buffer)),
+        SendStatus::Done(_)
+    ));
+    peer.set_nonblocking(true).expect("set");
+    let early = peer.read(&mut [0; 8]).expect_err("held back for the end");
+    assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+    peer.set_nonblocking(false).expect("set");
+    driver.shutdown_send(socket).expect("shut down");
+    let mut got = Vec::new();
+    peer.read_to_end(&mut got).expect("read");
+    assert_eq!(got, b"all");
 }
 
 #[test]

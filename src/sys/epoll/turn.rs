@@ -138,7 +138,7 @@ impl EpollDriver {
         let Some(mut sending) = entry.send.take() else {
             return;
         };
-        let written = calls::send(entry.fd(), &sending.payload, sending.taken);
+        let written = calls::send(entry.fd(), &sending.payload, sending.taken, sending.flags);
         self.counters.calls += written.calls;
         sending.taken = written.taken;
         let mut error = written.error;

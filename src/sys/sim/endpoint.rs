@@ -156,6 +156,16 @@ impl Endpoint {
         })
     }
 
+    /// Whether everything was read and the end has arrived, which then counts as read.
+    pub fn take_end(&self) -> bool {
+        self.change(|state, index| {
+            let node = state.node(index);
+            let ends = node.inbox.is_empty() && node.fin_arrived && node.broken.is_none();
+            node.end_read |= ends;
+            ends
+        })
+    }
+
     /// Takes as much as there is room for.
     ///
     /// # Errors

@@ -179,6 +179,8 @@ pub(super) struct Node {
     fin_waits: bool,
     latency: Duration,
     bandwidth: Option<u64>,
+    /// When its user wrote last.
+    written_at: Duration,
     /// When what was sent last will have left, and when it will have arrived.
     sent_at: Duration,
     arrives_at: Duration,
@@ -232,6 +234,7 @@ impl Node {
             fin_waits: false,
             latency: Duration::ZERO,
             bandwidth: None,
+            written_at: Duration::ZERO,
             sent_at: Duration::ZERO,
             arrives_at: Duration::ZERO,
             fin_sent: false,

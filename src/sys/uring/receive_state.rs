@@ -91,13 +91,22 @@ impl Held {
     }
 }
 
+/// What the last receive left in the socket.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Left {
+    #[default]
+    Unknown,
+    Nothing,
+    /// Bytes, or the end.
+    Something,
+}
+
 /// How much a socket tends to deliver at a time.
 #[derive(Default)]
 pub(super) struct Flow {
     bulk: bool,
     small_run: u8,
-    /// The last receive left nothing behind.
-    pub drained: bool,
+    pub left: Left,
 }
 
 impl Flow {
@@ -131,7 +140,7 @@ impl Flow {
 pub(super) enum Outcome {
     Data {
         buffer: RecvBuffer,
-        drained: bool,
+        left: Left,
     },
     End,
     NoBlock,

@@ -6,18 +6,19 @@
 //! receive is tried again only when there is a block for it or bytes to be read.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr::NonNull;
 
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::operation::{Class, Target, Work};
-use super::receive_state::{Held, Outcome, Receive};
+use super::receive_state::{Held, Left, Outcome, Receive};
 use super::slots::Key;
 use super::{Socket, UringDriver};
 use crate::limits;
 use crate::sys::buffer::RecvBuffer;
 use crate::sys::driver::{Event, ReceiveMode, Received};
+use crate::sys::socket;
 
 /// `IORING_RECVSEND_POLL_FIRST`: wait for readiness before trying, when trying is known to find nothing.
 const POLL_FIRST: u16 = 1;
@@ -103,6 +104,25 @@ impl UringDriver {
         }
     }
 
+    /// Only where the last completion said that it left something, which for an idle socket is mostly the end.
+    pub(super) fn take_end_of(&mut self, key: Key) -> bool {
+        let Some(socket) = self.sockets.get_mut(key) else {
+            return false;
+        };
+        if !matches!(socket.receive, Receive::Idle)
+            || socket.flow.left != Left::Something
+            || socket.broken.is_some()
+        {
+            return false;
+        }
+        self.counters.calls += 1;
+        let ends = socket::is_at_end(socket.fd.as_fd(), &mut socket.broken);
+        if ends {
+            socket.receive = Receive::Over;
+        }
+        ends
+    }
+
     /// Starts the operation for what the owner asked.
     fn arm(&mut self, key: Key, mode: ReceiveMode) {
         let socket = self
@@ -123,7 +143,7 @@ impl UringDriver {
                 }
                 ReceiveMode::Stream | ReceiveMode::Once { .. } => {
                     let len = bytes_max(mode).min(group.block_bytes());
-                    let poll_first = socket.flow.drained && self.profile.poll_first();
+                    let poll_first = socket.flow.left == Left::Nothing && self.profile.poll_first();
                     let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len as u32)
                         .buf_group(group.id())
                         .ioprio(if poll_first { POLL_FIRST } else { 0 })
@@ -153,7 +173,10 @@ impl UringDriver {
         match (buffer, -result) {
             (Some(buffer), _) => Outcome::Data {
                 buffer,
-                drained: !cqueue::sock_nonempty(completion.flags()),
+                left: match cqueue::sock_nonempty(completion.flags()) {
+                    true => Left::Something,
+                    false => Left::Nothing,
+                },
             },
             (None, 0) => Outcome::End,
             (None, libc::ENOBUFS) => Outcome::NoBlock,
@@ -171,13 +194,13 @@ impl UringDriver {
         events: &mut Vec<Event>,
     ) {
         let Target::Socket(key) = target else { return };
-        let Outcome::Data { buffer, drained } = outcome else {
+        let Outcome::Data { buffer, left } = outcome else {
             return;
         };
         let socket = self.sockets.get_mut(key);
         let socket = socket.expect("invariant: operations of a closed socket are retargeted");
         socket.flow.note(class, buffer.len());
-        socket.flow.drained = drained;
+        socket.flow.left = left;
         let wanted = socket.flow.class(ReceiveMode::Stream);
         match &mut socket.receive {
             Receive::Armed {
@@ -212,9 +235,9 @@ impl UringDriver {
         let Target::Socket(key) = target else { return };
         let socket = self.sockets.get_mut(key);
         let socket = socket.expect("invariant: operations of a closed socket are retargeted");
-        if let Outcome::Data { buffer, drained } = &outcome {
+        if let Outcome::Data { buffer, left } = &outcome {
             socket.flow.note(class, buffer.len());
-            socket.flow.drained = *drained;
+            socket.flow.left = *left;
         }
         match std::mem::replace(&mut socket.receive, Receive::Idle) {
             Receive::Armed { mode, .. } => self.asked_for(key, mode, outcome, events),
@@ -385,9 +408,10 @@ impl UringDriver {
                 if buffer.is_pooled() {
                     socket.flow.note(class, buffer.len());
                 }
+                socket.flow.left = Left::Unknown;
                 Outcome::Data {
                     buffer,
-                    drained: false,
+                    left: Left::Unknown,
                 }
             }
             Ok(None) => Outcome::End,

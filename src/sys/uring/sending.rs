@@ -65,6 +65,8 @@ pub(super) struct Sending {
     pub taken: usize,
     /// The ring took a part and stopped.
     short: bool,
+    /// `MSG_MORE` where the end follows, else nothing.
+    flags: i32,
     frame: Box<Frame>,
 }
 
@@ -77,11 +79,12 @@ pub(super) enum Direct {
 }
 
 impl Sending {
-    pub fn new(payload: Payload, frame: Box<Frame>) -> Self {
+    pub fn new(payload: Payload, flags: i32, frame: Box<Frame>) -> Self {
         Self {
             payload,
             taken: 0,
             short: false,
+            flags,
             frame,
         }
     }
@@ -117,16 +120,16 @@ impl Sending {
 
     /// Sends by a system call what the socket takes without waiting.
     pub fn send_direct(&mut self, fd: BorrowedFd<'_>) -> Direct {
-        const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | self.flags;
         let count = self.frame.describe(&self.payload, self.taken);
         let piece = self.frame.pieces[0];
         // SAFETY: header and pieces were just filled from the payload, which is borrowed for this call; the
         // kernel reads them during the call only.
         let sent = unsafe {
             if count == 1 {
-                libc::send(fd.as_raw_fd(), piece.iov_base, piece.iov_len, FLAGS)
+                libc::send(fd.as_raw_fd(), piece.iov_base, piece.iov_len, flags)
             } else {
-                libc::sendmsg(fd.as_raw_fd(), &raw const self.frame.header, FLAGS)
+                libc::sendmsg(fd.as_raw_fd(), &raw const self.frame.header, flags)
             }
         };
         if sent < 0 {
@@ -145,17 +148,17 @@ impl Sending {
 
     /// The entry that sends the rest. Names memory of `self` that must not change before its completion.
     pub fn entry(&mut self, fd: RawFd) -> squeue::Entry {
-        const FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL | self.flags;
         let fd = types::Fd(fd);
         let count = self.frame.describe(&self.payload, self.taken);
         assert!(count > 0, "there is something left to send");
         let piece = self.frame.pieces[0];
         match u32::try_from(piece.iov_len) {
             Ok(len) if count == 1 => opcode::Send::new(fd, piece.iov_base.cast_const().cast(), len)
-                .flags(FLAGS)
+                .flags(flags)
                 .build(),
             _ => opcode::SendMsg::new(fd, &raw const self.frame.header)
-                .flags(FLAGS as u32)
+                .flags(flags as u32)
                 .build(),
         }
     }

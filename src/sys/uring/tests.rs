@@ -1,6 +1,7 @@
 //! What the contract list cannot see: blocks, classes, bounds and the number of enters.
 
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -269,4 +270,34 @@ fn no_operation_is_handed_to_a_kernel_thread() {
             assert!(!name.starts_with("iou-wrk"), "{set}: {name}");
         }
     }
+}
+
+#[test]
+fn an_end_that_came_with_the_bytes_is_told_with_them() {
+    let mut driver = driver(FeatureSet::NEWEST);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+    let mut peer = TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
+    let (ours, _) = listener.accept().expect("accepted");
+    let socket = driver.adopt(ours.into(), Owner(0)).expect("adopted");
+    peer.write_all(b"all").expect("written");
+    peer.shutdown(std::net::Shutdown::Write).expect("ended");
+    driver.receive(socket, ReceiveMode::Once { bytes_max: 4096 });
+    let (_, buffer) = turn(&mut driver).into_iter().find_map(received).expect("bytes");
+    assert_eq!(buffer.bytes(), b"all");
+    let calls = driver.counters().calls;
+    assert!(driver.take_end(socket));
+    assert_eq!(driver.counters().calls, calls + 1);
+    assert_eq!(driver.in_use().operations, 0);
+}
+
+#[test]
+fn where_nothing_was_left_the_end_costs_no_call() {
+    let mut driver = driver(FeatureSet::NEWEST);
+    let (socket, mut peer) = pair(&mut driver);
+    driver.receive(socket, ReceiveMode::Once { bytes_max: 4096 });
+    peer.write_all(b"some").expect("written");
+    turn(&mut driver).into_iter().find_map(received).expect("bytes");
+    let calls = driver.counters().calls;
+    assert!(!driver.take_end(socket));
+    assert_eq!(driver.counters().calls, calls);
 }

@@ -207,9 +207,9 @@ fn of_workload(workload: &Workload) -> EndLabels {
         namespace: workload.namespace.clone(),
         app: workload.canonical_name.clone(),
         version: workload.canonical_revision.clone(),
-        cluster: workload.cluster_id.clone(),
-        region: workload.locality.region.clone(),
-        zone: workload.locality.zone.clone(),
+        cluster: workload.site.cluster_id.clone(),
+        region: workload.site.locality.region.clone(),
+        zone: workload.site.locality.zone.clone(),
     }
 }
 

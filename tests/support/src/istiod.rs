@@ -128,6 +128,8 @@ pub enum Treatment {
     Reversed,
     /// Every stream ends without complaint right after its first response.
     EndAtOnce,
+    /// Likewise, but for the last byte of that response.
+    CutShort,
 }
 
 /// The server. It runs in a thread of its own, with its port in the network namespace of whoever starts it.
@@ -487,6 +489,7 @@ fn response<'a>(
     let resources = resources.map(|resource| messages::discovery::Resource {
         version: resource.version.clone(),
         resource: Some(messages::discovery::Any {
+            type_url: type_url.to_owned(),
             value: resource.value.clone(),
         }),
         name: resource.name.clone(),

@@ -14,8 +14,8 @@ use serde::{Serialize, Serializer};
 use crate::mesh::{
     ApplicationProtocol, BalanceMode, CidrVip, Endpoint, GatewayAddress, GatewayTarget, Health, HealthPolicy,
     IpFamilies, LoadBalancer, Match, NamespacedHostname, NetworkAddress, NetworkMode, Policy, PolicyAction,
-    PolicyScope, PortMap, Rule, Scope, Service, ServiceAccountMatch, StringMatch, TunnelProtocol, Visibility,
-    WeightedWaypoint, Workload,
+    PolicyScope, PortMap, Rule, Scope, Service, ServiceAccountMatch, Snapshot, StringMatch, TunnelProtocol,
+    Visibility, WeightedWaypoint, Workload,
 };
 
 /// A list whose items are shaped as they are written.
@@ -93,7 +93,7 @@ pub struct WorkloadShape<'a> {
 
 impl<'a> WorkloadShape<'a> {
     pub fn new(workload: &'a Workload) -> Self {
-        let locality = &workload.locality;
+        let locality = &workload.site.locality;
         let parts = [&locality.region, &locality.zone, &locality.subzone];
         Self {
             application_tunnel: workload.application_tunnel.map(|tunnel| TunnelShape {
@@ -104,7 +104,7 @@ impl<'a> WorkloadShape<'a> {
             canonical_name: &workload.canonical_name,
             canonical_revision: &workload.canonical_revision,
             capacity: workload.capacity,
-            cluster_id: &workload.cluster_id,
+            cluster_id: &workload.site.cluster_id,
             hostname: &workload.hostname,
             locality: parts
                 .iter()
@@ -120,7 +120,7 @@ impl<'a> WorkloadShape<'a> {
             network: &workload.network,
             network_gateway: workload.network_gateway.as_deref().map(GatewayShape::new),
             network_mode: workload.network_mode,
-            node: &workload.node,
+            node: &workload.site.node,
             protocol: workload.protocol,
             service_account: &workload.service_account,
             services: Memberships::Names(&workload.services),
@@ -214,14 +214,14 @@ impl Serialize for PortsShape<'_> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct EndpointShape<'a> {
+struct EndpointShape<'a> {
     port: PortsShape<'a>,
     status: Health,
     workload_uid: &'a str,
 }
 
 impl<'a> EndpointShape<'a> {
-    pub fn new(endpoint: &'a Endpoint) -> Self {
+    fn new(endpoint: &'a Endpoint) -> Self {
         Self {
             port: PortsShape(&endpoint.ports),
             status: endpoint.status,
@@ -231,17 +231,19 @@ impl<'a> EndpointShape<'a> {
 }
 
 /// Endpoints by the uid of their workload.
-struct Endpoints<'a>(&'a Service);
+pub struct Endpoints(BTreeMap<Arc<str>, Endpoint>);
 
-impl Serialize for Endpoints<'_> {
+impl Endpoints {
+    pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        let by_uid = endpoints.into_iter().map(|it| (it.workload_uid.clone(), it));
+        Self(by_uid.collect())
+    }
+}
+
+impl Serialize for Endpoints {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
-        let mut sorted: Vec<_> = self.0.endpoints.iter().collect();
-        sorted.sort_unstable_by_key(|(uid, _)| *uid);
-        serializer.collect_map(
-            sorted
-                .into_iter()
-                .map(|(uid, endpoint)| (&**uid, EndpointShape::new(endpoint))),
-        )
+        let shapes = self.0.iter();
+        serializer.collect_map(shapes.map(|(uid, endpoint)| (&**uid, EndpointShape::new(endpoint))))
     }
 }
 
@@ -251,7 +253,7 @@ pub struct ServiceShape<'a> {
     canonical: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     cidr_vips: Vec<CidrShape<'a>>,
-    endpoints: Endpoints<'a>,
+    endpoints: Endpoints,
     hostname: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ip_families: Option<&'static str>,
@@ -270,11 +272,19 @@ pub struct ServiceShape<'a> {
 }
 
 impl<'a> ServiceShape<'a> {
-    pub fn new(service: &'a Service) -> Self {
+    pub fn in_force(service: &'a Service, snapshot: &Snapshot) -> Self {
+        Self::new(service, Endpoints::new(snapshot.endpoints(service)))
+    }
+
+    pub fn of_file(service: &'a Service) -> Self {
+        Self::new(service, Endpoints::new(service.endpoints.values().cloned()))
+    }
+
+    fn new(service: &'a Service, endpoints: Endpoints) -> Self {
         Self {
             canonical: service.canonical,
             cidr_vips: service.cidr_vips.iter().map(CidrShape::new).collect(),
-            endpoints: Endpoints(service),
+            endpoints,
             hostname: &service.hostname,
             ip_families: match service.ip_families {
                 IpFamilies::Automatic => None,

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::super::messages::{discovery, security, workload as wire};
 use super::*;
-use crate::mesh::{Builder, LocalState, Locale, Policy, Snapshot, StringMatch};
+use crate::mesh::{Builder, LocalState, Locale, Locality, Policy, Snapshot, StringMatch};
 
 fn captured() -> Vec<discovery::Resource> {
     let address = include_bytes!("../../../../tests/data/xds-address.binpb");
@@ -50,7 +50,7 @@ fn listing(snapshot: &Snapshot) -> (Vec<Workload>, Vec<String>, Vec<Policy>) {
     let mut workloads: Vec<Workload> = snapshot.workloads().map(|it| Workload::clone(it)).collect();
     workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
     let service = |it: &std::sync::Arc<Service>| {
-        let mut endpoints: Vec<String> = it.endpoints.values().map(|it| format!("{it:?}")).collect();
+        let mut endpoints: Vec<String> = snapshot.endpoints(it).map(|it| format!("{it:?}")).collect();
         endpoints.sort();
         format!(
             "{} {} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {endpoints:?}",
@@ -156,7 +156,7 @@ fn a_captured_workload_has_every_field() {
         ["198.18.24.2".parse::<IpAddr>().expect("an address")]
     );
     assert_eq!(cart.protocol, TunnelProtocol::Hbone);
-    assert_eq!((&*cart.node, &*cart.workload_type), ("node2", "pod"));
+    assert_eq!((&*cart.site.node, &*cart.workload_type), ("node2", "pod"));
     assert_eq!(
         (
             &*cart.canonical_name,
@@ -165,8 +165,11 @@ fn a_captured_workload_has_every_field() {
         ),
         ("cart", "v7", "cart")
     );
-    assert_eq!((&*cart.locality.region, &*cart.locality.zone), ("r1", "z1"));
-    assert_eq!((cart.capacity, &*cart.cluster_id), (1, "Kubernetes"));
+    assert_eq!(
+        (&*cart.site.locality.region, &*cart.site.locality.zone),
+        ("r1", "z1")
+    );
+    assert_eq!((cart.capacity, &*cart.site.cluster_id), (1, "Kubernetes"));
     let policies: Vec<&str> = cart.authorization_policies.iter().map(|it| &**it).collect();
     assert_eq!(policies, ["shop/accounts", "shop/no-admin"]);
     let (key, ports) = cart.services.last().expect("a service");
@@ -175,7 +178,8 @@ fn a_captured_workload_has_every_field() {
     let service = snapshot
         .service("shop", "cart.shop.svc.cluster.local")
         .expect("the service");
-    assert!(service.endpoints.contains_key("Kubernetes//Pod/shop/cart-7f-a"));
+    let mut endpoints = snapshot.endpoints(service);
+    assert!(endpoints.any(|it| *it.workload_uid == *"Kubernetes//Pod/shop/cart-7f-a"));
 }
 
 #[test]
@@ -390,9 +394,9 @@ fn what_a_workload_leaves_out_has_a_default() {
         plain.identity.to_string(),
         "spiffe://cluster.local/ns//sa/default"
     );
-    assert_eq!((plain.capacity, &*plain.cluster_id), (1, "Kubernetes"));
+    assert_eq!((plain.capacity, &*plain.site.cluster_id), (1, "Kubernetes"));
     assert_eq!(&*plain.workload_type, "deployment");
-    assert_eq!(plain.locality, Locality::default());
+    assert_eq!(plain.site.locality, Locality::default());
     assert_eq!(plain.application_tunnel, None);
     let explicit = workload(|it| {
         it.capacity = Some(0);

@@ -168,7 +168,7 @@ fn a_list_that_would_not_fit_is_cut_and_the_rest_is_swept_unless_it_comes_again(
     let mut protocol = protocol();
     let now = clock::now();
     let name = |index: usize| format!("{index:06}-{}", "n".repeat(100));
-    let all: Vec<(Arc<str>, Box<str>)> = (0..50_000)
+    let all: Vec<(Arc<str>, Version)> = (0..50_000)
         .map(|index| (name(index).into(), "v".into()))
         .collect();
     let verdict = Verdict {
@@ -189,18 +189,24 @@ fn a_list_that_would_not_fit_is_cut_and_the_rest_is_swept_unless_it_comes_again(
     assert_eq!(protocol.sweep_at(), None, "nothing has come yet");
 
     // The server sends all that it was not told of, but for the last, which is gone, and one that is refused now.
-    let again: Vec<_> = (announced..49_998)
-        .map(|index| (name(index).into(), "v".into()))
+    let told = &requests[0].initial_resource_versions;
+    let mut left_out: Vec<String> = (0..50_000)
+        .map(name)
+        .filter(|it| !told.contains_key(it))
         .collect();
+    assert_eq!(left_out.len(), 50_000 - announced);
+    let gone: Arc<str> = left_out.pop().expect("left out").into();
+    let refused: Arc<str> = left_out.pop().expect("left out").into();
+    let again = left_out.iter().map(|it| (it.as_str().into(), "v".into()));
     let verdict = Verdict {
-        accepted: again,
-        rejected: vec![(name(49_998).into(), "bad".to_owned())],
+        accepted: again.collect(),
+        rejected: vec![(refused, "bad".to_owned())],
         ..Verdict::default()
     };
     protocol.answer(ADDRESS, "2", verdict, now);
     let due = protocol.sweep_at().expect("a sweep");
     assert!(protocol.sweep(due - SECOND).is_empty());
-    assert_eq!(protocol.sweep(due), [(Kind::Address, name(49_999).into())]);
+    assert_eq!(protocol.sweep(due), [(Kind::Address, gone)]);
     assert_eq!(protocol.held(Kind::Address), 49_999);
     assert_eq!(protocol.sweep_at(), None);
 }

@@ -96,7 +96,8 @@ fn expected(case: &Case) -> Shares {
 /// Every pair of numbers that a draw may take, so the counts are exact.
 fn drawn(case: &Case) -> Shares {
     let snapshot = mesh(case.endpoints.clone(), vec![case.service.clone()], vec![]);
-    let web = snapshot.service("shop", "web.shop").expect("there");
+    let web = snapshot.index.backed("shop", "web.shop").expect("there");
+    let tables = web.tables(&snapshot.index.workloads);
     let candidates = candidates_of(case);
     let weighty = candidates.iter().filter(|it| it.capacity > 0).count() as u64;
     let sum: u64 = candidates.iter().map(|it| u64::from(it.capacity)).sum();
@@ -106,9 +107,7 @@ fn drawn(case: &Case) -> Shares {
         for coin in 0..sum.max(1) {
             let mut numbers = [column, coin].into_iter();
             let mut random = || numbers.next().expect("two numbers a draw");
-            let pick = web
-                .balance
-                .pick(&web.ports, &case.source, 80, case.purpose, &mut random);
+            let pick = tables.pick(&web.service.ports, &case.source, 80, case.purpose, &mut random);
             let key = pick.map_or((String::new(), 0), |it| (it.workload.name.to_string(), it.port));
             *shares.entry(key).or_default() += 1;
         }
@@ -154,9 +153,8 @@ prop_compose! {
             network_gateway: behind_gateway.then(|| waypoint("net9/192.0.2.1", 15008)).flatten(),
             application_tunnel: tunnel.map(|port| ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port }),
             status: if healthy { Health::Healthy } else { Health::Unhealthy },
-            node: node.into(),
             capacity,
-            ..base
+            ..base.on_node(&node)
         }, "web", &map)
     }
 }
@@ -190,7 +188,7 @@ prop_compose! {
         Case {
             service: Service { load_balancer, ports: ports(&map), ..service("web", "10.96.0.1") },
             endpoints,
-            source: Workload { node: node.into(), ..placed("client", &region, &zone, &network) },
+            source: placed("client", &region, &zone, &network).on_node(&node),
             purpose: if waypoint { Purpose::Waypoint } else { Purpose::Traffic },
         }
     }

@@ -33,11 +33,11 @@ impl Network {
         other.is_some_and(|other| state.node(other).end_read)
     }
 
-    /// When the other end sent last, be it its end.
-    pub fn last_sent_to(&self, endpoint: u32) -> Duration {
+    /// When bytes were written last at the other end. How long they take from there is not its user's doing.
+    pub fn last_written_to(&self, endpoint: u32) -> Duration {
         let mut state = self.lock();
         let other = state.node(endpoint).other;
-        other.map_or(Duration::ZERO, |other| state.node(other).sent_at)
+        other.map_or(Duration::ZERO, |other| state.node(other).written_at)
     }
 
     /// Whether the other end was closed in an orderly way while this end still sent: a reset took along what this end

@@ -22,7 +22,9 @@ impl State {
             .chance(Fault::Reset)
             .then(|| self.random.usize(..=bytes.len()));
         let sent = &bytes[..cut.unwrap_or(bytes.len())];
+        let now = self.now;
         let node = self.node(index);
+        node.written_at = now;
         node.unread += sent.len();
         let fits = match node.outbox.is_empty() {
             true => node.window_room(sent.len()).min(sent.len()),

@@ -187,7 +187,11 @@ impl Stream {
                 self.held_back = Some(request);
                 return false;
             }
-            Treatment::Serve | Treatment::Reversed | Treatment::Refuse { .. } | Treatment::EndAtOnce => {}
+            Treatment::Serve
+            | Treatment::Reversed
+            | Treatment::Refuse { .. }
+            | Treatment::EndAtOnce
+            | Treatment::CutShort => {}
         }
         for request in [Some(request), self.held_back.take()].into_iter().flatten() {
             let mut response = self.first_response(&request);
@@ -196,7 +200,7 @@ impl Stream {
             }
             self.send(outgoing, &response);
         }
-        self.treatment == Treatment::EndAtOnce
+        matches!(self.treatment, Treatment::EndAtOnce | Treatment::CutShort)
     }
 
     fn asked_again(&mut self, outgoing: &mut Outgoing, request: &DeltaDiscoveryRequest) {
@@ -257,7 +261,7 @@ impl Stream {
             removed: response.removed_resources.clone(),
         };
         self.shared.with(|inner| inner.sent.push(sent));
-        outgoing.message(response);
+        outgoing.message(response, self.treatment == Treatment::CutShort);
     }
 }
 
@@ -269,7 +273,7 @@ enum Outgoing {
 }
 
 impl Outgoing {
-    fn message(&mut self, response: &DeltaDiscoveryResponse) {
+    fn message(&mut self, response: &DeltaDiscoveryResponse, is_cut_short: bool) {
         if let Self::Unanswered(respond) = self {
             let opened = respond.send_response(head(None), false);
             *self = opened.map_or(Self::Gone, Self::Open);
@@ -279,6 +283,7 @@ impl Outgoing {
         frame.put_u8(0);
         frame.put_u32(response.encoded_len() as u32);
         frame.put_slice(&response.encode_to_vec());
+        frame.truncate(frame.len() - usize::from(is_cut_short));
         // A client that is gone needs nothing more.
         let _ = stream.send_data(frame.freeze(), false);
     }

@@ -1,0 +1,238 @@
+//! From the bytes of a `Workload` to a workload, without anything in between that owns memory.
+//!
+//! Pure. There may be a hundred thousand of them, so the texts stay where they are until the interner has seen them.
+//! What few workloads have (gateways, tunnels of applications) is left to prost. Invariant: accepts what prost accepts,
+//! and reads it alike (shown by tests with bytes at random).
+
+use std::net::IpAddr;
+
+use prost::Message;
+
+use super::super::fields::{Fields, FieldsError, Value};
+use super::super::messages::workload as wire;
+use super::{
+    DecodeError, FieldError, application_tunnel, gateway, in_field, ip, known, or_default, port,
+    tunnel_protocol, workload_type,
+};
+use crate::mesh::{Health, Interner, Memberships, NamespacedHostname, NetworkMode, PortMap, Workload};
+
+/// Fields as they were sent. Numbers of fields are those of proto/workload.proto.
+#[derive(Debug, Default)]
+pub(super) struct Sent<'a> {
+    uid: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+    addresses: Vec<&'a [u8]>,
+    hostname: &'a str,
+    network: &'a str,
+    tunnel_protocol: i32,
+    trust_domain: &'a str,
+    service_account: &'a str,
+    waypoint: Option<wire::GatewayAddress>,
+    network_gateway: Option<wire::GatewayAddress>,
+    node: &'a str,
+    canonical_name: &'a str,
+    canonical_revision: &'a str,
+    workload_type: i32,
+    workload_name: &'a str,
+    native_tunnel: bool,
+    application_tunnel: Option<wire::ApplicationTunnel>,
+    /// Entries of the map.
+    services: Vec<&'a [u8]>,
+    authorization_policies: Vec<&'a str>,
+    status: i32,
+    cluster_id: &'a str,
+    /// Region, zone, subzone.
+    locality: [&'a str; 3],
+    network_mode: i32,
+    capacity: Option<u32>,
+}
+
+impl<'a> Sent<'a> {
+    /// One more occurrence of the message: what it has goes before what was there.
+    pub(super) fn merge(&mut self, bytes: &'a [u8]) -> Result<(), DecodeError> {
+        for field in Fields::of(bytes) {
+            let (number, value) = field?;
+            match number {
+                1 => self.name = value.text("name")?,
+                2 => self.namespace = value.text("namespace")?,
+                3 => self.addresses.push(value.bytes("addresses")?),
+                4 => self.network = value.text("network")?,
+                5 => self.tunnel_protocol = value.number("tunnel_protocol")? as i32,
+                6 => self.trust_domain = value.text("trust_domain")?,
+                7 => self.service_account = value.text("service_account")?,
+                8 => merge(&mut self.waypoint, value.bytes("waypoint")?)?,
+                9 => self.node = value.text("node")?,
+                10 => self.canonical_name = value.text("canonical_name")?,
+                11 => self.canonical_revision = value.text("canonical_revision")?,
+                12 => self.workload_type = value.number("workload_type")? as i32,
+                13 => self.workload_name = value.text("workload_name")?,
+                14 => self.native_tunnel = value.number("native_tunnel")? != 0,
+                16 => self
+                    .authorization_policies
+                    .push(value.text("authorization_policies")?),
+                17 => self.status = value.number("status")? as i32,
+                18 => self.cluster_id = value.text("cluster_id")?,
+                19 => merge(&mut self.network_gateway, value.bytes("network_gateway")?)?,
+                20 => self.uid = value.text("uid")?,
+                21 => self.hostname = value.text("hostname")?,
+                22 => self.services.push(value.bytes("services")?),
+                23 => merge(&mut self.application_tunnel, value.bytes("application_tunnel")?)?,
+                24 => self.locality(value.bytes("locality")?)?,
+                25 => self.network_mode = value.number("network_mode")? as i32,
+                27 => {
+                    let capacity = self.capacity.get_or_insert_default();
+                    for field in Fields::of(value.bytes("capacity")?) {
+                        if let (1, value) = field? {
+                            *capacity = value.number("capacity")? as u32;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_workload(self, interner: &mut Interner) -> Result<Workload, DecodeError> {
+        let trust_domain = interner.text(or_default(self.trust_domain, "cluster.local"));
+        let service_account = interner.text(or_default(self.service_account, "default"));
+        let namespace = interner.text(self.namespace);
+        let accepted = interner.identity(&trust_domain, &namespace, &service_account);
+        Ok(Workload {
+            uid: self.uid.into(),
+            name: self.name.into(),
+            namespace,
+            trust_domain,
+            service_account,
+            identity: accepted[0].clone(),
+            accepted,
+            addresses: addresses(&self.addresses)?,
+            network: interner.text(self.network),
+            hostname: interner.text(self.hostname),
+            protocol: tunnel_protocol(self.tunnel_protocol)?,
+            network_mode: match known("network_mode", self.network_mode)? {
+                wire::NetworkMode::Standard => NetworkMode::Standard,
+                wire::NetworkMode::HostNetwork => NetworkMode::HostNetwork,
+            },
+            status: match known("status", self.status)? {
+                wire::WorkloadStatus::Healthy => Health::Healthy,
+                wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
+            },
+            waypoint: gateway("waypoint", self.waypoint)?,
+            network_gateway: gateway("network_gateway", self.network_gateway)?,
+            services: memberships(&self.services, interner)?,
+            authorization_policies: interner.texts(&self.authorization_policies),
+            site: interner.site(
+                self.node,
+                or_default(self.cluster_id, "Kubernetes"),
+                self.locality,
+            ),
+            capacity: self.capacity.unwrap_or(1),
+            workload_name: interner.text(self.workload_name),
+            workload_type: interner.text(workload_type(self.workload_type)),
+            canonical_name: interner.text(self.canonical_name),
+            canonical_revision: interner.text(self.canonical_revision),
+            native_tunnel: self.native_tunnel,
+            application_tunnel: self.application_tunnel.map(application_tunnel).transpose()?,
+        })
+    }
+
+    fn locality(&mut self, bytes: &'a [u8]) -> Result<(), FieldsError> {
+        for field in Fields::of(bytes) {
+            let (number, value) = field?;
+            match number {
+                1 => self.locality[0] = value.text("locality.region")?,
+                2 => self.locality[1] = value.text("locality.zone")?,
+                3 => self.locality[2] = value.text("locality.subzone")?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn merge<M: Message + Default>(into: &mut Option<M>, bytes: &[u8]) -> Result<(), DecodeError> {
+    Ok(into.get_or_insert_default().merge(bytes)?)
+}
+
+type Entry<'a> = (&'a str, Vec<(u16, u16)>);
+
+/// An entry of the map: `namespace/hostname` to ports.
+fn service(bytes: &[u8]) -> Result<Entry<'_>, FieldsError> {
+    let (mut name, mut ports) = ("", Vec::new());
+    for field in Fields::of(bytes) {
+        match field? {
+            (1, value) => name = value.text("services.key")?,
+            (2, value) => {
+                for field in Fields::of(value.bytes("services.value")?) {
+                    if let (1, value) = field? {
+                        ports.push(service_port(value)?);
+                    }
+                }
+            }
+            (_, _) => {}
+        }
+    }
+    Ok((name, ports))
+}
+
+fn service_port(value: Value<'_>) -> Result<(u16, u16), FieldsError> {
+    let (mut from, mut to) = (0, 0);
+    for field in Fields::of(value.bytes("services.ports")?) {
+        match field? {
+            (1, value) => from = port(value.number("services.ports.service_port")? as u32),
+            (2, value) => to = port(value.number("services.ports.target_port")? as u32),
+            (_, _) => {}
+        }
+    }
+    Ok((from, to))
+}
+
+/// Nearly all workloads have one service, and with it the same bytes as the others of the service.
+fn memberships(sent: &[&[u8]], interner: &mut Interner) -> Result<Memberships, DecodeError> {
+    if let [one] = sent
+        && let Some(known) = interner.known_memberships(one)
+    {
+        return Ok(known);
+    }
+    let entries = sent.iter().map(|bytes| service(bytes));
+    let list = services(entries.collect::<Result<_, _>>()?, interner)?;
+    let memberships = interner.memberships(list);
+    if let [one] = sent {
+        interner.know_memberships(one, &memberships);
+    }
+    Ok(memberships)
+}
+
+/// A name given twice keeps what was said last, and the order is that of names.
+fn services(
+    mut sent: Vec<Entry<'_>>,
+    interner: &mut Interner,
+) -> Result<Vec<(NamespacedHostname, PortMap)>, DecodeError> {
+    sent.reverse();
+    sent.sort_by_key(|(name, _)| *name);
+    sent.dedup_by_key(|(name, _)| *name);
+    let mut services = Vec::with_capacity(sent.len());
+    for (name, ports) in sent {
+        let Some((namespace, hostname)) = name.split_once('/') else {
+            let error = FieldError::Hostname(name.to_owned());
+            return in_field(format_args!("services"), Err(error));
+        };
+        let ports: PortMap = ports.into_iter().collect();
+        services.push((interner.hostname(namespace, hostname), ports));
+    }
+    Ok(services)
+}
+
+fn addresses(sent: &[&[u8]]) -> Result<Vec<IpAddr>, DecodeError> {
+    // Not collected: a vector that grows has room for four, and nearly all have one.
+    let mut addresses = Vec::with_capacity(sent.len());
+    for (at, bytes) in sent.iter().enumerate() {
+        addresses.push(in_field(format_args!("addresses[{at}]"), ip(bytes))?);
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! A service with what is behind it at one moment: its endpoints, and the tables that picks are made from.
+//!
+//! Versions behind `Arc`: the builder makes another one whenever an endpoint comes, goes or changes, so that the tables
+//! are a pure function of the version, from whichever snapshot that has it they are built. A node calls few of the
+//! services of a mesh: tables are built when somebody picks for the first time, by the worker that does. From then on,
+//! and for services so large that it would take a worker too long (`limits::BALANCE_LAZY_ENDPOINTS_MAX`), the builder
+//! builds those of each next version before anybody sees it.
+
+use std::sync::{Arc, OnceLock};
+
+use super::address::PortMap;
+use super::balance::Balance;
+use super::places::{Place, Places};
+use super::service::{Endpoint, Service};
+use super::trie::TrieMap;
+use super::workload::Workload;
+use crate::limits;
+
+/// Workloads as tables are built of them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Workloads {
+    pub by_place: Places<Workload>,
+    pub by_uid: TrieMap<Arc<str>, Place<Workload>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Backed {
+    pub service: Arc<Service>,
+    /// Workloads that name the service, as far as its health policy lets them in.
+    pub members: TrieMap<Place<Workload>, ()>,
+    /// Endpoints that the service named itself, by workload uid; the workload need not be there. One that names the
+    /// service goes before them.
+    pub given: TrieMap<Arc<str>, Endpoint>,
+    /// Behind a pointer: most services of a mesh never have any.
+    tables: OnceLock<Box<Balance>>,
+    /// Somebody picked from a version before this one.
+    was_used: bool,
+}
+
+impl Workloads {
+    pub fn get(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.by_place.get(*self.by_uid.get(uid)?)
+    }
+}
+
+impl Backed {
+    pub fn new(service: Arc<Service>) -> Self {
+        Self {
+            service,
+            members: TrieMap::new(),
+            given: TrieMap::new(),
+            tables: OnceLock::new(),
+            was_used: false,
+        }
+    }
+
+    /// The same, to be changed: without tables.
+    pub fn next(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            members: self.members.clone(),
+            given: self.given.clone(),
+            tables: OnceLock::new(),
+            was_used: self.was_used || self.is_built(),
+        }
+    }
+
+    pub fn is_built(&self) -> bool {
+        self.tables.get().is_some()
+    }
+
+    /// Whether the tables have to be there before a worker looks.
+    pub fn is_built_ahead(&self) -> bool {
+        self.was_used || self.len() > limits::BALANCE_LAZY_ENDPOINTS_MAX
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len() + self.given.len()
+    }
+
+    /// The tables, which are built if they are not there. Two threads that need them at the same moment both build,
+    /// so that no worker waits for another one.
+    pub fn tables(&self, workloads: &Workloads) -> &Balance {
+        if let Some(tables) = self.tables.get() {
+            return tables;
+        }
+        let built = Box::new(Balance::build(self, workloads));
+        self.tables.get_or_init(|| built)
+    }
+
+    /// What an endpoint says about its ports.
+    pub fn ports_of<'a>(&'a self, uid: &str, workloads: &'a Workloads) -> Option<&'a PortMap> {
+        if let Some(endpoint) = self.given.get(uid) {
+            return Some(&endpoint.ports);
+        }
+        let place = workloads.by_uid.get(uid)?;
+        self.members.get(place)?;
+        self.ports_as_member(workloads.by_place.get(*place)?)
+    }
+
+    /// What a workload that names the service says about its ports.
+    pub fn ports_as_member<'a>(&self, workload: &'a Workload) -> Option<&'a PortMap> {
+        workload.ports_in(&self.service.namespace, &self.service.hostname)
+    }
+
+    /// In no particular order. Those whose workload is not there are among them.
+    pub fn endpoints<'a>(&'a self, workloads: &'a Workloads) -> impl Iterator<Item = Endpoint> {
+        let members = self.members.keys().filter_map(|place| {
+            let workload = workloads.by_place.get(*place)?;
+            Some(Endpoint {
+                workload_uid: workload.uid.clone(),
+                ports: self.ports_as_member(workload)?.clone(),
+                status: workload.status,
+            })
+        });
+        members.chain(self.given.values().cloned())
+    }
+
+    /// Workloads that take its connections, with their ports.
+    pub fn workloads<'a>(
+        &'a self,
+        workloads: &'a Workloads,
+    ) -> impl Iterator<Item = (&'a Arc<Workload>, &'a PortMap)> {
+        let members = self.members.keys().filter_map(|place| {
+            let workload = workloads.by_place.get(*place)?;
+            Some((workload, self.ports_as_member(workload)?))
+        });
+        let given = self.given.values().filter_map(|endpoint| {
+            let workload = workloads.get(&endpoint.workload_uid)?;
+            Some((workload, &endpoint.ports))
+        });
+        members.chain(given)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -332,8 +332,10 @@ impl Driver for SimDriver {
     }
 
     fn receive(&mut self, socket: SocketId, mode: ReceiveMode) {
-        // Half of the receives take a block when bytes are there, the others hold one from the start.
-        let holds = self.random.bool() && self.pool.lent() * 2 < usize::from(self.habits.blocks);
+        // Half of the receives of one piece take a block when bytes are there, the others hold one from the start. One
+        // that goes on never does: idle sessions hold nothing, on no driver.
+        let once = matches!(mode, ReceiveMode::Once { .. });
+        let holds = self.random.bool() && once && self.pool.lent() * 2 < usize::from(self.habits.blocks);
         let Some(entry) = self.get_mut(socket) else {
             return;
         };

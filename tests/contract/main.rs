@@ -79,6 +79,7 @@ macro_rules! contract {
                 receive::a_single_receive_gives_no_more_than_asked_and_only_once,
                 receive::a_single_receive_larger_than_a_message_gives_the_message,
                 receive::a_stopped_stream_is_silent_and_goes_on_without_a_gap,
+                receive::a_stream_that_waits_owns_no_buffer_also_after_a_stop,
                 receive::bytes_that_came_before_anyone_asked_are_not_lost,
                 receive::bytes_before_the_end_come_before_the_end,
                 receive::the_peer_may_end_its_side_and_still_read,

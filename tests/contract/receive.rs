@@ -115,6 +115,23 @@ pub fn a_stopped_stream_is_silent_and_goes_on_without_a_gap<B: Bench>(bench: &B)
     rig.finish(&[socket]);
 }
 
+/// Sessions have such a receive for as long as they live, and most are idle.
+pub fn a_stream_that_waits_owns_no_buffer_also_after_a_stop<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let (socket, mut peer) = rig.pair();
+    for _ in 0..32 {
+        rig.stream(socket);
+        rig.turn(std::time::Duration::ZERO);
+        assert_eq!(rig.driver.in_use().buffers, 0);
+        rig.driver.stop_receive(socket);
+    }
+    rig.stream(socket);
+    let message = pattern(100);
+    peer.write_all(&message).expect("written");
+    assert_same(&rig.read(socket, message.len()), &message);
+    rig.finish(&[socket]);
+}
+
 pub fn bytes_that_came_before_anyone_asked_are_not_lost<B: Bench>(bench: &B) {
     let mut rig = Rig::new(bench);
     let (socket, mut peer) = rig.pair();

@@ -415,22 +415,18 @@ pub const TASKS_BATCH: usize = 8;
 pub const CROWDED_TURNS: u64 = 4096;
 /// What one tenant may use of a crowded turn, give or take the last thing that it does: some 50 us.
 pub const TENANT_TURN_COST: i64 = 128 << 10;
-/// What is taken out of the queues of all tenants in one turn.
-pub const TURN_COST: i64 = 2 * TENANT_TURN_COST;
+/// When so much was taken out of the queues of tenants, no further one has its part of the turn.
+pub const TURN_COST: i64 = TENANT_TURN_COST;
 /// An event with nothing to relay.
 pub const EVENT_COST: i64 = 2 << 10;
-/// A connection that is set up, on one side of it.
-pub const CONNECTION_COST: i64 = 64 << 10;
-/// A TLS handshake.
-pub const HANDSHAKE_COST: i64 = 1 << 20;
 /// What a crowded turn receives, or opens, at a time.
 pub const CROWDED_READ_BYTES: usize = 64 * 1024;
 /// `OUTPUT_SOFT_BYTES` of a crowded turn: what one send keeps the worker busy with.
 pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;
 /// `TASKS_TURN_TIME` of a crowded turn, looked at after each task.
 pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(100);
-/// Accepted connections are closed when so much of their tenant's work waits already.
-pub const TENANT_ACCEPTS_WAITING_MAX: usize = 8192;
+/// Connections of one tenant that were accepted and whose journeys did not begin. The newest are closed.
+pub const TENANT_UNBEGUN_MAX: usize = 8192;
 /// Sources that have no session any more and are still remembered, beside as many as have some.
 pub const TENANTS_GONE_MAX: usize = 1024;
 /// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.

@@ -217,7 +217,7 @@ impl<D: Driver + 'static> Core<D> {
     /// Waits for events and dispatches them. `has_tasks`: woken tasks wait, so the driver must not.
     /// Returns whether another thread woke the worker.
     pub fn poll(&mut self, has_tasks: bool) -> io::Result<bool> {
-        let timeout = if has_tasks || self.tenants.has_waiting() {
+        let timeout = if has_tasks {
             Some(Duration::ZERO)
         } else {
             self.timers.next_in(self.now)
@@ -247,8 +247,8 @@ impl<D: Driver + 'static> Core<D> {
         Ok(woken)
     }
 
-    /// Seals and sends what the turn produced, and hands its records to the log.
-    pub fn flush(&mut self) {
+    /// Seals and sends what the turn produced so far.
+    pub fn send_out(&mut self) {
         // Applications first: bytes taken by them give window back, which the session flush then carries.
         while let Some(key) = self.dirty_tunnels.pop() {
             self.flush_tunnel(key);
@@ -256,6 +256,11 @@ impl<D: Driver + 'static> Core<D> {
         while let Some(key) = self.dirty_sessions.pop() {
             self.flush_session(key);
         }
+    }
+
+    /// The same at the turn's end, and hands its records to the log.
+    pub fn flush(&mut self) {
+        self.send_out();
         self.buffers.end_turn();
         self.telemetry.flush();
         let turn = clock::now().saturating_duration_since(self.now);

@@ -128,11 +128,17 @@ pub struct Peer {
 impl Peer {
     /// Sends the engine's control frames and `data` behind them, in as few records as hold them.
     pub fn send(&mut self, data: &[u8]) {
+        let bytes = self.sealed(data);
+        io::Write::write_all(&mut self.socket, &bytes).expect("sent");
+    }
+
+    /// What `send` would send.
+    pub fn sealed(&mut self, data: &[u8]) -> Vec<u8> {
         let mut plain = std::mem::take(self.http2.output());
         plain.extend_from_slice(data);
         let mut out = Output::default();
         self.channel.seal(&mut out, &plain);
-        io::Write::write_all(&mut self.socket, out.filled()).expect("sent");
+        out.filled().to_vec()
     }
 
     pub fn set_receive_buffer_size(&self, bytes: usize) {

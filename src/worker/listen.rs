@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::core::{Core, TimerEvent};
 use super::placement;
 use super::pods::PodState;
-use super::tenants::Tenant;
+use super::tenants::Unbegun;
 use crate::bridge::load::LoadShare;
 use crate::bridge::orders::{Capture, Order};
+use crate::bridge::traffic::Refusal;
 use crate::runtime::slab::Key;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Driver, Event, SocketId};
@@ -27,8 +28,8 @@ pub struct Captured {
     pub fd: Descriptor,
     pub peer: SocketAddr,
     pub share: LoadShare,
-    /// Who causes the work for it.
-    pub tenant: Rc<Tenant>,
+    /// To be dropped when its journey begins.
+    pub unbegun: Unbegun,
 }
 
 /// How long accepting pauses when descriptors or memory ran out.
@@ -58,22 +59,13 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let (pod, capture) = (listener.pod.clone(), listener.capture);
-        let tenant = self.tenants.of_captured(&pod, capture, peer);
-        self.tenants.note(&tenant);
         let random = &mut self.random;
         let worker = placement::place(capture, self.index, &self.load, |workers| {
             random.usize(0..workers)
         });
         let share = self.load.share_socket(worker, capture.direction());
         if worker == self.index {
-            self.captured.push(Captured {
-                pod,
-                capture,
-                fd,
-                peer,
-                share,
-                tenant,
-            });
+            self.capture(pod, capture, fd, peer, share);
         } else {
             let uid = pod.pod.uid.clone();
             // A worker that has ended drops the order, and the share with it.
@@ -85,5 +77,32 @@ impl<D: Driver + 'static> Core<D> {
                 share,
             });
         }
+    }
+
+    /// Takes a connection that this worker is to serve: its journey starts at the end of the turn.
+    pub(super) fn capture(
+        &mut self,
+        pod: Rc<PodState>,
+        capture: Capture,
+        fd: Descriptor,
+        peer: SocketAddr,
+        share: LoadShare,
+    ) {
+        let tenant = self.tenants.of_captured(&pod, capture, peer);
+        self.tenants.note(&tenant);
+        let Some(unbegun) = Unbegun::new(&tenant) else {
+            self.shed += 1;
+            self.telemetry
+                .count_refused(capture.direction(), Refusal::Capacity);
+            return;
+        };
+        self.captured.push(Captured {
+            pod,
+            capture,
+            fd,
+            peer,
+            share,
+            unbegun,
+        });
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A tenant is whoever causes work: a pod of this node with its own connections, or the source of HBONE sessions, by
 //! its address. As long as only one has work, nothing is counted and nothing waits. When two had some one after the
-//! other, the worker is crowded for `limits::CROWDED_TURNS`: each tenant may use `limits::TENANT_TURN_COST` of a turn; what
-//! arrives beyond it waits in a queue of its own, and tenants that wait take turns. Costs are counted, not measured: in
-//! bytes relayed, and in as many bytes as a connection, a handshake or an event keeps the worker busy for.
+//! other, the worker is crowded for `limits::CROWDED_TURNS`. Then each tenant may use `limits::TENANT_TURN_COST` of a
+//! turn for events of sessions and relays; what arrives beyond it waits in a queue of its own, and tenants that wait
+//! take turns. Costs are counted, not measured: in bytes relayed. What sets up connections are tasks, which take turns
+//! in lanes, one for each tenant (`runtime/tasks.rs`).
 //!
 //! On the worker's thread. Invariant: what one tenant caused is done in the order in which it arrived.
 
@@ -14,13 +15,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::core::Core;
-use super::hbone::serve::Request;
 use super::hbone::session::{Session, Transport};
-use super::listen::Listener;
 use super::owner::Owned;
 use super::pods::PodState;
 use crate::bridge::orders::Capture;
-use crate::bridge::traffic::Refusal;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::Key;
@@ -34,15 +32,38 @@ pub struct Tenant {
     credit: Cell<i64>,
     /// The turn for which `credit` was given.
     turn: Cell<u64>,
-    waiting: RefCell<VecDeque<Waiting>>,
+    /// What its turn had no room for.
+    waiting: RefCell<VecDeque<Event>>,
     /// It is in the worker's queue.
     queued: Cell<bool>,
+    /// Accepted connections whose journeys did not have a turn yet.
+    unbegun: Cell<usize>,
 }
 
-/// What a tenant's turn had no room for.
-pub enum Waiting {
-    Event(Event),
-    Request(Request),
+/// A connection whose journey did not have a turn yet.
+pub struct Unbegun(Rc<Tenant>);
+
+impl Unbegun {
+    /// `None`: there are too many, and this one is to be closed, which tells its application at once.
+    pub fn new(tenant: &Rc<Tenant>) -> Option<Self> {
+        let unbegun = tenant.unbegun.get();
+        if unbegun >= limits::TENANT_UNBEGUN_MAX {
+            return None;
+        }
+        tenant.unbegun.set(unbegun + 1);
+        Some(Self(tenant.clone()))
+    }
+
+    /// Of the journey's task.
+    pub fn lane(&self) -> Lane {
+        self.0.lane()
+    }
+}
+
+impl Drop for Unbegun {
+    fn drop(&mut self) {
+        self.0.unbegun.set(self.0.unbegun.get() - 1);
+    }
 }
 
 #[derive(Default)]
@@ -74,6 +95,7 @@ impl Tenant {
             turn: Cell::new(0),
             waiting: RefCell::default(),
             queued: Cell::new(false),
+            unbegun: Cell::new(0),
         }
     }
 
@@ -155,14 +177,8 @@ impl Tenants {
         }
     }
 
-    /// Counts work that is done whether there is credit for it or not.
-    pub fn charge(&mut self, tenant: &Tenant, cost: i64) {
-        self.refill(tenant);
-        tenant.credit.set(tenant.credit.get() - cost);
-    }
-
     /// Whether the tenant may do something now. Otherwise it has to wait.
-    pub fn may(&mut self, tenant: &Tenant, cost: i64) -> bool {
+    fn may(&self, tenant: &Tenant, cost: i64) -> bool {
         self.refill(tenant);
         let may = tenant.credit.get() > 0 && tenant.waiting.borrow().is_empty();
         if may {
@@ -171,32 +187,36 @@ impl Tenants {
         may
     }
 
-    /// Puts work behind all that the tenant waits with.
-    pub fn wait(&mut self, tenant: &Rc<Tenant>, work: Waiting) {
+    /// Puts an event behind all that the tenant waits with.
+    fn wait(&mut self, tenant: &Rc<Tenant>, event: Event) {
         self.list(tenant);
-        tenant.waiting.borrow_mut().push_back(work);
+        tenant.waiting.borrow_mut().push_back(event);
     }
 
     /// Puts the rest of what was begun before all that the tenant waits with.
-    pub fn go_on(&mut self, tenant: &Rc<Tenant>, work: Waiting) {
+    fn go_on(&mut self, tenant: &Rc<Tenant>, event: Event) {
         self.list(tenant);
-        tenant.waiting.borrow_mut().push_front(work);
+        tenant.waiting.borrow_mut().push_front(event);
     }
 
     /// From now on `take_waiting` gives each tenant its part of this turn, once.
-    pub fn ask_all(&mut self) {
+    fn ask_all(&mut self) {
         self.unasked = self.queue.len();
     }
 
-    /// What waited and may be done in this turn, not yet charged.
-    pub fn take_waiting(&mut self) -> Option<(Rc<Tenant>, Waiting)> {
-        while self.unasked > 0 && self.turn_credit > 0 {
+    /// What waited and may be done in this turn.
+    fn take_waiting(&mut self) -> Option<(Rc<Tenant>, Event)> {
+        while self.unasked > 0 {
             let tenant = self.queue.front()?.clone();
             self.refill(&tenant);
-            if tenant.credit.get() > 0
-                && let Some(work) = tenant.waiting.borrow_mut().pop_front()
+            let credit = tenant.credit.get();
+            if credit > 0
+                && let Some(event) = tenant.waiting.borrow_mut().pop_front()
             {
-                return Some((tenant.clone(), work));
+                let cost = cost_of(&event);
+                tenant.credit.set(credit - cost);
+                self.turn_credit -= cost;
+                return Some((tenant.clone(), event));
             }
             self.unasked -= 1;
             self.turn_credit -= limits::EVENT_COST;
@@ -206,14 +226,11 @@ impl Tenants {
             } else {
                 self.queue.push_back(tenant);
             }
+            if self.turn_credit <= 0 {
+                self.unasked = 0;
+            }
         }
         None
-    }
-
-    /// Counts what `take_waiting` gave.
-    fn charge_waiting(&mut self, tenant: &Tenant, cost: i64) {
-        tenant.credit.set(tenant.credit.get() - cost);
-        self.turn_credit -= cost;
     }
 
     fn refill(&self, tenant: &Tenant) {
@@ -236,78 +253,38 @@ impl Tenants {
 impl<D: Driver + 'static> Core<D> {
     /// Handles an event of a crowded turn, or lets it wait.
     pub(super) fn dispatch_fairly(&mut self, event: Event) {
-        let Some((tenant, cost)) = self.tenant_of(&event) else {
+        let Some(tenant) = self.tenant_of(&event) else {
             return self.dispatch(event);
         };
-        if self.tenants.may(&tenant, cost) {
+        if self.tenants.may(&tenant, cost_of(&event)) {
             self.dispatch_part(&tenant, event);
-            return;
+        } else {
+            self.note_waiting_receive(&event);
+            self.tenants.wait(&tenant, event);
         }
-        if let (Event::Accepted { .. }, Some(Owned::Listener(key))) = (&event, owned(&event))
-            && tenant.waiting.borrow().len() >= limits::TENANT_ACCEPTS_WAITING_MAX
-        {
-            return self.shed_accepted(key);
-        }
-        self.note_waiting_receive(&event);
-        self.tenants.wait(&tenant, Waiting::Event(event));
     }
 
-    /// Lets those who wait have their parts of this turn.
+    /// Lets those who wait have their parts of this turn. An event whose owner has gone meanwhile reaches nobody.
     pub(super) fn serve_waiting(&mut self) {
         self.tenants.ask_all();
-        while let Some((tenant, work)) = self.tenants.take_waiting() {
-            match work {
-                Waiting::Request(request) => {
-                    self.tenants.charge_waiting(&tenant, limits::CONNECTION_COST);
-                    self.requests.push(request);
-                }
-                Waiting::Event(event) => {
-                    // One whose owner has gone meanwhile reaches nobody.
-                    let cost = self
-                        .tenant_of(&event)
-                        .map_or(limits::EVENT_COST, |(_, cost)| cost);
-                    self.tenants.charge_waiting(&tenant, cost);
-                    let session = receiving_session(&event);
-                    self.dispatch_part(&tenant, event);
-                    if let Some(key) = session {
-                        self.note_served_receive(key);
-                    }
-                }
+        while let Some((tenant, event)) = self.tenants.take_waiting() {
+            let session = receiving_session(&event);
+            self.dispatch_part(&tenant, event);
+            if let Some(key) = session {
+                self.note_served_receive(key);
             }
         }
     }
 
-    /// A CONNECT arrived: its journey starts at the end of this turn, or waits.
-    pub(super) fn take_request(&mut self, request: Request) {
-        if !self.tenants.is_crowded() || self.tenants.may(&request.tenant, limits::CONNECTION_COST) {
-            self.requests.push(request);
-        } else {
-            let tenant = request.tenant.clone();
-            self.tenants.wait(&tenant, Waiting::Request(request));
-        }
-    }
-
-    /// Who causes an event, and what handling it costs. `None`: nobody in particular, or next to nothing.
-    fn tenant_of(&mut self, event: &Event) -> Option<(Rc<Tenant>, i64)> {
-        match owned(event)? {
-            // What a task waits for costs when the task runs, and its connection was charged for that.
-            Owned::Task(_) => None,
-            Owned::Listener(key) => {
-                let Event::Accepted { peer, .. } = event else {
-                    return None;
-                };
-                let listener = self.listeners.get(key)?;
-                let cost = match listener.capture {
-                    Capture::InboundHbone => limits::HANDSHAKE_COST,
-                    Capture::Outbound | Capture::InboundPlaintext => limits::CONNECTION_COST,
-                };
-                let tenant = self.tenants.of_captured(&listener.pod, listener.capture, *peer);
-                Some((tenant, cost))
-            }
-            Owned::Session(key) => Some((self.sessions.get(key)?.tenant.clone(), cost_of(event))),
-            Owned::Tunnel(key) => Some((self.tunnels.get(key)?.tenant.clone(), cost_of(event))),
-            Owned::Pipe(key, _) => Some((self.pipes.get(key)?.pod.tenant.clone(), cost_of(event))),
-        }
+    /// Who causes an event. `None`: what it costs is done by a task, or it is nobody's in particular.
+    fn tenant_of(&self, event: &Event) -> Option<Rc<Tenant>> {
+        let tenant = match owned(event)? {
+            Owned::Task(_) | Owned::Listener(_) => return None,
+            Owned::Session(key) => &self.sessions.get(key)?.tenant,
+            Owned::Tunnel(key) => &self.tunnels.get(key)?.tenant,
+            Owned::Pipe(key, _) => &self.pipes.get(key)?.pod.tenant,
+        };
+        Some(tenant.clone())
     }
 
     /// Handles an event, or as much of what a session received as one part of a turn has room for. The rest waits.
@@ -322,7 +299,7 @@ impl<D: Driver + 'static> Core<D> {
             self.session_received(key, &buffer.bytes()[..limits::CROWDED_READ_BYTES]);
             buffer.consume(limits::CROWDED_READ_BYTES);
             self.note_waiting_receive(&event);
-            self.tenants.go_on(tenant, Waiting::Event(event));
+            self.tenants.go_on(tenant, event);
             return;
         }
         self.dispatch(event);
@@ -350,16 +327,6 @@ impl<D: Driver + 'static> Core<D> {
         {
             self.driver.receive(socket, ReceiveMode::Stream);
         }
-    }
-
-    /// Too many wait to be served: the newest is closed, which tells its application at once.
-    fn shed_accepted(&mut self, key: Key<Listener>) {
-        let Some(listener) = self.listeners.get(key) else {
-            return;
-        };
-        self.shed += 1;
-        self.telemetry
-            .count_refused(listener.capture.direction(), Refusal::Capacity);
     }
 }
 

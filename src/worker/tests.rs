@@ -15,6 +15,8 @@ use super::owner::Owned;
 use super::pods::PodState;
 use super::shell::Shell;
 use super::tunnel::TunnelParts;
+use super::turn::{Life, Worker};
+use crate::bridge::orders::{self, Order};
 use crate::clock;
 use crate::identity::Identity;
 use crate::limits;
@@ -544,4 +546,31 @@ fn a_peer_that_was_served_keeps_its_unused_session_for_much_longer() {
         kept >= limit && kept < limit + 2 * limits::PING_INTERVAL,
         "{kept:?}"
     );
+}
+
+#[test]
+fn a_drain_is_not_over_while_tasks_wait_for_their_turn() {
+    let executor = Executor::default();
+    let core = fixture::core(&executor);
+    let spawner = executor.spawner();
+    let (handle, inbox) = orders::channel(core.driver.waker());
+    let mut worker = Worker::new(core, executor, inbox);
+    let ran = Rc::new(Cell::new(0));
+    // Those of the first batch take longer than tasks may have in one turn.
+    let tasks = limits::TASKS_BATCH + 1;
+    for _ in 0..tasks {
+        let ran = ran.clone();
+        spawner.spawn(async move {
+            std::thread::sleep(limits::TASKS_TURN_TIME / 2);
+            ran.set(ran.get() + 1);
+        });
+    }
+    handle.send(Order::Drain {
+        deadline: Duration::from_secs(60),
+    });
+    let mut turns = 0;
+    while worker.turn().expect("a turn") != Life::Over {
+        turns += 1;
+    }
+    assert_eq!((ran.get(), turns), (tasks, 1));
 }

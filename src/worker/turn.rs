@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::core::{Core, TimerEvent};
 use super::hbone::{revocation, serve};
-use super::listen::Captured;
 use super::outcome::Outcome;
 use super::shell::Shell;
 use super::{inbound, outbound, passthrough};
@@ -57,6 +56,10 @@ impl<D: Driver + 'static> Worker<D> {
         }
         start_journeys(&self.shell);
         let crowded = self.shell.with(|core| core.tenants.is_crowded());
+        // What relays have to say does not wait for tasks.
+        if crowded && self.executor.has_woken() {
+            self.shell.with(Core::send_out);
+        }
         let mut has_tasks = run_tasks(&self.executor, crowded);
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
@@ -70,7 +73,8 @@ impl<D: Driver + 'static> Worker<D> {
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();
         self.has_tasks = has_tasks;
-        Ok(match self.shell.with(|core| core.is_drained()) {
+        // What was accepted before the drain is still served.
+        Ok(match self.shell.with(|core| core.is_drained(has_tasks)) {
             true => Life::Over,
             false => Life::Goes { busy: has_tasks },
         })
@@ -126,7 +130,7 @@ fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
             });
             continue;
         }
-        let lane = captured.tenant.lane();
+        let lane = captured.unbegun.lane();
         match captured.capture {
             Capture::Outbound => shell.spawn_in(lane, outbound::serve(shell.clone(), captured)),
             Capture::InboundHbone => shell.spawn_in(lane, serve::accept(shell.clone(), captured)),
@@ -134,7 +138,7 @@ fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
         }
     }
     for request in requests {
-        shell.spawn_in(request.tenant.lane(), inbound::serve(shell.clone(), request));
+        shell.spawn_in(request.lane, inbound::serve(shell.clone(), request));
     }
 }
 
@@ -156,16 +160,7 @@ impl<D: Driver + 'static> Core<D> {
                 } => {
                     // The pod may have gone meanwhile: the connection is closed then.
                     if let Some(pod) = self.pods.get(&pod) {
-                        let tenant = self.tenants.of_captured(&pod, capture, peer);
-                        self.tenants.charge(&tenant, limits::CONNECTION_COST);
-                        self.captured.push(Captured {
-                            pod,
-                            capture,
-                            fd,
-                            peer,
-                            share,
-                            tenant,
-                        });
+                        self.capture(pod, capture, fd, peer, share);
                     }
                 }
                 Order::Snapshot => {
@@ -213,11 +208,11 @@ impl<D: Driver + 'static> Core<D> {
         self.drain_over = true;
     }
 
-    fn is_drained(&self) -> bool {
+    fn is_drained(&self, busy: bool) -> bool {
         self.draining
             && self.tunnels.is_empty()
             && self.pipes.is_empty()
             && self.sessions.is_empty()
-            && (self.drain_over || self.waits.is_empty())
+            && (self.drain_over || (self.waits.is_empty() && !busy))
     }
 }

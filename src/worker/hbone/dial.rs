@@ -104,10 +104,7 @@ pub async fn dial<D: Driver + 'static>(
                 Outcome::ConnectFailed(error)
             }
         })?;
-    let rules = shell.with(|core| {
-        core.tenants.charge(&pod.tenant, limits::HANDSHAKE_COST);
-        core.handshake_rules()
-    });
+    let rules = shell.with(|core| core.handshake_rules());
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
     let established = shake(shell, &socket, key.destination, handshake, Direction::Outbound)

@@ -144,14 +144,13 @@ impl<D: Driver + 'static> Core<D> {
                 };
                 session.last_used = self.now;
                 session.served += 1;
-                let request = Request {
+                self.requests.push(Request {
                     session: key,
                     stream,
                     user,
                     request,
-                    tenant: session.tenant.clone(),
-                };
-                self.take_request(request);
+                    lane: session.tenant.lane(),
+                });
             }
             SessionEvent::GoAway { code } => {
                 self.retire_session(key);

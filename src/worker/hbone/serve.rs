@@ -1,11 +1,10 @@
 //! The server's side of HBONE: accepting sessions on a pod's port 15008 and answering CONNECT.
 
-use std::rc::Rc;
-
 use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::log::Direction;
 use crate::runtime::slab::Key;
+use crate::runtime::tasks::Lane;
 use crate::sys::driver::Driver;
 use crate::tls::handshake::Handshake;
 use crate::wire::hbone::{ConnectResponse, IncomingRequest};
@@ -17,7 +16,6 @@ use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedHandshake, CountedSession};
 use crate::worker::shell::{Shell, Socket};
 use crate::worker::telemetry::Account;
-use crate::worker::tenants::Tenant;
 use crate::worker::workload::own_workload;
 
 /// A CONNECT that waits for its journey to start.
@@ -26,8 +24,8 @@ pub struct Request {
     pub stream: StreamId,
     pub user: u32,
     pub request: Box<IncomingRequest>,
-    /// Who caused it.
-    pub tenant: Rc<Tenant>,
+    /// Of its journey's task.
+    pub lane: Lane,
 }
 
 /// Takes an accepted connection up to a session, whose requests the worker's turn then hands to
@@ -48,8 +46,14 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 
 async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
     let Captured {
-        pod, fd, peer, share, ..
+        pod,
+        fd,
+        peer,
+        share,
+        unbegun,
+        capture: _,
     } = captured;
+    drop(unbegun);
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let budget = CountedHandshake::new(&pod, peer.ip())?;
     let place = CountedSession::new(&pod, peer.ip())?;

@@ -20,15 +20,10 @@ use crate::sys::driver::Driver;
 
 /// Serves one captured connection up to its relay.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
+    drop(captured.unbegun);
     let Captured {
-        pod,
-        fd,
-        peer,
-        share,
-        unbegun,
-        capture: _,
+        pod, fd, peer, share, ..
     } = captured;
-    drop(unbegun);
     let now = shell.with(|core| core.now);
     let Ok(client) = Socket::adopt(&shell, fd) else {
         return;

@@ -45,15 +45,10 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 }
 
 async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
+    drop(captured.unbegun);
     let Captured {
-        pod,
-        fd,
-        peer,
-        share,
-        unbegun,
-        capture: _,
+        pod, fd, peer, share, ..
     } = captured;
-    drop(unbegun);
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let budget = CountedHandshake::new(&pod, peer.ip())?;
     let place = CountedSession::new(&pod, peer.ip())?;

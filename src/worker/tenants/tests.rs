@@ -223,3 +223,16 @@ fn a_source_is_remembered_and_those_that_are_gone_are_forgotten_in_the_end() {
     assert!(tenants.by_source.len() <= limits::TENANTS_GONE_MAX + 2);
     assert!(Rc::ptr_eq(&kept, &tenants.of_source(address(0))));
 }
+
+#[test]
+fn of_connections_that_did_not_begin_the_newest_are_refused_until_one_begins() {
+    let mut tenants = Tenants::default();
+    let (storm, calm) = (tenants.admit(), tenants.admit());
+    let new = || Unbegun::new(&storm);
+    let mut held: Vec<_> = (0..limits::TENANT_UNBEGUN_MAX).map_while(|_| new()).collect();
+    assert_eq!(held.len(), limits::TENANT_UNBEGUN_MAX);
+    assert!(new().is_none() && Unbegun::new(&calm).is_some());
+    held.pop();
+    held.extend(new());
+    assert_eq!(held.len(), limits::TENANT_UNBEGUN_MAX);
+}

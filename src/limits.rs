@@ -382,6 +382,8 @@ pub const CHUNKS_RECLAIM_SCAN_MAX: usize = 8;
 pub const CHUNKS_PINNED_SOFT: usize = 64;
 /// Slices below this are copied out of a chunk when their application is blocked.
 pub const SLICE_COPY_BYTES: usize = 2048;
+/// Slices below this are copied behind as many pieces as one send takes: an entry of a list takes 24 bytes.
+pub const SLICE_TINY_BYTES: usize = 192;
 /// The largest piece of memory in which copies for one application are collected.
 pub const COPIES_BYTES_MAX: usize = 64 * 1024;
 /// Lists of slices that a worker keeps for the next sends.

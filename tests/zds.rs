@@ -358,8 +358,7 @@ impl Agent {
 
     fn receive(&self) -> Vec<u8> {
         let mut buffer = [0; 1024];
-        let length = (&self.connection)
-            .read(&mut buffer)
+        let length = sys::uninterrupted(|| (&self.connection).read(&mut buffer))
             .expect("a packet within the patience");
         buffer[..length].to_vec()
     }
@@ -395,9 +394,8 @@ impl Drop for Agent {
 
 fn accept(listener: &Socket) -> Socket {
     listener.set_read_timeout(Some(PATIENCE)).expect("set");
-    let (connection, _) = listener
-        .accept()
-        .expect("the client connects within the patience");
+    let (connection, _) =
+        sys::uninterrupted(|| listener.accept()).expect("the client connects within the patience");
     connection.set_read_timeout(Some(PATIENCE)).expect("set");
     connection
 }

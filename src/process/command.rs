@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::{Config, Environment};
 use crate::process::{boot, preflight, version};
+use crate::sys::allocator;
 use crate::sys::select::IoMode;
 
 const HELP: &str = "\
@@ -48,6 +49,8 @@ pub fn run() -> ExitCode {
 }
 
 fn proxy(environment: &Environment) -> ExitCode {
+    // Before there is a heap to speak of. Where it is refused, the proxy works and takes more memory.
+    let _ = allocator::take_small_pages();
     match boot::serve(environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

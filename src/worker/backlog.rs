@@ -85,6 +85,10 @@ impl Backlog {
     /// Whether the slice keeps much more memory from others than it is worth. The few bytes at the edge of a bulk
     /// transfer do not: what surrounds them waits as well.
     fn is_wasteful(&self, slice: &Slice, reader: Reader, buffers: &Buffers) -> bool {
+        // However much is being sent, a list of a window's single bytes would take a hundred megabytes.
+        if slice.len() < limits::SLICE_TINY_BYTES && self.slices.len() >= limits::SEND_PIECES_MAX {
+            return true;
+        }
         let (worth_bytes, sending) = match reader {
             Reader::Blocked { sending } if !buffers.is_short() => (limits::SLICE_COPY_BYTES, sending),
             Reader::Blocked { sending } => (slice.pinned_bytes() / 8, sending),
@@ -179,6 +183,23 @@ mod tests {
             );
         }
         assert_eq!(backlog.bytes(), 0);
+    }
+
+    /// What is sent keeps chunks from others anyway; the list of what waits behind it must not outgrow them.
+    #[test]
+    fn tiny_messages_behind_a_large_send_do_not_make_a_long_list() {
+        const MESSAGES: usize = 200_000;
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for _ in 0..MESSAGES {
+            drop(message(&mut buffers, 0, 9));
+            let slice = message(&mut buffers, 7, 1);
+            backlog.push(slice, Reader::Blocked { sending: 1 << 20 }, &mut buffers);
+        }
+        assert_eq!(backlog.bytes(), MESSAGES);
+        let copies = MESSAGES / limits::SLICE_COPY_BYTES + 1;
+        let pieces = backlog.slices.len();
+        assert!(pieces <= limits::SEND_PIECES_MAX + copies, "{pieces} pieces");
     }
 
     #[test]

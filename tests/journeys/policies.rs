@@ -8,7 +8,7 @@ use prost::Message;
 use uztunnel_rig::applications::{Server, echo};
 use uztunnel_rig::istiod::messages::{discovery, security, workload};
 use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource};
-use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, wait_until};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, sys, wait_until};
 
 use crate::admin::dump;
 use crate::setup::options;
@@ -52,7 +52,7 @@ impl Live {
     }
 
     fn wait_for_reset(mut self) {
-        let ended = self.0.read(&mut [0]);
+        let ended = sys::uninterrupted(|| self.0.read(&mut [0]));
         let kind = ended.map_err(|error| error.kind());
         assert_eq!(kind, Err(io::ErrorKind::ConnectionReset));
     }

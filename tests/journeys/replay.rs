@@ -19,7 +19,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn accept(listener: &Socket) -> Socket {
-    let (socket, _) = listener.accept().expect("the proxy connects");
+    let (socket, _) = sys::uninterrupted(|| listener.accept()).expect("the proxy connects");
     socket
         .set_read_timeout(Some(Duration::from_secs(5)))
         .expect("a timeout");
@@ -28,7 +28,7 @@ fn accept(listener: &Socket) -> Socket {
 
 fn receive(mut socket: &Socket) -> Vec<u8> {
     let mut buffer = [0; 1024];
-    let got = socket.read(&mut buffer).expect("a packet within the agent's 5 s");
+    let got = sys::uninterrupted(|| socket.read(&mut buffer)).expect("a packet within the agent's 5 s");
     buffer[..got].to_vec()
 }
 

@@ -84,6 +84,14 @@ fn uring_that_is_asked_for_and_denied_stops_the_start_with_the_same_reason() {
 }
 
 #[test]
+fn its_memory_is_in_small_pages() {
+    let world = two_nodes();
+    let huge = world.nodes[0].proxy().huge_page_bytes().expect("it runs");
+    // On a node that uses them unasked, what was allocated before the proxy could say so may lie in two.
+    assert!(huge <= 4 << 20, "{huge} bytes are in huge pages");
+}
+
+#[test]
 fn as_many_workers_run_as_the_setting_says() {
     let three = options().map(|options| ProxyOptions {
         workers: 3,

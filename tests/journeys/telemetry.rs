@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use uztunnel_rig::applications::echo;
-use uztunnel_rig::{Blueprint, Family, World, wait_until};
+use uztunnel_rig::{Blueprint, Family, World, sys, wait_until};
 
 use crate::admin::{ask, dump};
 use crate::setup::options;
@@ -35,7 +35,7 @@ fn say(stream: &mut TcpStream, bytes: usize) {
 /// Waits until the proxy has ended the connection; silence is no end.
 #[track_caller]
 fn assert_closed(stream: &mut TcpStream) {
-    let end = stream.read(&mut [0; 1]);
+    let end = sys::uninterrupted(|| stream.read(&mut [0; 1]));
     let is_closed = match &end {
         Ok(got) => *got == 0,
         Err(error) => error.kind() == ErrorKind::ConnectionReset,

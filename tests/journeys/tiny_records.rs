@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use uztunnel::identity::Identity;
 use uztunnel::tls::{Channel, FakeCa, Handshake, Output, Progress, RecordMode};
-use uztunnel_rig::{Namespace, PATIENCE};
+use uztunnel_rig::{Namespace, PATIENCE, sys};
 
 pub struct Peer {
     socket: TcpStream,
@@ -39,7 +39,7 @@ impl Peer {
             if progress.expect("a server that we expect") == Progress::Done {
                 break;
             }
-            received = socket.read(&mut buffer).expect("an answer");
+            received = sys::uninterrupted(|| socket.read(&mut buffer)).expect("an answer");
         }
         let established = handshake.finish().expect("it is done");
         Self {

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use uztunnel_rig::sys;
+
 use crate::world::PATIENCE;
 
 /// Gives back what it gets, on every connection, until that ends.
@@ -97,7 +99,7 @@ pub fn fill(connection: &mut TcpStream) -> usize {
 
 /// The connection ends, and not in an orderly way.
 pub fn expect_reset(connection: &mut TcpStream) {
-    match connection.read(&mut [0; 1024]) {
+    match sys::uninterrupted(|| connection.read(&mut [0; 1024])) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
         other => panic!("expected a reset, got {other:?}"),
     }
@@ -105,7 +107,7 @@ pub fn expect_reset(connection: &mut TcpStream) {
 
 /// The connection ends, one way or the other.
 pub fn expect_end(connection: &mut TcpStream) {
-    match connection.read(&mut [0; 1024]) {
+    match sys::uninterrupted(|| connection.read(&mut [0; 1024])) {
         Ok(0) => {}
         Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
         other => panic!("expected the end, got {other:?}"),

@@ -20,6 +20,7 @@ use uztunnel::clock;
 use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
 use uztunnel::tls::{FakeCa, Output, Rules};
+use uztunnel_rig::sys;
 
 /// Longer than anything here takes on a busy machine; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -184,7 +185,7 @@ impl Wired {
     fn receive_until(&mut self, what: &str, done: impl Fn(&Ours) -> bool) {
         let mut buffer = [0; 5000];
         while !done(&self.ours) {
-            let read = self.socket.read(&mut buffer);
+            let read = sys::uninterrupted(|| self.socket.read(&mut buffer));
             let read = read.unwrap_or_else(|error| panic!("waiting for {what}: {error}"));
             assert!(read > 0, "openssl closed while we waited for {what}");
             self.ours.receive(&buffer[..read]).expect(what);
@@ -474,7 +475,7 @@ fn tls_1_2_is_refused_in_both_roles() {
 fn error_of(wired: &mut Wired) -> String {
     let mut buffer = [0; 5000];
     loop {
-        let read = wired.socket.read(&mut buffer).expect("openssl answers");
+        let read = sys::uninterrupted(|| wired.socket.read(&mut buffer)).expect("openssl answers");
         assert!(read > 0, "openssl closed before we refused");
         if let Err(error) = wired.ours.receive(&buffer[..read]) {
             return error.to_string();

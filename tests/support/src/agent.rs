@@ -218,7 +218,7 @@ impl Drop for Agent {
 
 fn accept_all(listener: &Socket, shared: &Shared) {
     loop {
-        let Ok((socket, _)) = listener.accept() else {
+        let Ok((socket, _)) = sys::uninterrupted(|| listener.accept()) else {
             return;
         };
         if shared.lock().closing {
@@ -331,7 +331,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 fn receive(mut socket: &Socket) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; PACKET_BYTES_MAX];
-    let got = socket.read(&mut buffer)?;
+    let got = sys::uninterrupted(|| socket.read(&mut buffer))?;
     buffer.truncate(got);
     Ok(buffer)
 }

@@ -236,9 +236,18 @@ impl Proxy {
         std::fs::write(&path, "5").map_err(|error| RigError::new(format!("writing {path}"), error))
     }
 
-    /// What the kernel says under `name`.
+    /// Resident memory in huge pages (proc_pid_smaps(5)).
+    pub fn huge_page_bytes(&self) -> Result<u64> {
+        self.bytes_of("smaps_rollup", "AnonHugePages:")
+    }
+
+    /// What the kernel's status file says under `name`.
     fn memory_bytes(&self, name: &str) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.pid());
+        self.bytes_of("status", name)
+    }
+
+    fn bytes_of(&self, file: &str, name: &str) -> Result<u64> {
+        let path = format!("/proc/{}/{file}", self.pid());
         let text = std::fs::read_to_string(&path)
             .map_err(|error| RigError::new(format!("reading {path}"), error))?;
         let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -19,6 +19,17 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Repeats `call` for as long as a signal interrupts it. A socket with a timeout is not read again by itself, whatever
+/// the signal's handler asks for (signal(7)), and this process has children whose ends are signals.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Moves the calling thread into the network namespace `namespace`.
 pub fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: setns takes a descriptor and a flag; it touches no memory of ours.

@@ -49,6 +49,7 @@
 //! | `worker::shell::Socket` | worker, in a task | a journey | dropped: closed; released: to a slot |
 //! | `worker::hbone::session::Session` | worker, in a slot | `hbone::dial::start_session` | `Core::remove_session` |
 //! | `wire::http2::Connection`, `tls::Channel` | worker | with the session | with it |
+//! | `worker::hbone::source::Sources`, `worker::trouble::Troubles` | worker | `Core::new` | with `Core` |
 //! | `worker::hbone::carrier::Carrier` | worker, in a slot | `hbone::carrier::Line::open` | `Core::close_carrier`, which its task or its session calls |
 //! | `worker::hbone::dial::OpenStream` | worker, in a task | `dial::connect`, `inbound::serve` | dropped: reset; attached: to a tunnel |
 //! | `worker::tunnel::Tunnel`, `worker::pipe::Pipe` | worker, in a slot | `Core::attach_tunnel`, `attach_pipe` | both directions ended, reset, or cut |

@@ -140,6 +140,8 @@ pub const FENCE_SLOTS_TURN_MAX: usize = 1024;
 pub const SERIES_WORKER_MAX: usize = 8192;
 /// The part of them for sources that only their peers tell of: those may call themselves anything.
 pub const SERIES_TOLD_MAX: usize = 1024;
+/// Host names that one worker counts look-ups of apart, for each workload that asks.
+pub const SERIES_NAMES_MAX: usize = 1024;
 /// Kinds that a worker finds by what they are made of, without comparing labels. When it is full all are forgotten.
 pub const SERIES_FOUND_MAX: usize = 4096;
 /// Slots of its tables that a worker looks at for one page of live connections: well below a millisecond.
@@ -401,6 +403,20 @@ pub const OUTPUT_BYTES_KEPT_MAX: usize = 2 * 1024 * 1024;
 pub const OUTPUTS_SPARE_MAX: usize = 8;
 /// Above this, applications of the session are not read until a send has completed.
 pub const OUTPUT_SOFT_BYTES: usize = 512 * 1024;
+/// What the sessions of one source on one worker may have unsent together before each takes from its applications only
+/// when it holds nothing itself: the smallest receive of each of its streams then. An honest peer reads whatever its
+/// applications do, so that what it leaves to the kernel, up to megabytes for each session, keeps it as fast as it reads.
+pub const SOURCE_UNSENT_BYTES_SOFT: usize = 64 << 20;
+/// Beyond it a session with more answers than `SOURCE_ANSWERS_BYTES` that its peer made us give and does not read is
+/// ended (RFC 9113 section 10.5). Streams of applications alone come to it with 12,000 that all wait at once, and are
+/// left alone: each holds what a plain connection would.
+pub const SOURCE_UNSENT_BYTES_MAX: usize = 256 << 20;
+/// Window for each of `HTTP2_STREAMS`, and answers to as many requests with ordinary baggage.
+pub const SOURCE_ANSWERS_BYTES: usize = 32 * 1024;
+/// How often the log says that a source holds much.
+pub const SOURCE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// A send buffer where memory is short: what one small receive becomes.
+pub const OUTPUT_SMALL_BYTES: usize = 20 * 1024;
 /// Frames below this share a record with others of the turn.
 pub const SMALL_FRAME_BYTES: usize = 4096;
 
@@ -433,6 +449,9 @@ pub const TENANT_UNBEGUN_MAX: usize = 8192;
 pub const TENANTS_GONE_MAX: usize = 1024;
 /// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
 pub const TURN_LONG: Duration = Duration::from_micros(250);
+/// What a worker tells the scheduler that it needs at a time: the least that Linux takes. The default, 1 to 3
+/// ms, is that of the control thread, so that a worker that wakes goes before it.
+pub const WORKER_SLICE: Duration = Duration::from_micros(100);
 /// HBONE sessions that the peers of one pod may have on one worker: 4,096 peers, or fewer with several each.
 pub const SESSIONS_POD_MAX: usize = 4096;
 /// A connection waits so long for its pod's certificate.
@@ -474,6 +493,8 @@ pub const DIAL_FAILURE_KEPT: Duration = Duration::from_millis(200);
 /// a quarter: at first, and after it was found so again and again.
 pub const AVOIDED_MIN: Duration = Duration::from_millis(500);
 pub const AVOIDED_MAX: Duration = Duration::from_secs(5);
+/// Endpoints called without a tunnel that one worker remembers as in trouble, for each pod that calls them.
+pub const TROUBLES_PLAIN_MAX: usize = 4096;
 /// An endpoint may take so long for connecting, handshake and CONNECT together before another one is tried, if there is
 /// one: more than one lost SYN costs (RFC 6298: a second), and ordinary round trips across continents.
 pub const ENDPOINT_PATIENCE: Duration = Duration::from_millis(1500);
@@ -499,6 +520,13 @@ const _: () = assert!(CHUNKS_SPARE_MAX * CHUNK_BYTES >= HTTP2_STREAM_WINDOW_BYTE
 const _: () = assert!(LIST_SLICES_KEPT_MAX * 16_375 >= HTTP2_STREAM_WINDOW_BYTES as usize);
 const _: () = assert!(OUTPUT_BYTES >= RECEIVE_BYTES_MAX + RECEIVE_BYTES_MAX / 16384 * 64);
 const _: () = assert!(OUTPUT_SOFT_BYTES >= RECEIVE_BYTES_MAX);
+// A send buffer for each session that may be there, of the smallest kind, is far below the bound for all of them.
+const _: () = assert!(SESSIONS_POD_MAX * OUTPUT_SMALL_BYTES < SOURCE_UNSENT_BYTES_MAX);
+const _: () = assert!(SOURCE_UNSENT_BYTES_SOFT >= 16 * 2 * OUTPUT_SOFT_BYTES);
+const _: () = assert!(
+    SOURCE_ANSWERS_BYTES >= HTTP2_STREAMS as usize * (13 + 128) && SOURCE_ANSWERS_BYTES < HTTP2_OUTPUT_BYTES
+);
+const _: () = assert!(OUTPUT_SMALL_BYTES > READ_BYTES_MIN);
 const _: () = assert!(READ_BYTES_MIN <= RECEIVE_BYTES_MAX && ARMED_BYTES_MAX >= RECEIVE_BYTES_MAX);
 const _: () = assert!(CONNECT_ANSWER_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
 const _: () = assert!(
@@ -576,6 +604,9 @@ const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.a
 /// What a server of the control plane may send before it is looked at: much more than a round trip's worth, little
 /// enough that it is still in the cache when its turn comes.
 pub const CONTROL_WINDOW_BYTES: u32 = 512 << 10;
+
+/// What one read of a connection to the control plane takes at most: some TLS records.
+pub const CONTROL_READ_BYTES: usize = 64 << 10;
 
 /// What a gRPC server takes in one message unless it is told otherwise.
 pub const GRPC_MESSAGE_BYTES_DEFAULT: usize = 4 << 20;

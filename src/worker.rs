@@ -26,6 +26,7 @@ pub mod settings;
 pub mod shell;
 pub mod telemetry;
 pub mod tenants;
+pub mod trouble;
 pub mod tunnel;
 pub mod turn;
 mod turn_time;
@@ -46,6 +47,7 @@ use crate::bridge::orders::{self, WorkerHandle};
 use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
 use crate::bridge::traffic::Shard;
+use crate::limits;
 use crate::runtime::tasks::Executor;
 
 use crate::sys::cpu::{self, Cpu};
@@ -114,6 +116,9 @@ fn begin(setup: Setup, hello: &mpsc::Sender<Hello>, peers: &mpsc::Receiver<Vec<W
         && !cpu::pin(cpu)
     {
         tracing::warn!(target: "worker", worker = setup.index, cpu = cpu.0, "cannot stay on this CPU");
+    }
+    if let Err(error) = cpu::run_in_slices(limits::WORKER_SLICE) {
+        tracing::debug!(target: "worker", worker = setup.index, %error, "cannot ask for short slices of the CPU");
     }
     match &*setup.backend.clone() {
         Choice::Uring(profile) => match UringDriver::new(*profile) {

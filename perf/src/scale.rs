@@ -5,6 +5,7 @@
 //! and last a start of both proxies anew, from nothing to ready. Of each phase: the echo's quantiles, CPU time and
 //! memory of the proxies; at the end what they say themselves about the turns of their workers.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ pub struct Phase {
     pub echo_us: Histogram<u64>,
     /// Of both proxies.
     pub cpu_s: f64,
+    /// Of both proxies, by the names of their threads: what the control plane costs is that of the threads that carry
+    /// nothing, since the echo costs the others as much without.
+    pub cpu_s_by_thread: BTreeMap<String, f64>,
     /// Of both proxies, at its end.
     pub resident_bytes: u64,
 }
@@ -202,6 +206,7 @@ struct Meter<'a> {
     echo: &'a Echo,
     begun: Instant,
     cpu_ns: u64,
+    by_thread_ns: BTreeMap<String, u64>,
 }
 
 impl<'a> Meter<'a> {
@@ -212,23 +217,42 @@ impl<'a> Meter<'a> {
             echo,
             begun: Instant::now(),
             cpu_ns: world.proxies_cpu_ns()?,
+            by_thread_ns: by_thread_ns(world)?,
         })
     }
 
     /// Ends a phase, and begins the next one.
     fn phase(&mut self, name: &'static str) -> Result<Phase> {
         let cpu_ns = self.world.proxies_cpu_ns()?;
+        let by_thread_ns = by_thread_ns(self.world)?;
+        let since = |(name, ns): (&String, &u64)| {
+            let before = self.by_thread_ns.get(name).copied().unwrap_or(0);
+            (name.clone(), ns.saturating_sub(before) as f64 / 1e9)
+        };
         let resident = self.world.nodes.iter().map(|node| node.proxy().resident_bytes());
         let phase = Phase {
             name,
             took: self.begun.elapsed(),
             echo_us: self.echo.take(),
             cpu_s: (cpu_ns - self.cpu_ns) as f64 / 1e9,
+            cpu_s_by_thread: by_thread_ns.iter().map(since).collect(),
             resident_bytes: resident.sum::<Result<u64>>()?,
         };
         (self.begun, self.cpu_ns) = (Instant::now(), cpu_ns);
+        self.by_thread_ns = by_thread_ns;
         Ok(phase)
     }
+}
+
+/// Of both proxies.
+fn by_thread_ns(world: &World) -> Result<BTreeMap<String, u64>> {
+    let mut sums = BTreeMap::new();
+    for node in &world.nodes {
+        for (name, ns) in node.proxy().cpu_ns_by_thread()? {
+            *sums.entry(name).or_default() += ns;
+        }
+    }
+    Ok(sums)
 }
 
 impl Outcome {
@@ -265,6 +289,13 @@ impl Outcome {
                 mib(phase.resident_bytes),
                 mib(phase.resident_bytes) - quiet,
             )?;
+        }
+        writeln!(out, "\nCPU s of both proxies, by the names of their threads:\n")?;
+        for phase in &self.phases {
+            let of_thread = phase.cpu_s_by_thread.iter();
+            let threads = of_thread.map(|(name, cpu_s)| format!("{name} {cpu_s:.3}"));
+            let threads: Vec<String> = threads.collect();
+            writeln!(out, "- {}: {}", phase.name, threads.join(", "))?;
         }
         writeln!(
             out,

@@ -194,6 +194,34 @@ impl Series {
     }
 }
 
+/// Whose host name was looked up, and by which workload. Empty texts are unknown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NameLabels {
+    pub source: EndLabels,
+    pub source_principal: Option<Identity>,
+    pub hostname: Arc<str>,
+}
+
+/// How often a name was looked up for connections of one worker, from memory or not.
+#[derive(Debug)]
+pub struct NameSeries {
+    labels: NameLabels,
+    lookups: Count,
+}
+
+impl NameSeries {
+    pub fn count(&self) {
+        self.lookups.add(1);
+    }
+}
+
+/// What a worker begins to count.
+#[derive(Debug)]
+enum Fresh {
+    Connections(Arc<Series>),
+    Names(Arc<NameSeries>),
+}
+
 /// What one worker counts besides its series.
 #[derive(Debug, Default)]
 struct Others {
@@ -205,7 +233,7 @@ struct Others {
 /// A worker's end.
 #[derive(Debug)]
 pub struct Shard {
-    fresh: mpsc::Sender<Arc<Series>>,
+    fresh: mpsc::Sender<Fresh>,
     others: Arc<Others>,
 }
 
@@ -220,7 +248,15 @@ impl Shard {
             closed: Default::default(),
         });
         // Nobody scrapes any more: the process is on its way out.
-        let _ = self.fresh.send(Arc::clone(&series));
+        let _ = self.fresh.send(Fresh::Connections(Arc::clone(&series)));
+        series
+    }
+
+    /// The same for the look-ups of a name.
+    pub fn begin_name(&self, labels: NameLabels) -> Arc<NameSeries> {
+        let lookups = Count::default();
+        let series = Arc::new(NameSeries { labels, lookups });
+        let _ = self.fresh.send(Fresh::Names(Arc::clone(&series)));
         series
     }
 
@@ -239,15 +275,16 @@ pub struct Traffic(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    fresh: mpsc::Sender<Arc<Series>>,
+    fresh: mpsc::Sender<Fresh>,
     /// Of scrapes: workers never take it after their start.
     gathered: Mutex<Gathered>,
 }
 
 #[derive(Debug)]
 struct Gathered {
-    arriving: mpsc::Receiver<Arc<Series>>,
+    arriving: mpsc::Receiver<Fresh>,
     series: Vec<Arc<Series>>,
+    names: Vec<Arc<NameSeries>>,
     others: Vec<Arc<Others>>,
 }
 
@@ -274,6 +311,7 @@ impl Default for Traffic {
         let gathered = Mutex::new(Gathered {
             arriving,
             series: Vec::new(),
+            names: Vec::new(),
             others: Vec::new(),
         });
         Self(Arc::new(Shared { fresh, gathered }))
@@ -291,18 +329,37 @@ impl Traffic {
         }
     }
 
+    /// With what has arrived.
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut gathered = self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        let Gathered {
+            arriving,
+            series,
+            names,
+            others: _,
+        } = &mut *gathered;
+        for fresh in arriving.try_iter() {
+            match fresh {
+                Fresh::Connections(one) => series.push(one),
+                Fresh::Names(one) => names.push(one),
+            }
+        }
+        gathered
+    }
+
+    /// How often names were looked up.
+    pub fn names(&self) -> BTreeMap<NameLabels, u64> {
+        let names = self.gathered().names.clone();
+        let mut totals = BTreeMap::<NameLabels, u64>::new();
+        for one in names {
+            *totals.entry(one.labels.clone()).or_default() += one.lookups.get();
+        }
+        totals
     }
 
     /// One look at all series.
     pub fn series(&self) -> BTreeMap<Labels, Sums> {
-        let series = {
-            let mut gathered = self.gathered();
-            let Gathered { arriving, series, .. } = &mut *gathered;
-            series.extend(arriving.try_iter());
-            series.clone()
-        };
+        let series = self.gathered().series.clone();
         let mut totals = BTreeMap::<Labels, Sums>::new();
         for one in series {
             let sums = match totals.get_mut(&one.labels) {

@@ -30,6 +30,7 @@ use hyper::{Method, Request, Response, Uri, Version, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -255,7 +256,9 @@ impl Server {
         &self,
         tls: rustls::ClientConfig,
         stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, GrpcError> {
+    ) -> Result<TlsStream<BufReader<TcpStream>>, GrpcError> {
+        // By itself rustls reads 4 KiB at a time, a quarter of a record.
+        let stream = BufReader::with_capacity(limits::CONTROL_READ_BYTES, stream);
         let stream = TlsConnector::from(Arc::new(tls))
             .connect(self.name.clone(), stream)
             .await

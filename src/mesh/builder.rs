@@ -5,8 +5,10 @@
 //! before anybody sees that a workload is another one, so are all versions that it is in. Endpoints may arrive before
 //! their service: they are staged until it comes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::address::NamespacedHostname;
 use super::backing::Backed;
@@ -16,7 +18,7 @@ use super::local::LocalState;
 use super::places::{Numbers, Place};
 use super::policy::{Policy, PolicyScope};
 use super::service::Service;
-use super::workload::Workload;
+use super::workload::{Health, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
 use crate::limits;
@@ -43,8 +45,8 @@ pub struct Builder {
 
 #[derive(Debug, Clone, Copy)]
 enum Change {
-    /// It names the service, and did so before or not.
-    Joined,
+    /// It names the service, and did so before or not; in this state.
+    Joined(Health),
     Left,
 }
 
@@ -81,9 +83,12 @@ impl Builder {
     }
 
     /// Adds a workload, or replaces the one of the same uid.
-    pub fn insert_workload(&mut self, mut workload: Workload) {
-        for ip in &mut workload.addresses {
-            *ip = ip.to_canonical();
+    pub fn insert_workload(&mut self, workload: impl Into<Arc<Workload>>) {
+        let mut workload = workload.into();
+        if workload.addresses.iter().any(|ip| *ip != ip.to_canonical()) {
+            for ip in &mut Arc::make_mut(&mut workload).addresses {
+                *ip = ip.to_canonical();
+            }
         }
         if workload.trust_domain.is_empty() {
             self.warnings.push(format!(
@@ -95,23 +100,22 @@ impl Builder {
         self.intern(&mut workload);
         let known = self.index.workloads.by_uid.get(&workload.uid).copied();
         let before = known.and_then(|place| self.index.workloads.by_place.get(place).cloned());
-        let (place, workload) = match (known, before) {
+        let place = match (known, before) {
             (Some(place), Some(before)) => {
-                workload.uid = before.uid.clone();
-                let workload = Arc::new(workload);
+                Arc::make_mut(&mut workload).uid = before.uid.clone();
                 self.replace_workload(place, &before, &workload);
-                (place, workload)
+                place
             }
             (_, _) => {
-                let (place, workload) = (self.workload_numbers.next(), Arc::new(workload));
+                let place = self.workload_numbers.next();
                 self.index.workloads.by_uid.insert(workload.uid.clone(), place);
                 self.index.addresses_revision += 1;
                 self.index.place_workload(place, &workload);
-                (place, workload)
+                place
             }
         };
         for (key, _) in workload.services.iter() {
-            self.pend(key, place, Change::Joined);
+            self.pend(key, place, Change::Joined(workload.status));
         }
         self.mark_referring(&workload.uid);
     }
@@ -310,9 +314,13 @@ impl Builder {
     /// The last change of each workload counts.
     fn apply(&mut self, key: NamespacedHostname, changes: &[(Place<Workload>, Change)]) {
         let renewed = self.renew(&key, |index, backed| {
+            if backed.len() == 0 {
+                backed.members = joined(&backed.service, changes);
+                return;
+            }
             for (place, change) in changes {
                 match change {
-                    Change::Joined => index.admit(backed, *place),
+                    Change::Joined(status) => index.admit_as(backed, *place, *status),
                     Change::Left => drop(backed.members.remove(place)),
                 }
             }
@@ -324,7 +332,7 @@ impl Builder {
         let staged = self.index.staged.get_or_insert_with(&key, TrieMap::new);
         for (place, change) in changes {
             match change {
-                Change::Joined => drop(staged.insert(*place, ())),
+                Change::Joined(_) => drop(staged.insert(*place, ())),
                 Change::Left => drop(staged.remove(place)),
             }
         }
@@ -415,7 +423,7 @@ impl Builder {
     }
 
     /// All workloads of an identity share one copy.
-    fn intern(&mut self, workload: &mut Workload) {
+    fn intern(&mut self, workload: &mut Arc<Workload>) {
         if Arc::strong_count(&workload.accepted) > 1 {
             // As decoders have it from the interner.
             return;
@@ -432,9 +440,24 @@ impl Builder {
             &workload.namespace,
             &workload.service_account,
         );
+        let workload = Arc::make_mut(workload);
         workload.identity = accepted[0].clone();
         workload.accepted = accepted;
     }
+}
+
+/// The endpoints of a service that had none before these changes. The last change of each workload counts.
+fn joined(service: &Service, changes: &[(Place<Workload>, Change)]) -> TrieMap<Place<Workload>, ()> {
+    let mut changes = changes.to_vec();
+    changes.sort_by_key(|(place, _)| *place);
+    let of_each = changes.chunk_by(|(one, _), (other, _)| one == other);
+    let joined: Vec<_> = of_each
+        .filter_map(|changes| match changes.last()? {
+            (place, Change::Joined(status)) if service.includes(*status) => Some((*place, ())),
+            (_, Change::Joined(_) | Change::Left) => None,
+        })
+        .collect();
+    joined.into_iter().collect()
 }
 
 /// The set a policy belongs to; selector-scoped ones are only named by their workloads.

@@ -98,7 +98,7 @@ impl Snapshot {
         };
         let upstream = found.ok_or_else(|| match purpose {
             Purpose::Waypoint => RouteError::UnknownWaypoint(reference.to_string()),
-            Purpose::Traffic => RouteError::UnknownGateway(reference.to_string()),
+            Purpose::Traffic => RouteError::UnknownGateway(Box::new(reference.clone())),
         })?;
         Ok(Resolved { upstream, family_of })
     }

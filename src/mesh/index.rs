@@ -17,7 +17,7 @@ use super::few::Few;
 use super::places::{Place, Places};
 use super::policy::Policy;
 use super::trie::TrieMap;
-use super::workload::{NetworkMode, Workload};
+use super::workload::{Health, NetworkMode, Workload};
 use crate::identity::Identity;
 
 pub(super) type ByNetwork<K, V> = TrieMap<Arc<str>, TrieMap<K, V>>;
@@ -202,14 +202,22 @@ impl Index {
         Some(old)
     }
 
-    /// Makes a workload an endpoint, or none if the health policy keeps it out. It may have gone, or ceased to name the
-    /// service: then that change follows.
+    /// Makes a workload an endpoint, or none if the health policy keeps it out.
     pub fn admit(&self, backed: &mut Backed, place: Place<Workload>) {
-        let Some(workload) = self.workloads.by_place.get(place) else {
-            return;
-        };
-        if backed.service.includes(workload.status) {
-            backed.given.remove(&workload.uid);
+        if let Some(workload) = self.workloads.by_place.get(place) {
+            self.admit_as(backed, place, workload.status);
+        }
+    }
+
+    /// The same of one that was last known in this state: of many workloads, none has to be looked at. It may have gone,
+    /// or ceased to name the service: then that change follows.
+    pub fn admit_as(&self, backed: &mut Backed, place: Place<Workload>, status: Health) {
+        if backed.service.includes(status) {
+            if !backed.given.is_empty()
+                && let Some(workload) = self.workloads.by_place.get(place)
+            {
+                backed.given.remove(&workload.uid);
+            }
             if !backed.members.contains_key(&place) {
                 backed.members.insert(place, ());
             }

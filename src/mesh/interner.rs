@@ -3,9 +3,10 @@
 //! Control thread, inside the builder; decoders ask it before they allocate. Invariant: what nobody uses any more is
 //! let go of, at the latest when as much again has come in.
 
-use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+
+use foldhash::{HashMap, HashSet};
 
 use super::address::{NamespacedHostname, PortMap};
 use super::workload::{Locality, Site};
@@ -65,7 +66,7 @@ impl Eq for Key {}
 impl<T: ?Sized> Default for Pool<T> {
     fn default() -> Self {
         Self {
-            known: HashSet::new(),
+            known: HashSet::default(),
             sweep_at: SWEEP_MIN,
         }
     }
@@ -142,7 +143,7 @@ impl Interner {
             return;
         }
         if self.encoded.len() >= ENCODED_MAX {
-            self.encoded = HashMap::new();
+            self.encoded = HashMap::default();
         }
         self.encoded.insert(encoded.into(), list.clone());
     }

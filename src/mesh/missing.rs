@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::{GatewayTarget, NetworkAddress, Snapshot};
+use super::{GatewayTarget, NetworkAddress, Snapshot, Workload};
 
 impl Snapshot {
     /// What has to be asked for before it can be decided about `ip` of `network`: whoever owns the address, then the
@@ -31,6 +31,15 @@ impl Snapshot {
         waypoints
             .find(|waypoint| !self.knows(&waypoint.target) && !asked.contains(&waypoint.target))
             .map(|waypoint| waypoint.target.clone())
+    }
+
+    /// The service that is to be asked for before it can be decided about a stream for its name: one that `own` says it
+    /// belongs to.
+    pub fn missing_service(&self, own: &Workload, host: &str) -> Option<GatewayTarget> {
+        let mut keys = own.services.iter().map(|(key, _)| key);
+        let named = keys.find(|key| *key.hostname == *host)?;
+        let target = GatewayTarget::Hostname(named.clone());
+        (!self.knows(&target)).then_some(target)
     }
 
     /// Whether anything has this address or name.
@@ -91,6 +100,27 @@ services:
         let mut builder = Builder::new(Locale::default());
         builder.load(LocalState::parse(text).expect("valid"));
         builder.build()
+    }
+
+    #[test]
+    fn a_service_is_asked_for_by_name_where_the_pod_says_that_it_belongs_to_it() {
+        let pod = "
+workloads:
+- uid: c//Pod/shop/server
+  name: server
+  namespace: shop
+  serviceAccount: a
+  trustDomain: t
+  workloadIps: [10.0.0.3]
+  services: {shop/front.shop: {80: 8080}}
+";
+        let part = snapshot(pod);
+        let own = part.workload("c//Pod/shop/server").expect("there it is");
+        let missing =
+            |snapshot: &Snapshot, host| snapshot.missing_service(own, host).map(|it| it.to_string());
+        assert_eq!(missing(&part, "front.shop"), Some("shop/front.shop".to_owned()));
+        assert_eq!(missing(&part, "other.shop"), None);
+        assert_eq!(missing(&snapshot(WORKLOADS), "front.shop"), None, "it is known");
     }
 
     fn missing(snapshot: &Snapshot, ip: &str, asked: &[GatewayTarget]) -> Option<String> {

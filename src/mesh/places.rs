@@ -9,6 +9,7 @@
 //! Invariants: no node is empty; a number that was taken back is given again only after the next snapshot, so that
 //! nothing that waits to be applied can mean another value than it did.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
@@ -230,6 +231,18 @@ impl<T> PartialEq for Place<T> {
 }
 
 impl<T> Eq for Place<T> {}
+
+impl<T> PartialOrd for Place<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Place<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.number.cmp(&other.number)
+    }
+}
 
 impl<T> Hash for Place<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -26,7 +26,7 @@ pub enum RouteError {
     #[error("unknown waypoint: {0}")]
     UnknownWaypoint(String),
     #[error("unknown network gateway: {0}")]
-    UnknownGateway(String),
+    UnknownGateway(Box<GatewayAddress>),
     #[error("no valid routing destination for workload: {workload}")]
     NoDestination { workload: Arc<str> },
     #[error("no ip addresses were resolved for workload: {workload} (looking up {hostname}: {reason})")]

@@ -8,10 +8,11 @@
 //! Invariants: a leaf has at most `LEAF_MAX` entries unless all bits of their hashes are used up; no node is empty.
 
 use std::borrow::Borrow;
-use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
+
+use foldhash::quality::RandomState;
 
 const LEAF_MAX: usize = 24;
 /// Below this many entries in all, the children of a node become one leaf again.
@@ -43,7 +44,7 @@ impl<K, V> Default for TrieMap<K, V> {
         Self {
             root: None,
             len: 0,
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 }
@@ -319,9 +320,25 @@ fn tag_of(hash: u64) -> u8 {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> FromIterator<(K, V)> for TrieMap<K, V> {
+    /// Of equal keys the last value counts. Few entries become a leaf at once, which does not grow meanwhile.
     fn from_iter<T: IntoIterator<Item = (K, V)>>(entries: T) -> Self {
+        let mut entries = entries.into_iter();
+        let mut few: Vec<(K, V)> = Vec::with_capacity(LEAF_MAX.min(entries.size_hint().0));
         let mut map = Self::default();
-        for (key, value) in entries {
+        let mut beyond = None;
+        for (key, value) in entries.by_ref() {
+            if let Some(known) = few.iter_mut().find(|known| known.0 == key) {
+                known.1 = value;
+            } else if few.len() < LEAF_MAX {
+                few.push((key, value));
+            } else {
+                beyond = Some((key, value));
+                break;
+            }
+        }
+        map.len = few.len();
+        map.root = (map.len > 0).then(|| Arc::new(leaf(&map.hasher, few)));
+        for (key, value) in beyond.into_iter().chain(entries) {
             map.insert(key, value);
         }
         map
@@ -397,6 +414,30 @@ mod tests {
         ) {
             check(&steps, |number| number);
             check(&steps, |number| Alike(number % 120));
+        }
+    }
+
+    #[test]
+    fn a_map_made_at_once_is_the_one_made_step_by_step() {
+        for len in [0, 1, LEAF_MAX - 1, LEAF_MAX, LEAF_MAX + 1, 10 * LEAF_MAX] {
+            // Every third key comes twice.
+            let twice = |n: usize| {
+                [(n, n)]
+                    .into_iter()
+                    .chain(n.is_multiple_of(3).then_some((n, n + 1)))
+            };
+            let entries: Vec<_> = (0..len).flat_map(twice).collect();
+            let mut steps = TrieMap::new();
+            for (key, value) in entries.iter().copied() {
+                steps.insert(key, value);
+            }
+            let mut made: TrieMap<usize, usize> = entries.into_iter().collect();
+            assert_eq!(made.len(), len);
+            assert_eq!(made.root.is_none(), len == 0);
+            assert!(steps.iter().all(|(key, value)| made.get(key) == Some(value)));
+            made.insert(usize::MAX, 0);
+            assert_eq!(made.len(), len + 1);
+            assert!((0..len).all(|key| made.remove(&key) == steps.remove(&key)));
         }
     }
 

@@ -61,17 +61,19 @@ impl Buffers {
         self.retired.iter().filter(|chunk| chunk.is_shared()).count() + usize::from(self.chunk.is_shared())
     }
 
-    /// An empty send buffer.
-    pub fn output(&mut self) -> Output {
+    /// An empty send buffer; a small one where memory is short.
+    pub fn output(&mut self, is_short: bool) -> Output {
+        if is_short {
+            return Output::with_capacity(limits::OUTPUT_SMALL_BYTES);
+        }
         self.outputs
             .pop()
             .unwrap_or_else(|| Output::with_capacity(limits::OUTPUT_BYTES))
     }
 
     pub fn recycle_output(&mut self, mut output: Output) {
-        if self.outputs.len() < limits::OUTPUTS_SPARE_MAX
-            && output.capacity() <= limits::OUTPUT_BYTES_KEPT_MAX
-        {
+        let keep = limits::OUTPUT_BYTES..=limits::OUTPUT_BYTES_KEPT_MAX;
+        if self.outputs.len() < limits::OUTPUTS_SPARE_MAX && keep.contains(&output.capacity()) {
             output.clear();
             self.outputs.push(output);
         }

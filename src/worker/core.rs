@@ -19,6 +19,7 @@ use super::hbone::fence::Fence;
 use super::hbone::pool::Pool;
 use super::hbone::serve::Request;
 use super::hbone::session::{Blocked, Session, SessionEvent};
+use super::hbone::source::Sources;
 use super::listen::{Captured, Listener};
 use super::live::Attempt;
 use super::lookups::Lookups;
@@ -29,6 +30,7 @@ use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tenants::Tenants;
+use super::trouble::Troubles;
 use super::tunnel::Tunnel;
 use super::turn_time::TurnTime;
 use crate::bridge::demands::Demands;
@@ -64,7 +66,7 @@ pub enum TimerEvent {
     Session(Key<Session>),
     /// Accepting resumes after descriptors had run out.
     Listen(Key<Listener>),
-    /// Failures of dials are forgotten when their time is over.
+    /// Troubles of destinations are forgotten when their time is over.
     Sweep,
     /// The worker measures how busy it was.
     Measure,
@@ -90,6 +92,8 @@ pub struct Core<D: Driver> {
     pub waits: Slab<Wait>,
     pub listeners: Slab<Listener>,
     pub sessions: Slab<Session>,
+    /// What sessions hold for peers that do not read, by source.
+    pub sources: Sources,
     /// Streams of sessions that carry other sessions.
     pub carriers: Slab<Carrier>,
     pub tunnels: Slab<Tunnel>,
@@ -98,6 +102,7 @@ pub struct Core<D: Driver> {
     pub attempts: Slab<Attempt>,
     pub pods: Pods,
     pub pool: Pool,
+    pub troubles: Troubles,
     pub certificates: CertificateCache,
     pub(super) lookups: Lookups,
     pub buffers: Buffers,
@@ -185,12 +190,14 @@ impl<D: Driver + 'static> Core<D> {
             waits: Slab::default(),
             listeners: Slab::default(),
             sessions: Slab::default(),
+            sources: Sources::default(),
             carriers: Slab::default(),
             tunnels: Slab::default(),
             pipes: Slab::default(),
             attempts: Slab::default(),
             pods: Pods::default(),
             pool: Pool::default(),
+            troubles: Troubles::default(),
             certificates: CertificateCache::default(),
             lookups: Lookups::default(),
             snapshot_waiters: Vec::new(),
@@ -320,7 +327,7 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 TimerEvent::Session(key) => self.session_timer(key),
                 TimerEvent::Listen(key) => self.resume_listener(key),
-                TimerEvent::Sweep => self.sweep_pool(),
+                TimerEvent::Sweep => self.sweep_troubles(),
                 TimerEvent::Measure => self.measure(),
                 TimerEvent::DrainDeadline => self.end_drain(),
             }

@@ -221,6 +221,7 @@ pub fn start(
         revocable: established.revocable,
         places: None,
         tenant: pod.tenant.clone(),
+        unsent: core.sources.unsent(address.ip()),
         now: core.now,
     });
     let key = core.sessions.insert(session);

@@ -10,3 +10,4 @@ pub mod pool;
 pub mod revocation;
 pub mod serve;
 pub mod session;
+pub mod source;

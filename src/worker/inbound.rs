@@ -23,7 +23,9 @@ use super::workload::{own_workload, pod_workload};
 use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
-use crate::mesh::{ConnectionFacts, Delivery, Denial, InboundTarget, Permit, Snapshot, Workload};
+use crate::mesh::{
+    ConnectionFacts, Delivery, Denial, InboundTarget, Permit, PolicyEvent, Snapshot, Workload,
+};
 use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
 use crate::sys::driver::{Driver, SocketSpec};
@@ -178,6 +180,11 @@ async fn identify<D: Driver + 'static>(
         // Whoever owns it may have this pod for a waypoint.
         let network = shell.with(|core| core.snapshot.load().locale().network.clone());
         lookups::know(shell, &origin.pod, &network, address.ip()).await?;
+    }
+    if let InboundTarget::Host { host, .. } = &target
+        && let Some(service) = shell.with(|core| core.snapshot.load().missing_service(&own, host))
+    {
+        lookups::ask_for(shell, &origin.pod, &service, &mut Vec::new()).await?;
     }
     let delivery = shell.with(|core| core.validate(origin, &own, &target, request, account))?;
     Ok((own, delivery))
@@ -354,19 +361,36 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn authorize(&self, snapshot: &Snapshot, own: &Workload, facts: &Facts<'_>) -> Result<Permit, Denial> {
-        let (id, peer) = (format_args!("{:032x}", facts.connection_id), facts.peer);
-        let facts = ConnectionFacts {
+        let asked = ConnectionFacts {
             source: facts.peer,
             destination: facts.application,
             identity: facts.identity,
         };
-        snapshot.authorize_observed(own, &facts, &mut |event| {
-            let (policy, rule) = (event.policy(), event.rule());
-            if self.settings.policy_info_logging {
-                tracing::info!(target: "rbac", %id, %peer, policy, rule, "{}", event.message());
-            } else {
-                tracing::debug!(target: "rbac", %id, %peer, policy, rule, "{}", event.message());
-            }
+        let as_info = self.settings.policy_info_logging;
+        snapshot.authorize_observed(own, &asked, &mut |event| {
+            tell_of_policy(as_info, own, facts, &event)
         })
+    }
+}
+
+/// In the spans that ztunnel's lines about policies have: whose connection it is, and which. They are made only where
+/// somebody reads them: most policies say something about every connection.
+fn tell_of_policy(as_info: bool, own: &Workload, facts: &Facts<'_>, event: &PolicyEvent<'_>) {
+    let is_read = match as_info {
+        true => tracing::enabled!(target: "rbac", tracing::Level::INFO),
+        false => tracing::enabled!(target: "rbac", tracing::Level::DEBUG),
+    };
+    if !is_read {
+        return;
+    }
+    let wl = format_args!("{}/{}", own.namespace, own.name);
+    let proxy = tracing::info_span!(target: "rbac", "proxy", %wl);
+    let (id, peer) = (format_args!("{:032x}", facts.connection_id), facts.peer);
+    let inbound = tracing::info_span!(target: "rbac", parent: &proxy, "inbound", %id, %peer);
+    let _inbound = inbound.enter();
+    let (policy, rule) = (event.policy(), event.rule());
+    match as_info {
+        true => tracing::info!(target: "rbac", policy, rule, "{}", event.message()),
+        false => tracing::debug!(target: "rbac", policy, rule, "{}", event.message()),
     }
 }

@@ -57,15 +57,41 @@ pub async fn know<D: Driver + 'static>(
     };
     match shell.within(limits::LOOKUP_WAIT, asking).await {
         Ok(done) => done,
-        Err(Elapsed) => Err(Outcome::Lookup(LookupError::NoAnswer {
-            name: asked
-                .last()
-                .map(GatewayTarget::to_string)
-                .unwrap_or_default()
-                .into(),
-            seconds: limits::LOOKUP_WAIT.as_secs(),
-        })),
+        Err(Elapsed) => Err(no_answer(asked.last())),
     }
+}
+
+/// Asks for a network gateway that the snapshot does not hold, which shows only when an endpoint of another network has
+/// been chosen, or for a service. Whether it did: then the choice is to be made again. Not where the control plane
+/// tells everything unasked, nor for what was `asked` for already.
+pub async fn ask_for<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &Rc<PodState>,
+    target: &GatewayTarget,
+    asked: &mut Vec<GatewayTarget>,
+) -> Result<bool, Outcome> {
+    let is_asked_for = shell.with(|core| core.settings.on_demand && !core.snapshot.load().knows(target));
+    if !is_asked_for || asked.contains(target) || asked.len() == limits::LOOKUPS_CONNECTION_MAX {
+        return Ok(false);
+    }
+    asked.push(target.clone());
+    let _budget = Counted::lookup(pod)?;
+    let asking = async {
+        let receiver = shell.with(|core| core.ask_control(Question::Mesh(target.clone())))?;
+        receiver.await.ok_or(Outcome::Drained)??;
+        Ok(true)
+    };
+    match shell.within(limits::LOOKUP_WAIT, asking).await {
+        Ok(done) => done,
+        Err(Elapsed) => Err(no_answer(Some(target))),
+    }
+}
+
+fn no_answer(asked: Option<&GatewayTarget>) -> Outcome {
+    Outcome::Lookup(LookupError::NoAnswer {
+        name: asked.map(GatewayTarget::to_string).unwrap_or_default().into(),
+        seconds: limits::LOOKUP_WAIT.as_secs(),
+    })
 }
 
 /// Looks up the name of the next hop and completes the plan by one of its addresses.

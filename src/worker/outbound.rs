@@ -3,10 +3,12 @@
 //!
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
@@ -138,9 +140,18 @@ async fn route<D: Driver + 'static>(
     account: &mut Account,
 ) -> Result<Course, Outcome> {
     let peer = account.source_address;
-    let plan = match shell.with(|core| core.choose(pod, source, peer, target, tried))? {
-        Decision::Go(plan) => plan,
-        Decision::Resolve(unresolved) => lookups::resolve(shell, pod, unresolved).await?,
+    let mut gateways = Vec::new();
+    let plan = loop {
+        match shell.with(|core| core.choose(pod, source, peer, target, tried)) {
+            Ok(Decision::Go(plan)) => break plan,
+            Ok(Decision::Resolve(unresolved)) => {
+                shell.with(|core| core.telemetry.count_lookup(source, &unresolved.hostname));
+                break lookups::resolve(shell, pod, unresolved).await?;
+            }
+            Err(RouteError::UnknownGateway(gateway))
+                if lookups::ask_for(shell, pod, &gateway.target, &mut gateways).await? => {}
+            Err(refused) => return Err(refused.into()),
+        }
     };
     if tried.contains(&plan.way.next_hop()) {
         return Err(RouteError::NoHealthyUpstream(target).into());
@@ -162,7 +173,8 @@ async fn connect<D: Driver + 'static>(
     loop {
         let other = {
             let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
-            let mut work = pin!(attempt(shell, pod, &course));
+            let has_choice = account.service.is_some();
+            let mut work = pin!(attempt(shell, pod, &course, has_choice));
             if account.service.is_none() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
                 return work.await;
             }
@@ -178,17 +190,40 @@ async fn connect<D: Driver + 'static>(
                         what: "answer",
                         limit: limits::ENDPOINT_PATIENCE,
                     };
-                    let other = another(shell, pod, &course, target, &mut tried, account, &slow).await;
-                    let Some(other) = other else {
-                        return work.await;
-                    };
-                    shell.with(|core| core.avoid(&course));
-                    other
+                    let mut choosing = pin!(another(shell, pod, &course, target, &mut tried, account, &slow));
+                    // The choice may have to wait for a name server, and the slow one may answer meanwhile.
+                    match either(work.as_mut(), choosing.as_mut()).await {
+                        Either::First(Ok(end)) => return Ok(end),
+                        Either::First(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
+                        Either::First(Err(failed)) => choosing.await.ok_or(failed)?,
+                        Either::Second(None) => return work.await,
+                        Either::Second(Some(other)) => {
+                            shell.with(|core| core.avoid(pod, &course));
+                            other
+                        }
+                    }
                 }
             }
         };
         course = other;
     }
+}
+
+enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Whichever is over before the other; the other one can be waited for afterwards.
+async fn either<A, B>(
+    mut first: Pin<&mut impl Future<Output = A>>,
+    mut second: Pin<&mut impl Future<Output = B>>,
+) -> Either<A, B> {
+    poll_fn(|context| match first.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Either::First(done)),
+        Poll::Pending => second.as_mut().poll(context).map(Either::Second),
+    })
+    .await
 }
 
 /// Chooses another endpoint than that of `course` and those tried before, if there is one.
@@ -221,10 +256,21 @@ async fn attempt<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     course: &Course,
+    has_choice: bool,
 ) -> Result<End<D>, Rc<Outcome>> {
     let _budget = Counted::setup(pod)?;
     match course {
-        Course::Plain { next_hop } => pass_through(shell, pod, *next_hop).await.map(End::Socket),
+        Course::Plain { next_hop } => {
+            let connected = pass_through(shell, pod, *next_hop).await;
+            if has_choice {
+                let key = (pod.pod.uid.clone(), *next_hop);
+                shell.with(|core| match &connected {
+                    Ok(_) => core.plain_is_well(&key),
+                    Err(_) => core.plain_is_in_trouble(key),
+                });
+            }
+            connected.map(End::Socket)
+        }
         Course::Tunnel(request) => tunnel(shell, pod, request).await,
     }
 }
@@ -443,24 +489,28 @@ impl<D: Driver + 'static> Core<D> {
         plan: &Plan,
         may_find_out: bool,
     ) -> bool {
+        if plan.service.is_none() || !self.troubles.are_there() {
+            return false;
+        }
         match &plan.way {
-            Way::Hbone(hop) | Way::DoubleHbone(DoubleHop { outer: hop, .. })
-                if plan.service.is_some() && self.has_troubles() =>
-            {
+            Way::Hbone(hop) | Way::DoubleHbone(DoubleHop { outer: hop, .. }) => {
                 let key = pool_key(pod, source, peer, hop, plan);
                 self.pool_avoids(&key, may_find_out)
             }
-            Way::Hbone(_) | Way::Tcp { .. } | Way::DoubleHbone(_) => false,
+            Way::Tcp { next_hop } => {
+                let key = (pod.pod.uid.clone(), *next_hop);
+                self.plain_is_avoided(&key, may_find_out)
+            }
         }
     }
 
-    fn avoid(&mut self, course: &Course) {
+    fn avoid(&mut self, pod: &PodState, course: &Course) {
         match course {
             Course::Tunnel(request) => {
                 let through = request.key.through.as_ref();
                 self.pool_is_slow(through.map_or(&request.key, |through| &through.gateway));
             }
-            Course::Plain { .. } => {}
+            Course::Plain { next_hop } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
         }
     }
 
@@ -475,30 +525,4 @@ impl<D: Driver + 'static> Core<D> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::identity::Identity;
-    use crate::mesh::{Builder, Locale};
-    use crate::runtime::tasks::Executor;
-    use crate::worker::fixture;
-
-    #[test]
-    fn link_local_destinations_do_not_wait_for_a_workload_and_others_do() {
-        let core = fixture::core(&Executor::default());
-        let pod = fixture::pod();
-        let metadata = ([169, 254, 169, 254], 80).into();
-        let found = core.route_unidentified(&pod, metadata).expect("passed through");
-        assert_eq!(found.way.next_hop(), metadata);
-        assert!(
-            core.route_unidentified(&pod, ([198, 18, 0, 1], 80).into())
-                .is_none()
-        );
-        // Once the workload is there, it decides.
-        let info = &pod.pod.info;
-        let identity = Identity::new("cluster.local", &info.namespace, &info.service_account);
-        let mut builder = Builder::new(Locale::default());
-        builder.insert_workload(Workload::new("c1//Pod/shop/till", &info.name, identity));
-        core.snapshot.publish(builder.build());
-        assert!(core.route_unidentified(&pod, metadata).is_none());
-    }
-}
+mod tests;

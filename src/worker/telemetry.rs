@@ -6,6 +6,7 @@
 
 mod describe;
 mod kinds;
+mod names;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Instant;
 use tracing::Level;
 
 use self::kinds::Kinds;
+use self::names::Names;
 use super::outcome::{Outcome, Phase};
 use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, LogSink, Party};
 use crate::bridge::traffic::{Original, Refusal, Series, Shard};
@@ -27,6 +29,7 @@ pub struct Telemetry {
     log: LogSink,
     batch: Vec<AccessRecord>,
     kinds: Kinds,
+    names: Names,
 }
 
 /// What is known of a connection while it lives.
@@ -184,6 +187,7 @@ impl Telemetry {
             log,
             batch: Vec::new(),
             kinds: Kinds::new(shard),
+            names: Names::default(),
         }
     }
 
@@ -257,6 +261,11 @@ impl Telemetry {
     /// A connection was refused of which nothing is known yet.
     pub fn count_refused(&self, direction: Direction, why: Refusal) {
         self.kinds.shard().count_refused(direction, why);
+    }
+
+    /// A connection of `source` needs the addresses of a host name.
+    pub fn count_lookup(&mut self, source: &Workload, hostname: &Arc<str>) {
+        self.names.count(self.kinds.shard(), source, hostname);
     }
 
     /// A connection was refused before it became one.

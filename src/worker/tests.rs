@@ -95,6 +95,18 @@ fn relay(executor: &Executor) -> Relay {
     }
 }
 
+/// The same by its parts: the worker's core and session, the peer, the application.
+pub fn relay_of(executor: &Executor) -> (Core<EpollDriver>, Key<Session>, Peer, std::net::TcpStream) {
+    let Relay {
+        core,
+        session,
+        peer,
+        application,
+        ..
+    } = relay(executor);
+    (core, session, peer, application)
+}
+
 impl Relay {
     /// The peer says everything that it has to say: as long as the worker's window has room.
     fn say_all(&mut self, bytes: usize) -> Vec<u8> {

@@ -181,9 +181,8 @@ impl<D: Driver + 'static> Core<D> {
             self.list_blocked(key);
             return;
         }
-        let fair = limits::ARMED_BYTES_MAX.saturating_sub(session.armed_bytes) + limits::READ_BYTES_MIN;
         let wanted = tunnel.read_bytes.min(self.tenants.read_bytes_max());
-        let bytes = wanted.min(fair).min(capacity);
+        let bytes = session.read_bytes(wanted).min(capacity);
         session.armed_bytes += beyond_minimum(bytes);
         tunnel.reading = Reading::Armed { bytes };
         self.driver
@@ -582,6 +581,12 @@ impl Tunnel {
     /// Whether the peer said that nothing follows what it sent.
     pub fn peer_has_ended(&self) -> bool {
         matches!(self.writing, Writing::Ended | Writing::Open { end: true, .. })
+    }
+
+    /// Whether the application said all that it has to say.
+    #[cfg(test)]
+    pub fn has_read_all(&self) -> bool {
+        matches!(self.reading, Reading::Ended)
     }
 
     /// Bytes of buffers that this tunnel owns. Zero when it is idle.

@@ -10,9 +10,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use uztunnel_rig::applications::Server;
 use uztunnel_rig::istiod::{ADDRESS, Istiod};
 use uztunnel_rig::lock;
-use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, ServiceSpec, World, http, mesh_file, wait_until};
+use uztunnel_rig::{
+    Blueprint, Family, Membership, Pod, PodSpec, ServiceSpec, World, http, mesh_file, wait_until,
+};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, options, serve_http, start};
+use crate::setup::{BODY_BYTES, HTTP_PORT, fetch, options, serve_http, start};
 use crate::silence::{end_silence, silence};
 
 const PER_SECOND: u32 = 100;
@@ -127,6 +129,44 @@ fn no_new_connection_fails_while_one_of_two_replicas_is_silent_for_three_seconds
     // It is found out that it is back.
     wait_for_calls(&servers[1], 50);
     assert_no_new_connection_failed(&callers.end(), &[]);
+}
+
+/// Without a proxy there is no session whose dial would tell: each connection finds out by itself, unless it is told.
+#[test]
+fn a_plain_replica_that_is_silent_is_tried_now_and_then_only() {
+    const CALLS: usize = 60;
+    let replicas = ["plain", "dead"];
+    let blueprint = replicas
+        .iter()
+        .fold(Blueprint::two_nodes(), |blueprint, replica| {
+            blueprint.pod(PodSpec::new(replica, 1).membership(Membership::KnownPlain))
+        });
+    let blueprint = blueprint.service(ServiceSpec::new("bank", &[(80, HTTP_PORT)], &replicas));
+    let debug =
+        options().map(|options| options.variable("RUST_LOG", "info,uztunnel::worker::outbound=debug"));
+    let world = World::start(blueprint, &debug).expect("a world with ready proxies");
+    let servers = replicas.map(|replica| serve_http(world.pod(replica)));
+    silence(world.pod("dead"));
+    let target = world.service("bank", Family::V4, 80);
+    for _ in 0..CALLS {
+        assert_eq!(fetch(&world, target).expect("the other one answers"), BODY_BYTES);
+    }
+    let dead = format!("from={}", world.pod("dead").address(Family::V4, HTTP_PORT));
+    let logs = &world.nodes[0].proxy().logs;
+    let given_up = || {
+        let lines = logs.lines().into_iter();
+        lines
+            .filter(|line| line.contains("another endpoint is tried") && line.contains(&dead))
+            .count()
+    };
+    let tried = wait_until("the log", || Some(given_up()).filter(|tried| *tried > 0));
+    // Every second connection otherwise.
+    assert!(tried < CALLS / 4, "{tried} of {CALLS} connections waited for it");
+    end_silence(world.pod("dead"));
+    wait_until("it is found out that it is back", || {
+        fetch(&world, target).expect("either answers");
+        (servers[1].peers().len() >= 5).then_some(())
+    });
 }
 
 #[test]

@@ -11,6 +11,7 @@ use uztunnel_rig::name_server::NameServer;
 use uztunnel_rig::{Blueprint, ControlPlane, Family, ServiceSpec, World, wait_until};
 
 use crate::setup::{self, BODY_BYTES, HTTP_PORT, options, serve_http, wait_for_error};
+use crate::telemetry::sample;
 
 const HOST: &str = "legacy.example";
 
@@ -80,6 +81,13 @@ fn an_endpoint_that_has_only_a_name_is_looked_up_and_the_answer_is_kept_for_its_
         assert_eq!(fetch(&world).expect("a response"), BODY_BYTES);
     }
     assert_eq!(server.asked(HOST), 1, "the first answer is good for all of them");
+    // From memory or not.
+    let labels = [
+        "{source_workload=\"client\",",
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
+        "hostname=\"legacy.example\"}",
+    ];
+    assert_eq!(sample(&world, 0, "istio_on_demand_dns_total", &labels), 3);
     let record = world.nodes[0].proxy().logs.wait_for_access("a record", |record| {
         record.field("dst.service") == "legacy.shop.svc.cluster.local" && record.field("error").is_empty()
     });

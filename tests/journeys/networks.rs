@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use prost::Message;
@@ -13,7 +14,7 @@ use uztunnel::identity::Identity;
 use uztunnel::tls::fake_ca::Issued;
 use uztunnel_rig::applications::{Server, echo, reset};
 use uztunnel_rig::hbone::Credentials;
-use uztunnel_rig::istiod::messages::workload::{self, address::Type};
+use uztunnel_rig::istiod::messages::workload::{self, address::Type, gateway_address::Destination};
 use uztunnel_rig::istiod::{ADDRESS, Resource};
 use uztunnel_rig::logs::AccessRecord;
 use uztunnel_rig::pattern::Pattern;
@@ -27,23 +28,31 @@ use crate::setup::{authority, exchange, options};
 use crate::storm::storm_through;
 use crate::telemetry::sample;
 
+/// In the world's own folder.
+const REVOKED: &str = "revoked.pem";
+
 const PORT: u16 = 8080;
 const HBONE_PORT: u16 = 15008;
 const SERVICE: &str = "shop.shop.svc.cluster.local";
+const GATEWAY_SERVICE: &str = "gateway.shop.svc.cluster.local";
 const NETWORKS: [&str; 2] = ["net1", "net2"];
 
-struct Networks {
+pub struct Networks {
     /// Ends before the namespaces do.
-    gateway: Gateway,
-    world: World,
+    pub gateway: Gateway,
+    pub world: World,
 }
 
 /// What differs from world to world.
-struct Plan {
+pub struct Plan {
     /// Whose certificate the gateway shows.
-    gateway: &'static str,
+    pub gateway: &'static str,
     /// Who may answer for the service.
-    names: &'static str,
+    pub names: &'static str,
+    /// The gateway is named by its service, and nothing is told unasked.
+    pub on_demand: bool,
+    /// The near node looks at a file of revoked certificates, `Networks::revoked`.
+    pub looks_for_revoked: bool,
 }
 
 impl Default for Plan {
@@ -51,18 +60,24 @@ impl Default for Plan {
         Self {
             gateway: "gateway",
             names: "server",
+            on_demand: false,
+            looks_for_revoked: false,
         }
     }
 }
 
 impl Plan {
     /// `server` and `spare` answer for the service in the second network; the gateway leads to `server`.
-    fn start(self) -> Networks {
+    pub fn start(self) -> Networks {
         let mut blueprint = Blueprint::two_nodes().control_plane(ControlPlane::Istiod);
-        blueprint.services = vec![ServiceSpec::new("shop", &[(80, PORT)], &["server", "spare"])];
+        blueprint.services = vec![
+            ServiceSpec::new("shop", &[(80, PORT)], &["server", "spare"]),
+            ServiceSpec::new("gateway", &[(HBONE_PORT, HBONE_PORT)], &["gateway"]),
+        ];
         let blueprint = blueprint
             .pod(PodSpec::new("gateway", 1).membership(Membership::Unredirected))
-            .pod(PodSpec::new("spare", 1).service_account("server"));
+            .pod(PodSpec::new("spare", 1).service_account("server"))
+            .pod(PodSpec::new("remote", 1).membership(Membership::Unredirected));
         let mut world = World::build(blueprint).expect("a world");
         let resources = world.pods.iter().filter_map(|pod| {
             let uid = format!("Kubernetes//Pod/shop/{}", pod.spec.name);
@@ -73,19 +88,27 @@ impl Plan {
         let service = world.istiod().held(ADDRESS, &format!("shop/{SERVICE}"));
         resources.push(self.in_its_network(&world, service.expect("the service"), 0));
         world.istiod().update(ADDRESS, resources);
-        let [near, far] = options();
+        let [near, far] = match self.on_demand {
+            false => options(),
+            true => options().map(|options| {
+                options
+                    .variable("XDS_ON_DEMAND", "true")
+                    .variable("ISTIO_META_DNS_CAPTURE", "false")
+            }),
+        };
+        let near = match self.looks_for_revoked {
+            true => near.variable("CRL_PATH", &world.scratch().join(REVOKED).display().to_string()),
+            false => near,
+        };
         let options = [
             near.variable("NETWORK", NETWORKS[0]),
             far.variable("NETWORK", NETWORKS[1]),
         ];
         world.start_proxies(&options).expect("ready proxies");
 
-        let identity = Identity::new("cluster.local", "shop", self.gateway);
-        let (authority, now) = (authority(&world), SystemTime::now());
-        let Issued { chain, key } = authority.sign(&identity, now - HOUR, now + HOUR).expect("signed");
-        let root = authority.root().clone();
+        let credentials = credentials(&world, self.gateway);
         let target = world.pod("server").address(Family::V4, HBONE_PORT);
-        let gateway = Gateway::start(world.pod("gateway"), Credentials { chain, key, root }, target);
+        let gateway = Gateway::start(world.pod("gateway"), credentials, target);
         Networks { gateway, world }
     }
 
@@ -99,8 +122,15 @@ impl Plan {
                     address: world.pod("gateway").addresses.v4.octets().to_vec(),
                     length: None,
                 };
+                let destination = match self.on_demand {
+                    false => Destination::Address(gateway),
+                    true => Destination::Hostname(workload::NamespacedHostname {
+                        namespace: "shop".to_owned(),
+                        hostname: GATEWAY_SERVICE.to_owned(),
+                    }),
+                };
                 workload.network_gateway = (node == 1).then(|| workload::GatewayAddress {
-                    destination: Some(workload::gateway_address::Destination::Address(gateway)),
+                    destination: Some(destination),
                     hbone_mtls_port: HBONE_PORT.into(),
                 });
             }
@@ -125,21 +155,35 @@ impl Plan {
     }
 }
 
+/// Of the service account with this name.
+pub fn credentials(world: &World, account: &str) -> Credentials {
+    let identity = Identity::new("cluster.local", "shop", account);
+    let (authority, now) = (authority(world), SystemTime::now());
+    let Issued { chain, key } = authority.sign(&identity, now - HOUR, now + HOUR).expect("signed");
+    let root = authority.root().clone();
+    Credentials { chain, key, root }
+}
+
 impl Networks {
-    fn service(&self) -> SocketAddr {
+    /// What the near node looks at for revoked certificates.
+    pub fn revoked(&self) -> PathBuf {
+        self.world.scratch().join(REVOKED)
+    }
+
+    pub fn service(&self) -> SocketAddr {
         self.world.service("shop", Family::V4, 80)
     }
 
-    fn serve_echo(&self) -> Server {
+    pub fn serve_echo(&self) -> Server {
         self.world.pod("server").serve(PORT, echo)
     }
 
-    fn exchange(&self, pod: &str) -> (Vec<u8>, SocketAddr) {
+    pub fn exchange(&self, pod: &str) -> (Vec<u8>, SocketAddr) {
         exchange(self.world.pod(pod), self.service())
     }
 
     /// A connection that stands end to end.
-    fn open(&self, pod: &str) -> TcpStream {
+    pub fn open(&self, pod: &str) -> TcpStream {
         let target = self.service();
         self.world.pod(pod).run(async move {
             let mut stream = TcpStream::connect(target).await.expect("captured");
@@ -149,14 +193,14 @@ impl Networks {
     }
 
     /// Whether a line goes there and back on it.
-    fn goes_on(&self, pod: &str, mut stream: TcpStream) -> TcpStream {
+    pub fn goes_on(&self, pod: &str, mut stream: TcpStream) -> TcpStream {
         self.world.pod(pod).run(async move {
             say(&mut stream).await.expect("it goes on");
             stream
         })
     }
 
-    fn complete(&self, node: usize, what: &str, wanted: impl Fn(&AccessRecord) -> bool) -> AccessRecord {
+    pub fn complete(&self, node: usize, what: &str, wanted: impl Fn(&AccessRecord) -> bool) -> AccessRecord {
         let logs = &self.world.nodes[node].proxy().logs;
         let record = logs.wait_for_access(what, |record| {
             record.message == "connection complete" && wanted(record)
@@ -522,4 +566,25 @@ fn a_gateway_that_knows_no_way_is_named_with_its_status() {
         &networks,
         "at the network gateway GATEWAY: http status: 503 Service Unavailable",
     );
+}
+
+#[test]
+fn a_gateway_and_the_service_behind_it_are_asked_for_by_name_where_nothing_is_told_unasked() {
+    let plan = Plan {
+        on_demand: true,
+        ..Plan::default()
+    };
+    let networks = plan.start();
+    let _server = networks.serve_echo();
+    let (answer, _) = networks.exchange("client");
+    assert_eq!(answer, b"a line\n");
+    let asked = networks.world.istiod().asked();
+    let asked: Vec<&String> = asked
+        .iter()
+        .flat_map(|it| &it.request.resource_names_subscribe)
+        .collect();
+    // The near node asks for the gateway; the far one is asked for the service by its name.
+    for name in [format!("shop/{GATEWAY_SERVICE}"), format!("shop/{SERVICE}")] {
+        assert!(asked.contains(&&name), "{name} is not in {asked:?}");
+    }
 }

@@ -67,7 +67,7 @@ impl Live {
     }
 }
 
-fn principal(pod: &str) -> security::StringMatch {
+pub fn principal(pod: &str) -> security::StringMatch {
     let exact = format!("cluster.local/ns/shop/sa/{pod}");
     security::StringMatch {
         match_type: Some(security::string_match::MatchType::Exact(exact)),
@@ -107,7 +107,7 @@ fn policy(
     }
 }
 
-fn deny(name: &str, matched: security::Match) -> Resource {
+pub fn deny(name: &str, matched: security::Match) -> Resource {
     policy(name, security::Scope::Namespace, security::Action::Deny, matched)
 }
 
@@ -207,9 +207,18 @@ fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
             line.contains("deny policy match") && line.contains("shop/no-entry")
         });
     let line = line.expect("a line");
-    // Which connection it is about, and whose.
-    let peer = format!("peer={}:", world.pod("client").addresses.v4);
-    assert!(line.contains("id=") && line.contains(&peer), "{line}");
+    // Whose connection it is about, and which: in spans, as ztunnel says it.
+    let scope = line.split('\t').nth(2).expect("the column of the target");
+    let spans = scope.strip_prefix("rbac:proxy{wl=shop/server}:inbound{id=");
+    let (id, peer) = spans.and_then(|spans| spans.split_once(" peer=")).expect("spans");
+    assert!(
+        id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{line}"
+    );
+    assert!(
+        peer.starts_with(&format!("{}:", world.pod("client").addresses.v4)),
+        "{line}"
+    );
 
     // The same policy is about somebody else from now on.
     let about_strangers = deny(
@@ -363,4 +372,42 @@ fn strict_with_an_exempt_port_lets_plaintext_in_there_only() {
         live.unwrap_or_else(|error| panic!("{pod} to {port}: {error}"))
             .finish();
     }
+}
+
+/// Between pods of one node connections take the same way as between nodes.
+#[test]
+fn a_policy_holds_between_pods_of_one_node() {
+    let world = world();
+    let _server = world.pod("cart").serve(PORT, echo);
+    let target = world.pod("cart").address(Family::V4, PORT);
+    let say = || {
+        let stream = world.pod("client").namespace.run(|| TcpStream::connect(target))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut live = Live(stream);
+        live.say().map(|()| live)
+    };
+    let live = say().expect("allowed");
+    let about_client = deny(
+        "no-entry",
+        security::Match {
+            principals: vec![principal("client")],
+            ..security::Match::default()
+        },
+    );
+    acknowledged(
+        world.istiod(),
+        world.istiod().update(AUTHORIZATION, vec![about_client]),
+    );
+    live.wait_for_reset();
+    assert!(say().is_err());
+    let refused = world.nodes[0]
+        .proxy()
+        .logs
+        .wait_for_access("the refusal", |record| {
+            record.field("direction") == "inbound"
+                && record
+                    .field("error")
+                    .contains("explicitly denied by: shop/no-entry")
+        });
+    assert_eq!(refused.expect("a record").field("dst.workload"), "cart");
 }

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use crate::bridge::traffic::{EndLabels, Labels, ResponseFlag, Sums, Traffic};
+use crate::bridge::traffic::{EndLabels, Labels, NameLabels, ResponseFlag, Sums, Traffic};
 use crate::bridge::{Direction, LoadTable, Revocations};
 
 /// What is counted outside of the control thread.
@@ -99,6 +99,14 @@ impl Collector for Istio {
             "tcp_sockets_open",
             "The number of sockets that were accepted and are open (unstable).",
             directions.map(|it| ([("reporter", reporter(it))], self.0.load.sockets_open(it))),
+        )?;
+        let names = self.0.traffic.names();
+        counters(
+            &mut encoder,
+            "on_demand_dns",
+            "The total number of look-ups of the host names of workloads (unstable).",
+            None,
+            names.iter().map(|(labels, count)| (LookupLabels(labels), *count)),
         )?;
         let rejected = directions.map(|it| ([("reporter", reporter(it))], self.0.revocations.rejections(it)));
         counters(
@@ -246,6 +254,22 @@ impl EncodeLabelSet for TrafficLabels<'_> {
             label(encoder, "destination_zone", &destination.zone)?;
         }
         Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct LookupLabels<'a>(&'a NameLabels);
+
+impl EncodeLabelSet for LookupLabels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let NameLabels {
+            source,
+            source_principal,
+            hostname,
+        } = self.0;
+        let principal = source_principal.as_ref().map(ToString::to_string);
+        end(encoder, &SOURCE, source, &principal.unwrap_or_default())?;
+        label(encoder, "hostname", hostname)
     }
 }
 

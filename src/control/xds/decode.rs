@@ -30,7 +30,8 @@ use workload::Sent;
 /// A resource of the type `istio.workload.Address`.
 #[derive(Debug, Clone)]
 pub enum Address {
-    Workload(Box<Workload>),
+    /// Counted already, so that the mesh takes it as it is.
+    Workload(Arc<Workload>),
     Service(Box<Service>),
 }
 
@@ -100,7 +101,7 @@ pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeE
         }
     }
     match last {
-        Some(Last::Workload(workload)) => Ok(Address::Workload(Box::new(workload.into_workload(interner)?))),
+        Some(Last::Workload(workload)) => Ok(Address::Workload(Arc::new(workload.into_workload(interner)?))),
         Some(Last::Service(service)) => Ok(Address::Service(Box::new(service_of(service, interner)?))),
         None => Err(DecodeError::UnknownAddressType),
     }

@@ -7,10 +7,11 @@
 //! not fit a message, is taken out if the server does not send it again; no sequence of outcomes makes the client
 //! try more often than once in `XDS_DELAY_MIN`, nor that often for longer than a stream or two.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use prost::Message;
 use tonic::{Code, Status};
 

@@ -53,7 +53,7 @@ pub struct Resource {
 /// What became of its payload.
 #[derive(Debug)]
 pub enum Content {
-    Workload(Box<Workload>),
+    Workload(Arc<Workload>),
     Service(Box<Service>),
     Policy(Box<Policy>),
     Refused(Box<DecodeError>),

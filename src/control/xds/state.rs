@@ -206,7 +206,7 @@ impl State {
 
     fn insert(&mut self, content: Content) -> Result<(), Box<DecodeError>> {
         match content {
-            Content::Workload(workload) => self.builder.insert_workload(*workload),
+            Content::Workload(workload) => self.builder.insert_workload(workload),
             Content::Service(service) => self.builder.insert_service(*service),
             Content::Policy(policy) => self.builder.insert_policy(*policy),
             Content::Refused(error) => return Err(error),

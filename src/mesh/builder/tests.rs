@@ -58,6 +58,49 @@ fn a_push_of_many_endpoints_rebuilds_the_service_once() {
 }
 
 #[test]
+fn what_is_said_last_decides_who_is_an_endpoint_whether_the_service_had_some_or_not() {
+    let named = |name: &str, status| Workload {
+        status,
+        ..behind(pod(name, "10.0.0.2"), "web", &[])
+    };
+    let push = |builder: &mut Builder| {
+        use Health::{Healthy, Unhealthy};
+        for (name, status) in [
+            ("back", Unhealthy),
+            ("gone", Healthy),
+            ("left", Healthy),
+            ("sick", Healthy),
+            ("stays", Healthy),
+        ] {
+            builder.insert_workload(named(name, status));
+        }
+        builder.insert_workload(named("sick", Unhealthy));
+        builder.insert_workload(named("back", Healthy));
+        builder.remove("c1//Pod/shop/gone");
+        builder.insert_workload(pod("left", "10.0.0.2"));
+        builder.remove("c1//Pod/shop/stays");
+        builder.insert_workload(named("stays", Healthy));
+    };
+    let expected = ["c1//Pod/shop/back", "c1//Pod/shop/stays"];
+    let mut first = builder();
+    first.insert_service(web());
+    push(&mut first);
+    assert_eq!(endpoints(&first.build(), "web"), expected);
+
+    let mut further = builder();
+    further.insert_service(web());
+    further.insert_workload(server());
+    further.build();
+    push(&mut further);
+    assert_eq!(
+        endpoints(&further.build(), "web"),
+        [expected[0], SERVER, expected[1]]
+    );
+    further.remove(SERVER);
+    assert_eq!(endpoints(&further.build(), "web"), expected);
+}
+
+#[test]
 fn work_that_is_done_in_parts_gives_the_same_state_and_builds_each_table_once() {
     let mut builder = builder();
     for at in 0..10 {

@@ -187,6 +187,10 @@ pub fn start_session<D: Driver + 'static>(
 ) -> Key<Session> {
     let id = socket.release();
     let is_server = matches!(role, Role::Server);
+    let source = match &role {
+        Role::Server => peer_address.ip(),
+        Role::Client { key } => key.source,
+    };
     shell.with(|core| {
         let local_address = core.local_address(id).unwrap_or(peer_address);
         let tenant = match is_server {
@@ -205,6 +209,7 @@ pub fn start_session<D: Driver + 'static>(
             revocable: established.revocable,
             places,
             tenant,
+            unsent: core.sources.unsent(source),
             now: core.now,
         });
         let key = core.sessions.insert(session);

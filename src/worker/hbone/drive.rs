@@ -50,7 +50,10 @@ impl<D: Driver + 'static> Core<D> {
         }
         self.put_session_events(events);
         match result {
-            Ok(()) => self.mark_session(key),
+            Ok(()) => {
+                self.mark_session(key);
+                self.count_unsent(key);
+            }
             Err(error) => self.fail_session(key, &error),
         }
     }
@@ -269,11 +272,15 @@ impl<D: Driver + 'static> Core<D> {
         match status {
             SendStatus::Queued => {
                 if let Some(session) = self.sessions.get_mut(key) {
-                    session.sending = true;
+                    session.set_sending(Some(end));
                 }
+                self.count_unsent(key);
             }
             SendStatus::Done(payload) => {
                 self.recycle(payload);
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.set_sending(None);
+                }
                 self.unblock_room(key);
                 self.end_session_if_done(key);
             }
@@ -289,7 +296,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(session) = self.sessions.get_mut(key) else {
             return;
         };
-        session.sending = false;
+        session.set_sending(None);
         match error {
             None => {
                 self.unblock_room(key);
@@ -486,7 +493,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    fn peer_of(&self, key: Key<Session>) -> String {
+    pub(super) fn peer_of(&self, key: Key<Session>) -> String {
         match self.sessions.get(key) {
             Some(session) => {
                 let behind = match session.transport {

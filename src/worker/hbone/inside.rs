@@ -136,6 +136,7 @@ fn start<D: Driver + 'static>(
             revocable: established.revocable,
             places: None,
             tenant: pod.tenant.clone(),
+            unsent: core.sources.unsent(key.source),
             now: core.now,
         });
         let inside = core.sessions.insert(session);

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::dial;
 use super::inside::{self, Errand};
@@ -21,10 +21,11 @@ use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
-use crate::worker::core::{Core, TimerEvent};
+use crate::worker::core::Core;
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::PodState;
 use crate::worker::shell::{Elapsed, Shell};
+use crate::worker::trouble::{Trouble, jittered};
 
 /// What must be equal for two streams to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,8 +56,6 @@ pub struct Through {
 #[derive(Default)]
 pub struct Pool {
     entries: HashMap<Rc<PoolKey>, Entry>,
-    /// A timer runs that forgets troubles; without it there are none.
-    sweeping: bool,
 }
 
 #[derive(Default)]
@@ -64,26 +63,20 @@ struct Entry {
     sessions: Vec<Key<Session>>,
     dialing: bool,
     waiting: Vec<oneshot::Sender<Dialled>>,
-    trouble: Option<Trouble>,
+    trouble: Option<DialTrouble>,
 }
 
 /// What went wrong with a destination since it last did what it was asked.
-struct Trouble {
+struct DialTrouble {
     /// A dial failed: until then nobody dials, and everybody is told why.
     failed: Option<(Instant, Rc<Outcome>)>,
-    /// Until then those who have a choice go elsewhere.
-    avoided_until: Instant,
-    /// Times that it was found like that.
-    times: u32,
-    /// One connection is finding out whether it still is.
-    is_tried: bool,
+    trouble: Trouble,
 }
 
-impl Trouble {
-    /// Whether nobody needs to know of it any more: it was not asked again although it could have been.
+impl DialTrouble {
     fn is_over(&self, now: Instant) -> bool {
         let failed = self.failed.as_ref().is_some_and(|(until, _)| now < *until);
-        !failed && self.avoided_until + limits::AVOIDED_MAX <= now
+        !failed && self.trouble.is_over(now)
     }
 }
 
@@ -214,7 +207,7 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The destination answered.
     pub fn pool_is_well(&mut self, key: &PoolKey) {
-        if self.pool.sweeping
+        if self.troubles.are_there()
             && let Some(entry) = self.pool.entries.get_mut(key)
         {
             entry.trouble = None;
@@ -227,66 +220,31 @@ impl<D: Driver + 'static> Core<D> {
         let Some(entry) = self.pool.entries.get_mut(key) else {
             return false;
         };
-        let Some(trouble) = &mut entry.trouble else {
-            return false;
-        };
-        if entry.dialing || self.now < trouble.avoided_until || !may_find_out {
-            return true;
-        }
-        trouble.is_tried = true;
-        // If nothing is heard of that one, another one tries.
-        trouble.avoided_until = self.now + limits::ENDPOINT_PATIENCE + limits::AVOIDED_MIN;
-        false
+        let is_dialled = entry.dialing;
+        let found = entry.trouble.as_mut();
+        found.is_some_and(|found| is_dialled || found.trouble.is_avoided(self.now, may_find_out))
     }
 
-    /// Whether some destination is in trouble.
-    pub fn has_troubles(&self) -> bool {
-        self.pool.sweeping
-    }
-
-    fn start_sweeping(&mut self) {
-        if !std::mem::replace(&mut self.pool.sweeping, true) {
-            self.timers
-                .start(self.now + limits::AVOIDED_MAX, TimerEvent::Sweep);
-        }
-    }
-
-    /// Forgets troubles whose time is over. Looks again as long as there are others.
-    pub fn sweep_pool(&mut self) {
+    /// Forgets troubles whose time is over. Whether there are others.
+    pub(in crate::worker) fn sweep_pool(&mut self) -> bool {
         let now = self.now;
         self.pool.entries.retain(|_, entry| {
             entry.trouble.take_if(|trouble| trouble.is_over(now));
             entry.dialing || entry.trouble.is_some() || !entry.sessions.is_empty()
         });
-        self.pool.sweeping = false;
-        if self.pool.entries.values().any(|entry| entry.trouble.is_some()) {
-            self.start_sweeping();
-        }
+        self.pool.entries.values().any(|entry| entry.trouble.is_some())
     }
 }
 
 impl Entry {
-    /// Counts once for all who find out at the same time.
-    fn get_into_trouble(&mut self, now: Instant, random: &mut fastrand::Rng) -> &mut Trouble {
-        let trouble = self.trouble.get_or_insert(Trouble {
+    fn get_into_trouble(&mut self, now: Instant, random: &mut fastrand::Rng) -> &mut DialTrouble {
+        let found = self.trouble.get_or_insert_with(|| DialTrouble {
             failed: None,
-            avoided_until: now,
-            times: 0,
-            is_tried: false,
+            trouble: Trouble::new(now),
         });
-        if std::mem::take(&mut trouble.is_tried) || trouble.avoided_until <= now {
-            let pause = limits::AVOIDED_MIN * (1 << trouble.times.min(10));
-            trouble.avoided_until = now + jittered(pause.min(limits::AVOIDED_MAX), random);
-            trouble.times += 1;
-        }
-        trouble
+        found.trouble.found(now, random);
+        found
     }
-}
-
-/// From three quarters to five quarters of `pause`: workers that lost a destination at the same moment do not all ask
-/// for it again at the same moment.
-fn jittered(pause: Duration, random: &mut fastrand::Rng) -> Duration {
-    pause * random.u32(750..=1250) / 1000
 }
 
 /// A session on which a stream can be opened now.

@@ -26,6 +26,7 @@ use crate::worker::backlog::Backlog;
 use crate::worker::buffers::Buffers;
 use crate::worker::hbone::carrier::Carrier;
 use crate::worker::hbone::pool::PoolKey;
+use crate::worker::hbone::source::Unsent;
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::tenants::Tenant;
@@ -113,6 +114,10 @@ pub struct Session {
     pub receives_waiting: usize,
     /// The kernel, or the carrier, holds a send buffer of this session.
     pub sending: bool,
+    /// With so many bytes in it.
+    sending_bytes: usize,
+    /// What it holds for a peer that does not read, with the other sessions of its source.
+    unsent: Unsent,
 }
 
 /// How near its end a session is.
@@ -264,6 +269,7 @@ pub struct SessionParts {
     pub revocable: Option<Box<Revocable>>,
     pub places: Option<(LoadShare, CountedSession)>,
     pub tenant: Rc<Tenant>,
+    pub unsent: Unsent,
     pub now: Instant,
 }
 
@@ -299,6 +305,8 @@ impl Session {
             output: None,
             record_start: None,
             sending: false,
+            sending_bytes: 0,
+            unsent: parts.unsent,
         }
     }
 
@@ -486,14 +494,45 @@ impl Session {
 
     // ---- sending ---------------------------------------------------------------------------------------
 
-    /// Whether an application's bytes may be sealed: the send buffer is bounded.
+    /// Whether an application's bytes may be sealed: the send buffer is bounded, and those of its source are together.
     pub fn has_room(&self) -> bool {
         self.has_room_within(limits::OUTPUT_SOFT_BYTES)
     }
 
     /// The same of a smaller bound.
     pub fn has_room_within(&self, bytes_max: usize) -> bool {
-        self.output.as_ref().is_none_or(|output| output.len() < bytes_max)
+        let filled = self.output.as_ref().map_or(0, Output::len);
+        match self.unsent.is_short() {
+            true => filled == 0 && !self.sending,
+            false => filled < bytes_max,
+        }
+    }
+
+    /// What the next receive of one of its applications may ask for, of `wanted`.
+    pub fn read_bytes(&self, wanted: usize) -> usize {
+        let fair = match self.unsent.is_short() {
+            true => limits::READ_BYTES_MIN,
+            false => limits::ARMED_BYTES_MAX.saturating_sub(self.armed_bytes) + limits::READ_BYTES_MIN,
+        };
+        wanted.min(fair)
+    }
+
+    /// The driver, or the carrier, has `bytes` of it now; none when it was done.
+    pub fn set_sending(&mut self, bytes: Option<usize>) {
+        self.sending = bytes.is_some();
+        self.sending_bytes = bytes.unwrap_or(0);
+        self.count_unsent();
+    }
+
+    /// Tells its source what it holds for its peer.
+    pub fn count_unsent(&mut self) {
+        let filled = self.output.as_ref().map_or(0, Output::len);
+        let control = self.http2.output().len();
+        self.unsent.set(self.sending_bytes + filled + control);
+    }
+
+    pub fn unsent(&self) -> &Unsent {
+        &self.unsent
     }
 
     /// Sends as much of `buffer` as the windows allow, and takes it off its front. Returns the bytes taken.
@@ -571,7 +610,9 @@ impl Session {
         buffers: &mut Buffers,
     ) {
         self.close_record(buffers);
-        let output = self.output.get_or_insert_with(|| buffers.output());
+        let output = self
+            .output
+            .get_or_insert_with(|| buffers.output(self.unsent.is_short()));
         let first = frame_bytes.min(RECORD_BYTES_MAX - FRAME_HEADER_BYTES);
         self.channel.seal(output, buffer.framed(header, first));
         buffer.consume(first);
@@ -610,7 +651,9 @@ impl Session {
         for piece in pieces {
             let mut rest = *piece;
             while !rest.is_empty() {
-                let output = self.output.get_or_insert_with(|| buffers.output());
+                let output = self
+                    .output
+                    .get_or_insert_with(|| buffers.output(self.unsent.is_short()));
                 let start = *self
                     .record_start
                     .get_or_insert_with(|| self.channel.begin(output));
@@ -628,7 +671,9 @@ impl Session {
     /// Seals the record that small frames were collected in.
     fn close_record(&mut self, buffers: &mut Buffers) {
         if let Some(start) = self.record_start.take() {
-            let output = self.output.get_or_insert_with(|| buffers.output());
+            let output = self
+                .output
+                .get_or_insert_with(|| buffers.output(self.unsent.is_short()));
             self.channel.finish(output, start);
         }
     }
@@ -641,7 +686,9 @@ impl Session {
         self.collect_control(buffers);
         self.close_record(buffers);
         if self.channel.wants_control() {
-            let output = self.output.get_or_insert_with(|| buffers.output());
+            let output = self
+                .output
+                .get_or_insert_with(|| buffers.output(self.unsent.is_short()));
             self.channel.flush_control(output);
         }
         self.output.take().filter(|output| !output.is_empty())
@@ -651,7 +698,9 @@ impl Session {
     pub fn end_channel(&mut self, buffers: &mut Buffers) {
         self.collect_control(buffers);
         self.close_record(buffers);
-        let output = self.output.get_or_insert_with(|| buffers.output());
+        let output = self
+            .output
+            .get_or_insert_with(|| buffers.output(self.unsent.is_short()));
         self.channel.close_notify(output);
     }
 

@@ -199,7 +199,7 @@ pub fn labels(account: &Account) -> Labels {
     }
 }
 
-fn of_workload(workload: &Workload) -> EndLabels {
+pub(super) fn of_workload(workload: &Workload) -> EndLabels {
     EndLabels {
         workload: workload.workload_name.clone(),
         canonical_service: workload.canonical_name.clone(),

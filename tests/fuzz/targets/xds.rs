@@ -13,8 +13,8 @@ pub fn run(input: &[u8]) {
         match decode::address(payload, builder.interner()) {
             Ok(Address::Workload(workload)) => {
                 let uid = workload.uid.clone();
-                builder.insert_workload(*workload.clone());
-                builder.insert_workload(*workload);
+                builder.insert_workload(workload.clone());
+                builder.insert_workload(workload);
                 assert!(builder.build().workload(&uid).is_some());
                 builder.remove(&uid);
             }

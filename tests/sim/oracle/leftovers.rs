@@ -20,6 +20,7 @@ pub fn idle(world: &World) -> Result<(), Finding> {
                 left.count("dirty tunnels", core.dirty_tunnels.len());
                 left.count("requests", core.requests.len());
                 left.count("bytes of remains", core.remains_bytes);
+                left.count("bytes that sources wait to be sent", core.sources.bytes());
                 left.count("chunks pinned", core.buffers.chunks_pinned());
                 left.count("receive buffers", core.driver.in_use().buffers);
                 for (_, session) in core.sessions.iter() {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::applications::Server;
@@ -49,7 +51,19 @@ impl Asked {
 /// Ends when dropped.
 pub struct HboneServer {
     asked: Arc<Mutex<Vec<Asked>>>,
-    _server: Server,
+    sessions: Arc<AtomicUsize>,
+    /// Counted.
+    goodbyes: watch::Sender<usize>,
+    server: Server,
+}
+
+/// What its connections share.
+#[derive(Clone)]
+struct Shared {
+    asked: Arc<Mutex<Vec<Asked>>>,
+    sessions: Arc<AtomicUsize>,
+    goodbyes: watch::Receiver<usize>,
+    status: u16,
 }
 
 impl HboneServer {
@@ -57,14 +71,38 @@ impl HboneServer {
     pub fn start(pod: &Pod, credentials: Credentials, status: u16) -> Self {
         let tls = TlsAcceptor::from(Arc::new(config(credentials)));
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let recorded = Arc::clone(&asked);
+        let sessions = Arc::new(AtomicUsize::new(0));
+        let (goodbyes, goodbyes_seen) = watch::channel(0);
+        let shared = Shared {
+            asked: Arc::clone(&asked),
+            sessions: Arc::clone(&sessions),
+            goodbyes: goodbyes_seen,
+            status,
+        };
         let server = pod.serve(PORT, move |socket, peer| {
-            serve(socket, peer, tls.clone(), Arc::clone(&recorded), status)
+            serve(socket, peer, tls.clone(), shared.clone())
         });
         Self {
             asked,
-            _server: server,
+            sessions,
+            goodbyes,
+            server,
         }
+    }
+
+    /// Sessions so far.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// How connections ended, those that have.
+    pub fn connections_ended(&self) -> Vec<Result<(), io::ErrorKind>> {
+        self.server.ended()
+    }
+
+    /// Takes no further streams on the sessions that there are; those on them go on.
+    pub fn say_goodbye(&self) {
+        self.goodbyes.send_modify(|goodbyes| *goodbyes += 1);
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -87,22 +125,23 @@ pub(crate) fn config(credentials: Credentials) -> ServerConfig {
     config
 }
 
-async fn serve(
-    socket: TcpStream,
-    peer: SocketAddr,
-    tls: TlsAcceptor,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    status: u16,
-) -> io::Result<()> {
+async fn serve(socket: TcpStream, peer: SocketAddr, tls: TlsAcceptor, mut shared: Shared) -> io::Result<()> {
+    shared.goodbyes.mark_unchanged();
     let socket = tls.accept(socket).await?;
     let mut connection = h2::server::handshake(socket).await.map_err(io::Error::other)?;
+    shared.sessions.fetch_add(1, Ordering::Relaxed);
     let mut streams = tokio::task::JoinSet::new();
-    while let Some(request) = connection.accept().await {
-        let (request, respond) = request.map_err(io::Error::other)?;
-        lock(&asked).push(record(&request, peer));
-        streams.spawn(answer(request.into_body(), respond, status));
+    loop {
+        tokio::select! {
+            request = connection.accept() => {
+                let Some(request) = request else { return Ok(()) };
+                let (request, respond) = request.map_err(io::Error::other)?;
+                lock(&shared.asked).push(record(&request, peer));
+                streams.spawn(answer(request.into_body(), respond, shared.status));
+            }
+            Ok(()) = shared.goodbyes.changed() => connection.graceful_shutdown(),
+        }
     }
-    Ok(())
 }
 
 pub(crate) fn record(request: &Request<RecvStream>, peer: SocketAddr) -> Asked {

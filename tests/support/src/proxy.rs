@@ -1,5 +1,6 @@
 //! A proxy process inside a node's namespace: ours or any other program with the same environment variables.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -218,6 +219,30 @@ impl Proxy {
     pub fn cpu_ns(&self) -> Result<u64> {
         sys::process_cpu_ns(self.pid())
             .map_err(|error| RigError::new(format!("reading the CPU clock of process {}", self.pid()), error))
+    }
+
+    /// CPU time of the threads that run, by their names: `worker-0` and `worker-1` are `worker-*` (nanoseconds; user and
+    /// kernel).
+    pub fn cpu_ns_by_thread(&self) -> Result<BTreeMap<String, u64>> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let failed = |error| RigError::new(format!("reading {tasks}"), error);
+        let mut by_name = BTreeMap::new();
+        for task in std::fs::read_dir(&tasks).map_err(failed)? {
+            let task = task.map_err(failed)?.path();
+            let read = |file: &str| std::fs::read_to_string(task.join(file));
+            let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else {
+                // It has ended meanwhile.
+                continue;
+            };
+            let name = name.trim();
+            let name = match name.trim_end_matches(|end: char| end.is_ascii_digit()) {
+                kind if kind.len() < name.len() => format!("{kind}*"),
+                _ => name.to_owned(),
+            };
+            let ns = times.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+            *by_name.entry(name).or_default() += ns.unwrap_or(0);
+        }
+        Ok(by_name)
     }
 
     /// Resident memory, bytes.

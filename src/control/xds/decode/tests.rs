@@ -28,7 +28,7 @@ fn insert(builder: &mut Builder, resource: &discovery::Resource) {
     match address(value, &mut Interner::default()) {
         Ok(Address::Workload(workload)) => {
             assert_eq!(*workload.uid, *resource.name);
-            builder.insert_workload(*workload);
+            builder.insert_workload(workload);
         }
         Ok(Address::Service(service)) => {
             assert_eq!(service.key().to_string(), resource.name);
@@ -231,7 +231,7 @@ fn of_service(change: impl FnOnce(&mut wire::Service)) -> Vec<u8> {
 
 fn workload(change: impl FnOnce(&mut wire::Workload)) -> Workload {
     match address(&of_workload(change), &mut Interner::default()) {
-        Ok(Address::Workload(workload)) => *workload,
+        Ok(Address::Workload(workload)) => Arc::unwrap_or_clone(workload),
         other => panic!("no workload: {other:?}"),
     }
 }

@@ -46,7 +46,7 @@ fn carried() -> Carried {
     let user = core.requests.remove(0).user;
     let carrier = core.carry(outer, stream, user).expect("the stream lives");
     let (here, there) = fixture::handshake(&FakeCa::new(), RecordMode::Own.into());
-    let nowhere = ([127, 0, 0, 1], 1).into();
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     let tenant = pod.tenant.clone();
     let inside = core.sessions.insert(Session::new(SessionParts {
         role: Role::Server,
@@ -60,6 +60,7 @@ fn carried() -> Carried {
         revocable: None,
         places: None,
         tenant,
+        unsent: core.sources.unsent(nowhere.ip()),
         now: core.now,
     }));
     core.begin_session(inside, &[]);

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::*;
 use crate::bridge::log::Direction;
@@ -124,11 +125,11 @@ fn a_failed_dial_is_avoided_by_those_with_a_choice_and_the_first_success_ends_th
 fn troubles_are_forgotten_and_leave_nothing_behind() {
     let mut core = fixture::core(&Executor::default());
     core.pool_is_slow(&key());
-    assert!(core.has_troubles() && core.pool.len() == 1);
+    assert!(core.troubles.are_there() && core.pool.len() == 1);
     for _ in 0..4 {
         fixture::pass(&mut core, limits::AVOIDED_MAX);
     }
-    assert!(!core.has_troubles() && core.pool.is_empty());
+    assert!(!core.troubles.are_there() && core.pool.is_empty());
 }
 
 /// What `work` fails with when nothing arrives for `limit`, and no earlier.

@@ -1,0 +1,169 @@
+//! Which endpoint is chosen, and what becomes of the first one while another is looked for.
+
+use std::cell::RefCell;
+
+use super::*;
+use crate::bridge::demands::{self, Demand};
+use crate::bridge::log::Direction;
+use crate::bridge::lookups::Question;
+use crate::bridge::orders::CertificateError;
+use crate::identity::Identity;
+use crate::mesh::{Builder, LocalState, Locale, NamespacedHostname, NetworkAddress, Service, TunnelProtocol};
+use crate::runtime::tasks::Executor;
+use crate::sys::epoll::EpollDriver;
+use crate::worker::fixture;
+
+const VIP: [u8; 4] = [198, 18, 9, 1];
+
+fn identity(name: &str) -> Identity {
+    Identity::new("cluster.local", "shop", name)
+}
+
+/// The workload of the fixture's pod.
+fn source() -> Workload {
+    Workload::new("c1//Pod/shop/till", "till", identity("till"))
+}
+
+/// An endpoint of the service `shop`.
+fn endpoint(name: &str, addresses: &[[u8; 4]]) -> Workload {
+    let mut workload = Workload::new(&format!("c1//Pod/shop/{name}"), name, identity(name));
+    workload.addresses = addresses.iter().map(|octets| (*octets).into()).collect();
+    let ports = [(80, 8080)].into_iter().collect();
+    workload.join(NamespacedHostname::new("shop", "shop.shop"), ports);
+    workload
+}
+
+/// A worker that knows the service, with these endpoints.
+fn core(executor: &Executor, endpoints: Vec<Workload>) -> Core<EpollDriver> {
+    let core = fixture::core(executor);
+    let mut service = Service::new("shop", "shop", "shop.shop");
+    service.vips = vec![NetworkAddress::new("", VIP.into())];
+    service.ports = [(80, 8080)].into_iter().collect();
+    let mut builder = Builder::new(Locale::default());
+    builder.load(LocalState {
+        workloads: endpoints.into_iter().chain([source()]).collect(),
+        services: vec![service],
+        policies: Vec::new(),
+    });
+    core.snapshot.publish(builder.build());
+    core
+}
+
+/// The endpoints that so many connections of the pod would go to.
+fn chosen(core: &mut Core<EpollDriver>, pod: &PodState, connections: usize) -> Vec<SocketAddr> {
+    let (source, peer) = (Arc::new(source()), ([198, 18, 0, 1], 4000).into());
+    let choose = |_| match core.choose(pod, &source, peer, (VIP, 80).into(), &[]) {
+        Ok(Decision::Go(plan)) => plan.way.next_hop(),
+        other => panic!("{other:?}"),
+    };
+    (0..connections).map(choose).collect()
+}
+
+#[test]
+fn link_local_destinations_do_not_wait_for_a_workload_and_others_do() {
+    let core = fixture::core(&Executor::default());
+    let pod = fixture::pod();
+    let metadata = ([169, 254, 169, 254], 80).into();
+    let found = core.route_unidentified(&pod, metadata).expect("passed through");
+    assert_eq!(found.way.next_hop(), metadata);
+    assert!(
+        core.route_unidentified(&pod, ([198, 18, 0, 1], 80).into())
+            .is_none()
+    );
+    // Once the workload is there, it decides.
+    let mut builder = Builder::new(Locale::default());
+    builder.insert_workload(source());
+    core.snapshot.publish(builder.build());
+    assert!(core.route_unidentified(&pod, metadata).is_none());
+}
+
+#[test]
+fn a_plain_endpoint_in_trouble_is_chosen_only_to_find_out_or_when_there_is_no_other() {
+    let plain = [[198, 18, 1, 1], [198, 18, 1, 2]];
+    let endpoints = plain.map(|octets| endpoint(&format!("plain-{}", octets[3]), &[octets]));
+    let [dead, other] = plain.map(|octets| SocketAddr::from((octets, 8080)));
+    let mut core = core(&Executor::default(), endpoints.into());
+    let pod = fixture::pod();
+    let key = |address| (pod.pod.uid.clone(), address);
+    let to = |chosen: &[SocketAddr], address| chosen.iter().filter(|to| **to == address).count();
+
+    let first = chosen(&mut core, &pod, 100);
+    assert!(to(&first, dead) > 0 && to(&first, other) > 0, "{first:?}");
+    core.plain_is_in_trouble(key(dead));
+    assert_eq!(to(&chosen(&mut core, &pod, 100), other), 100);
+    core.now += limits::AVOIDED_MIN * 2;
+    assert_eq!(to(&chosen(&mut core, &pod, 100), dead), 1, "one finds out");
+    core.plain_is_in_trouble(key(other));
+    let both = chosen(&mut core, &pod, 100);
+    assert!(
+        to(&both, dead) > 0 && to(&both, other) > 0,
+        "there is no other choice"
+    );
+    core.plain_is_well(&key(dead));
+    assert_eq!(to(&chosen(&mut core, &pod, 100), dead), 100);
+}
+
+#[test]
+fn what_the_slow_endpoint_says_is_heard_while_the_name_of_another_is_looked_up() {
+    let executor = Executor::default();
+    let slow = Workload {
+        protocol: TunnelProtocol::Hbone,
+        ..endpoint("slow", &[[198, 18, 1, 1]])
+    };
+    let named = Workload {
+        hostname: "legacy.example".into(),
+        ..endpoint("named", &[])
+    };
+    let mut core = core(&executor, vec![slow, named]);
+    let (sender, mut asked) = demands::channel();
+    core.demands = sender;
+    let shell = Shell::new(core, executor.spawner());
+    let pod = fixture::pod();
+    let target = (VIP, 80).into();
+    let failure = Rc::<RefCell<Option<String>>>::default();
+    shell.spawn({
+        let (shell, pod, failure) = (shell.clone(), pod.clone(), failure.clone());
+        async move {
+            let now = shell.with(|core| core.now);
+            let peer = ([198, 18, 0, 1], 4000).into();
+            let mut account = Account::new(Direction::Outbound, now, peer, target);
+            let source = Arc::new(source());
+            account.source = Some(source.clone());
+            // Until the slow one is drawn: the other one has to be looked up.
+            let course = loop {
+                let plan = match shell.with(|core| core.choose(&pod, &source, peer, target, &[])) {
+                    Ok(Decision::Go(plan)) => plan,
+                    Ok(Decision::Resolve(_)) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                let course = shell.with(|core| core.course(&pod, &source, plan, &mut account));
+                break course.unwrap_or_else(|error| panic!("{error}"));
+            };
+            let connected = connect(&shell, &pod, course, target, &mut account).await;
+            *failure.borrow_mut() = connected.err().map(|outcome| outcome.to_string());
+        }
+    });
+    executor.run(10);
+    // It waits for its certificate, for longer than those who have a choice are patient.
+    shell.with(|core| fixture::pass(core, limits::ENDPOINT_PATIENCE * 2));
+    executor.run(10);
+    let mut demanded = std::iter::from_fn(|| asked.try_recv().ok());
+    assert!(matches!(demanded.next(), Some(Demand::Certificate { .. })));
+    let lookup = demanded.next();
+    assert!(
+        matches!(&lookup, Some(Demand::Lookup { question: Question::Host(name), .. }) if &**name == "legacy.example"),
+        "{lookup:?}"
+    );
+    assert_eq!(*failure.borrow(), None);
+    shell.with(|core| core.take_certificate(identity("till"), Err(CertificateError::no_longer_needed())));
+    for _ in 0..4 {
+        executor.run(10);
+    }
+    let failure = failure.borrow_mut().take();
+    assert!(
+        failure
+            .as_ref()
+            .is_some_and(|failure| failure.contains("no longer needed")),
+        "{failure:?}, although nobody has answered for the name"
+    );
+}

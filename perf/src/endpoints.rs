@@ -14,7 +14,7 @@ use uztunnel::mesh::{
     Scope, Service, Snapshot, Workload,
 };
 
-use crate::report::median;
+use crate::report::{median, spread};
 
 /// Tables of the largest are there before anybody calls.
 const SIZES: [u16; 3] = [10, 64, 1000];
@@ -77,19 +77,13 @@ fn report(cases: &[Case]) -> String {
             "| {}, {:?} | {choice_ns:.0} ({}) | {:.2} | {first_us:.1} ({}) |",
             case.endpoints,
             case.kind,
-            spread(&case.choice_ns),
+            spread(&case.choice_ns, 0),
             choice_ns / ten_ns,
-            spread(&case.first_choice_us),
+            spread(&case.first_choice_us, 0),
         )
         .expect("invariant: writing to a string cannot fail");
     }
     out
-}
-
-fn spread(values: &[f64]) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    format!("{least:.0}..{most:.0}")
 }
 
 impl Case {

@@ -15,6 +15,7 @@
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
 //! | `endpoints` | what a choice among endpoints costs, without proxies |
+//! | `policies` | what a connection costs to authorize, without proxies |
 //! | `pods` | many pods announced at once |
 //! | `tenants` | what the storm of one pod costs another one |
 //! | `seats` | which CPU a thread runs on, and who goes first there |
@@ -26,6 +27,7 @@ pub mod endpoints;
 pub mod load;
 pub mod machine;
 pub mod pods;
+pub mod policies;
 pub mod report;
 pub mod scale;
 pub mod scenario;

@@ -7,6 +7,7 @@
 //! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU.
 //!
 //! `uztunnel-perf endpoints [ROUNDS]`: what it costs to choose an endpoint of services of several sizes.
+//! `uztunnel-perf policies [ROUNDS]`: what it costs to authorize a connection where there are many policies.
 //!
 //! `cargo xtask perf` builds the binaries and calls it.
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
-use uztunnel_perf::{endpoints, machine, pods, report, scale, tenants};
+use uztunnel_perf::{endpoints, machine, pods, policies, report, scale, tenants};
 use uztunnel_rig::ProxyOptions;
 
 struct Arguments {
@@ -34,7 +35,12 @@ fn main() -> ExitCode {
         .into_iter()
         .find(|name| given.peek().is_some_and(|first| first == name));
     let outcome = match control_plane {
-        _ if given.peek().is_some_and(|first| first == "endpoints") => run_endpoints(given.nth(1)),
+        _ if given.peek().is_some_and(|first| first == "endpoints") => {
+            run_decision("endpoints", given.nth(1), endpoints::run)
+        }
+        _ if given.peek().is_some_and(|first| first == "policies") => {
+            run_decision("policies", given.nth(1), policies::run)
+        }
         Some(name) => parse_control_plane(given.skip(1)).and_then(|arguments| match name {
             "scale" => run_scale(&arguments),
             _ => run_pods(&arguments),
@@ -86,9 +92,9 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-fn run_endpoints(rounds: Option<String>) -> Result<(), String> {
-    let rounds = rounds.map_or(Ok(5), |rounds| parse_number("endpoints", &rounds))?;
-    println!("{}\n\n{}", machine::describe(), endpoints::run(rounds));
+fn run_decision(name: &str, rounds: Option<String>, run: fn(usize) -> String) -> Result<(), String> {
+    let rounds = rounds.map_or(Ok(5), |rounds| parse_number(name, &rounds))?;
+    println!("{}\n\n{}", machine::describe(), run(rounds));
     Ok(())
 }
 

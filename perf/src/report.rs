@@ -16,6 +16,13 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The least and the most of them, with so many digits behind the point.
+pub fn spread(values: &[f64], digits: usize) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    format!("{least:.digits$}..{most:.digits$}")
+}
+
 /// A Markdown table of one scenario. `base` is the variant that ratios refer to.
 pub fn table(scenario: &Scenario, names: &[&str], samples: &[Vec<Sample>], base: Option<usize>) -> String {
     let mut out = String::new();

@@ -159,9 +159,8 @@ mod tests {
         assert!(backlog.is_empty() && backlog.copies.is_none());
     }
 
-    /// A flood of frames with a byte each, taken in by one receive, is more than the sends of its turn take.
-    #[test]
-    fn tiny_messages_that_one_send_does_not_take_are_copied_together_although_the_reader_is_ready() {
+    /// A backlog of many messages of a byte each, which has to be of few pieces.
+    fn flooded(reader: Reader) -> (Buffers, Backlog) {
         const MESSAGES: usize = 200_000;
         let mut buffers = Buffers::default();
         let mut backlog = Backlog::default();
@@ -169,11 +168,20 @@ mod tests {
             // Frame headers lie between them.
             drop(message(&mut buffers, 0, 9));
             let slice = message(&mut buffers, 7, 1);
-            backlog.push(slice, Reader::Ready, &mut buffers);
+            backlog.push(slice, reader, &mut buffers);
         }
-        assert_eq!((backlog.bytes(), buffers.chunks_pinned()), (MESSAGES, 1));
+        assert_eq!(backlog.bytes(), MESSAGES);
         let copies = MESSAGES / limits::SLICE_COPY_BYTES + 1;
-        assert!(backlog.slices.len() <= limits::SEND_PIECES_MAX + copies);
+        let pieces = backlog.slices.len();
+        assert!(pieces <= limits::SEND_PIECES_MAX + copies, "{pieces} pieces");
+        (buffers, backlog)
+    }
+
+    /// A flood of frames with a byte each, taken in by one receive, is more than the sends of its turn take.
+    #[test]
+    fn tiny_messages_that_one_send_does_not_take_are_copied_together_although_the_reader_is_ready() {
+        let (mut buffers, mut backlog) = flooded(Reader::Ready);
+        assert_eq!(buffers.chunks_pinned(), 1);
         while !backlog.is_empty() {
             assert!(
                 backlog
@@ -188,18 +196,7 @@ mod tests {
     /// What is sent keeps chunks from others anyway; the list of what waits behind it must not outgrow them.
     #[test]
     fn tiny_messages_behind_a_large_send_do_not_make_a_long_list() {
-        const MESSAGES: usize = 200_000;
-        let mut buffers = Buffers::default();
-        let mut backlog = Backlog::default();
-        for _ in 0..MESSAGES {
-            drop(message(&mut buffers, 0, 9));
-            let slice = message(&mut buffers, 7, 1);
-            backlog.push(slice, Reader::Blocked { sending: 1 << 20 }, &mut buffers);
-        }
-        assert_eq!(backlog.bytes(), MESSAGES);
-        let copies = MESSAGES / limits::SLICE_COPY_BYTES + 1;
-        let pieces = backlog.slices.len();
-        assert!(pieces <= limits::SEND_PIECES_MAX + copies, "{pieces} pieces");
+        flooded(Reader::Blocked { sending: 1 << 20 });
     }
 
     #[test]

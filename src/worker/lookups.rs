@@ -48,9 +48,8 @@ pub async fn know<D: Driver + 'static>(
         while let Some(target) = wanted.take()
             && asked.len() < limits::LOOKUPS_CONNECTION_MAX
         {
-            let receiver = shell.with(|core| core.ask_control(Question::Mesh(target.clone())))?;
-            asked.push(target);
-            receiver.await.ok_or(Outcome::Drained)??;
+            asked.push(target.clone());
+            ask(shell, target).await?;
             wanted = missing(&asked);
         }
         Ok(())
@@ -76,15 +75,20 @@ pub async fn ask_for<D: Driver + 'static>(
     }
     asked.push(target.clone());
     let _budget = Counted::lookup(pod)?;
-    let asking = async {
-        let receiver = shell.with(|core| core.ask_control(Question::Mesh(target.clone())))?;
-        receiver.await.ok_or(Outcome::Drained)??;
-        Ok(true)
-    };
-    match shell.within(limits::LOOKUP_WAIT, asking).await {
-        Ok(done) => done,
+    match shell
+        .within(limits::LOOKUP_WAIT, ask(shell, target.clone()))
+        .await
+    {
+        Ok(done) => done.map(|()| true),
         Err(Elapsed) => Err(no_answer(Some(target))),
     }
+}
+
+/// Until the control plane has told of it, or that there is nothing.
+async fn ask<D: Driver + 'static>(shell: &Shell<D>, target: GatewayTarget) -> Result<(), Outcome> {
+    let receiver = shell.with(|core| core.ask_control(Question::Mesh(target)))?;
+    receiver.await.ok_or(Outcome::Drained)??;
+    Ok(())
 }
 
 fn no_answer(asked: Option<&GatewayTarget>) -> Outcome {

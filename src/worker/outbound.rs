@@ -3,12 +3,10 @@
 //!
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
 use super::core::Core;
 use super::hbone::dial::{self, OpenStream};
@@ -19,7 +17,7 @@ use super::live::Attempting;
 use super::lookups;
 use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
-use super::shell::{Elapsed, Shell, Socket};
+use super::shell::{Either, Elapsed, Shell, Socket, either};
 use super::telemetry::{Account, Opens};
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
@@ -175,7 +173,7 @@ async fn connect<D: Driver + 'static>(
             let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
             let has_choice = account.service.is_some();
             let mut work = pin!(attempt(shell, pod, &course, has_choice));
-            if account.service.is_none() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+            if !has_choice || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
                 return work.await;
             }
             match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
@@ -207,23 +205,6 @@ async fn connect<D: Driver + 'static>(
         };
         course = other;
     }
-}
-
-enum Either<A, B> {
-    First(A),
-    Second(B),
-}
-
-/// Whichever is over before the other; the other one can be waited for afterwards.
-async fn either<A, B>(
-    mut first: Pin<&mut impl Future<Output = A>>,
-    mut second: Pin<&mut impl Future<Output = B>>,
-) -> Either<A, B> {
-    poll_fn(|context| match first.as_mut().poll(context) {
-        Poll::Ready(done) => Poll::Ready(Either::First(done)),
-        Poll::Pending => second.as_mut().poll(context).map(Either::Second),
-    })
-    .await
 }
 
 /// Chooses another endpoint than that of `course` and those tried before, if there is one.

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -68,12 +68,10 @@ impl<D: Driver + 'static> Shell<D> {
         end: impl Future<Output = E>,
         work: impl Future<Output = R>,
     ) -> Option<R> {
-        let (mut end, mut work) = (pin!(end), pin!(work));
-        poll_fn(|context| match work.as_mut().poll(context) {
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending => end.as_mut().poll(context).map(|_| None),
-        })
-        .await
+        match either(pin!(work), pin!(end)).await {
+            Either::First(result) => Some(result),
+            Either::Second(_) => None,
+        }
     }
 
     /// Ends with `Elapsed`, and drops `work`, when it takes longer than `limit`.
@@ -92,6 +90,23 @@ impl<D: Driver + 'static> Shell<D> {
         })
         .await
     }
+}
+
+pub enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Whichever is over before the other, which can be waited for afterwards.
+pub async fn either<A, B>(
+    mut first: Pin<&mut impl Future<Output = A>>,
+    mut second: Pin<&mut impl Future<Output = B>>,
+) -> Either<A, B> {
+    poll_fn(|context| match first.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Either::First(done)),
+        Poll::Pending => second.as_mut().poll(context).map(Either::Second),
+    })
+    .await
 }
 
 /// A deadline that runs, until it is dropped.

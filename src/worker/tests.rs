@@ -40,18 +40,18 @@ const REQUEST: ConnectRequest<'static> = ConnectRequest {
 /// More than the sockets here hold, less than a stream's window.
 const ANSWER_BYTES: usize = 3 << 20;
 
-struct Relay {
-    core: Core<EpollDriver>,
+pub struct Relay {
+    pub core: Core<EpollDriver>,
     pod: Rc<PodState>,
-    session: Key<Session>,
-    peer: Peer,
+    pub session: Key<Session>,
+    pub peer: Peer,
     stream: StreamId,
     /// The application's own end.
-    application: std::net::TcpStream,
+    pub application: std::net::TcpStream,
 }
 
 /// A tunnel between a peer and an application that does not read yet.
-fn relay(executor: &Executor) -> Relay {
+pub fn relay(executor: &Executor) -> Relay {
     let mut core = fixture::core(executor);
     let pod = fixture::pod();
     let (session, mut peer) = fixture::session(&mut core, &pod);
@@ -93,18 +93,6 @@ fn relay(executor: &Executor) -> Relay {
         stream,
         application,
     }
-}
-
-/// The same by its parts: the worker's core and session, the peer, the application.
-pub fn relay_of(executor: &Executor) -> (Core<EpollDriver>, Key<Session>, Peer, std::net::TcpStream) {
-    let Relay {
-        core,
-        session,
-        peer,
-        application,
-        ..
-    } = relay(executor);
-    (core, session, peer, application)
 }
 
 impl Relay {
@@ -573,7 +561,8 @@ fn a_drain_is_not_over_while_tasks_wait_for_their_turn() {
     for _ in 0..tasks {
         let ran = ran.clone();
         spawner.spawn(async move {
-            std::thread::sleep(limits::TASKS_TURN_TIME / 2);
+            let until = clock::now() + limits::TASKS_TURN_TIME / 2;
+            while clock::now() < until {}
             ran.set(ran.get() + 1);
         });
     }

@@ -43,13 +43,18 @@ pub fn connect(stream: u32, authority: &str) -> Vec<u8> {
 /// The first byte of the header block that answers `stream`, once it is there: an index into the static table
 /// for the common statuses.
 pub fn answer(received: &[u8], stream: u32) -> Option<u8> {
+    answer_block(received, stream)?.first().copied()
+}
+
+/// The header block that answers `stream`, once it is there.
+pub fn answer_block(received: &[u8], stream: u32) -> Option<&[u8]> {
     let mut rest = received;
     while rest.len() >= 9 {
         let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
         let of = u32::from_be_bytes([rest[5], rest[6], rest[7], rest[8]]);
         let payload = rest.get(9..9 + length)?;
         if rest[3] == HEADERS && of == stream {
-            return payload.first().copied();
+            return Some(payload);
         }
         rest = &rest[9 + length..];
     }

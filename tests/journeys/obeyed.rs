@@ -2,6 +2,8 @@
 
 use uztunnel_rig::{Blueprint, Family, PodSpec, ServiceSpec, World};
 
+use crate::frames;
+use crate::openssl::{Credentials, Peer};
 use crate::setup::{BODY_BYTES, HTTP_PORT, exchange, fetch, options, serve_http};
 
 const TUNNEL_PORT: u16 = 4500;
@@ -24,6 +26,27 @@ fn where_sources_are_not_preserved_an_application_is_called_from_its_own_pod() {
         let peers = server.peers();
         let peer = peers.last().expect("it was called").ip().to_canonical();
         assert_eq!(peer, pod.addresses.of(family));
+    }
+}
+
+#[test]
+fn a_caller_is_told_of_the_workload_it_reached_only_where_that_is_wanted() {
+    for wanted in [true, false] {
+        let value = wanted.to_string();
+        let world = world_with(Blueprint::two_nodes(), "ENABLE_RESPONSE_BAGGAGE", &value);
+        let pod = world.pod("server");
+        let _server = serve_http(pod);
+        let credentials = Credentials::valid(&world, "spiffe://cluster.local/ns/shop/sa/friend");
+        let target = pod.address(Family::V4, 15008);
+        let mut peer = Peer::connect_h2(&world.pod("stranger").namespace, target, &credentials);
+        let request = frames::connect(1, &pod.address(Family::V4, HTTP_PORT).to_string());
+        assert!(peer.send(&[frames::opening(), request].concat()));
+        let answer = peer.wait_for("an answer", |received| {
+            frames::answer_block(received, 1).map(<[u8]>::to_vec)
+        });
+        assert_eq!(answer[0], frames::STATUS_200);
+        // The status alone takes one byte.
+        assert_eq!(answer.len() > 1, wanted, "{answer:x?}");
     }
 }
 

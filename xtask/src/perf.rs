@@ -1,6 +1,6 @@
 //! `cargo xtask perf`: builds the proxy and the load tools in release mode and compares both drivers, the direct
 //! path and, with `--against`, another binary. `scale` and `pods` measure the control plane: the proxies alone on the
-//! first CPU, everything else on the second. `endpoints` measures a decision, without a proxy.
+//! first CPU, everything else on the second. `endpoints` and `policies` measure a decision, without a proxy.
 
 use std::process::Command;
 
@@ -24,7 +24,9 @@ pub fn run(arguments: &[String]) -> Outcome {
         }
     }
     packages::ensure(&[packages::BUILD, packages::NETWORK])?;
-    let without_proxies = rest.first().is_some_and(|first| first == "endpoints");
+    let without_proxies = rest
+        .first()
+        .is_some_and(|first| ["endpoints", "policies"].contains(&first.as_str()));
     let binary = match without_proxies {
         true => None,
         false => Some(build_proxy("release")?),

@@ -14,7 +14,7 @@
 //! | 6.5 another network | `a_workload_of_the_nodes_network_that_...`, `networks` |
 //! | 6.6 from the waypoint | `a_connection_from_the_waypoint_...`, `the_identity_of_a_waypoint_alone_...`, `loops` |
 //! | 6.7 waypoint of a workload | `a_waypoint_may_be_a_workload_...`, `a_service_call_ignores_the_waypoint_...` |
-//! | 6.8 direct | `an_hbone_pod_...`, `a_plain_workload_...`, `a_pod_reaches_itself_...` |
+//! | 6.8 direct | `an_hbone_pod_...`, `a_plain_workload_...`, `a_workload_that_takes_tunnels_by_itself_...`, `a_pod_reaches_itself_...` |
 //! | 6.9 gateways | `networks` |
 //! | 7.3 endpoints | `balance/tests.rs` |
 //! | 7.5 address | `the_address_family_follows_...` |
@@ -129,6 +129,23 @@ fn a_plain_workload_is_reached_directly() {
     assert!(is_plain(&plan));
     assert_eq!(plan.way.next_hop(), socket("10.0.0.2:8080"));
     assert_eq!(&*plan.destination.expect("known").name, "server");
+}
+
+#[test]
+fn a_workload_that_takes_tunnels_by_itself_is_called_as_its_protocol_says() {
+    for protocol in [TunnelProtocol::Tcp, TunnelProtocol::Hbone] {
+        let server = |native_tunnel| Workload {
+            native_tunnel,
+            protocol,
+            ..pod("server", "10.0.0.2")
+        };
+        let ways = [false, true].map(|native_tunnel| {
+            let snapshot = mesh(vec![client(), server(native_tunnel)], vec![], vec![]);
+            let plan = route(&snapshot, "10.0.0.2:8080").expect("routed");
+            (is_plain(&plan), plan.way.next_hop())
+        });
+        assert_eq!(ways[0], ways[1]);
+    }
 }
 
 #[test]

@@ -264,6 +264,7 @@ impl<D: Driver + 'static> Core<D> {
             self.end_session_if_done(key);
             return;
         };
+        session.count_unsent();
         let (bytes, end) = output.into_parts();
         let status = match session.transport {
             Transport::Socket(socket) => self.driver.send(socket, Payload::Bytes { bytes, from: 0, end }),
@@ -278,9 +279,6 @@ impl<D: Driver + 'static> Core<D> {
             }
             SendStatus::Done(payload) => {
                 self.recycle(payload);
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.set_sending(None);
-                }
                 self.unblock_room(key);
                 self.end_session_if_done(key);
             }
@@ -297,6 +295,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         session.set_sending(None);
+        session.count_unsent();
         match error {
             None => {
                 self.unblock_room(key);

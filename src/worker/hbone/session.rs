@@ -521,7 +521,6 @@ impl Session {
     pub fn set_sending(&mut self, bytes: Option<usize>) {
         self.sending = bytes.is_some();
         self.sending_bytes = bytes.unwrap_or(0);
-        self.count_unsent();
     }
 
     /// Tells its source what it holds for its peer.

@@ -9,7 +9,7 @@ use crate::runtime::tasks::Executor;
 use crate::sys::epoll::EpollDriver;
 use crate::worker::fixture::{self, Peer};
 use crate::worker::hbone::session::Transport;
-use crate::worker::tests::relay_of;
+use crate::worker::tests::{Relay, relay};
 
 /// Where all sessions of the fixture come from.
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -75,7 +75,13 @@ fn say(
 #[test]
 fn a_session_of_a_source_that_holds_much_takes_little_and_goes_on_when_its_own_peer_reads() {
     let executor = Executor::default();
-    let (mut core, key, mut peer, mut application) = relay_of(&executor);
+    let Relay {
+        mut core,
+        session: key,
+        mut peer,
+        mut application,
+        ..
+    } = relay(&executor);
     core.flush();
     // What other sessions of the source hold, and go on holding.
     let mut others = core.sources.unsent(SOURCE);

@@ -68,12 +68,31 @@ impl Backlog {
 
     /// The front, as many pieces as one send takes.
     pub fn take(&mut self, buffers: &mut Buffers) -> Vec<Slice> {
-        let front = if self.slices.len() <= limits::SEND_PIECES_MAX {
+        self.take_within(usize::MAX, buffers)
+    }
+
+    /// The same of at most so many bytes.
+    pub fn take_within(&mut self, bytes_max: usize, buffers: &mut Buffers) -> Vec<Slice> {
+        let front = if self.slices.len() <= limits::SEND_PIECES_MAX && self.bytes <= bytes_max {
             self.copies = None;
             std::mem::take(&mut self.slices)
         } else {
+            let mut left = bytes_max;
+            let whole = self
+                .slices
+                .iter()
+                .take(limits::SEND_PIECES_MAX)
+                .take_while(|slice| {
+                    let fits = slice.len() <= left;
+                    left -= if fits { slice.len() } else { 0 };
+                    fits
+                });
+            let whole = whole.count();
             let mut front = buffers.list();
-            front.extend(self.slices.drain(..limits::SEND_PIECES_MAX));
+            front.extend(self.slices.drain(..whole));
+            if whole < limits::SEND_PIECES_MAX && left > 0 {
+                front.extend(self.slices.first_mut().map(|slice| slice.split_to(left)));
+            }
             front
         };
         self.bytes -= front.iter().map(Slice::len).sum::<usize>();

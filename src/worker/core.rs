@@ -4,6 +4,7 @@
 //! A turn: poll the driver, dispatch each event to its slot, fire timers, carry out orders, run woken tasks,
 //! then flush what the turn produced. Bytes move here and in the slots; tasks only set connections up.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -118,6 +119,8 @@ pub struct Core<D: Driver> {
     pub dirty_sessions: Vec<Key<Session>>,
     /// Tunnels that got bytes for their application in this turn.
     pub dirty_tunnels: Vec<Key<Tunnel>>,
+    /// Those whose applications could have had more in a crowded turn.
+    pub later_tunnels: VecDeque<Key<Tunnel>>,
     /// Connections captured in this turn; a task is started for each at its end.
     pub captured: Vec<Captured>,
     /// CONNECT requests that arrived in this turn; likewise.
@@ -204,6 +207,7 @@ impl<D: Driver + 'static> Core<D> {
             spawner,
             dirty_sessions: Vec::new(),
             dirty_tunnels: Vec::new(),
+            later_tunnels: VecDeque::new(),
             captured: Vec::new(),
             requests: Vec::new(),
             reports: Vec::new(),
@@ -237,6 +241,7 @@ impl<D: Driver + 'static> Core<D> {
         }
         let mut woken = false;
         self.tenants.begin_turn();
+        self.resume_tunnels();
         for event in events.drain(..) {
             if matches!(event, Event::Woken) {
                 woken = true;

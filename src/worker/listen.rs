@@ -11,6 +11,7 @@ use super::tenants::Unbegun;
 use crate::bridge::load::LoadShare;
 use crate::bridge::orders::{Capture, Order};
 use crate::bridge::traffic::Refusal;
+use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Driver, Event, SocketId};
@@ -89,7 +90,11 @@ impl<D: Driver + 'static> Core<D> {
         share: LoadShare,
     ) {
         let tenant = self.tenants.of_captured(&pod, capture, peer);
-        self.tenants.note(&tenant);
+        let cost = match capture {
+            Capture::InboundHbone => limits::HANDSHAKE_COST,
+            Capture::Outbound | Capture::InboundPlaintext => limits::SETUP_COST,
+        };
+        self.tenants.note(&tenant, cost);
         let Some(unbegun) = Unbegun::new(&tenant) else {
             self.shed += 1;
             self.telemetry

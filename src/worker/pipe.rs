@@ -134,9 +134,11 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
-        self.tenants.note(&pipe.pod.tenant);
+        let bytes_max = self.tenants.read_bytes_max();
+        let asked = pipe.end(from).read_bytes.min(bytes_max);
+        self.tenants.note_read(&pipe.pod.tenant, buffer.len(), asked);
         let end = pipe.end(from);
-        end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
+        end.read_bytes = adapted_read(end.read_bytes, asked, buffer.len());
         end.flow = Flow::Sending;
         let to = pipe.end(from.other()).socket;
         let bytes = buffer.len();

@@ -1,11 +1,10 @@
 //! Whose work a turn does first: a tenant that has used its part of a turn waits for the next one, behind all others.
 //!
 //! A tenant is whoever causes work: a pod of this node with its own connections, or the source of HBONE sessions, by
-//! its address. As long as only one has work, nothing is counted and nothing waits. When two had some one after the
-//! other, the worker is crowded for `limits::CROWDED_TURNS`. Then each tenant may use `limits::TENANT_TURN_COST` of a
-//! turn for events of sessions and relays; what arrives beyond it waits in a queue of its own, and tenants that wait
-//! take turns. Costs are counted, not measured: in bytes relayed. What sets up connections are tasks, which take turns
-//! in lanes, one for each tenant (`runtime/tasks.rs`).
+//! its address. Nothing waits as long as the worker is not crowded (`crowd`). While it is, each tenant may use
+//! `limits::TENANT_TURN_COST` of a turn for events of sessions and relays; what arrives beyond it waits in a queue of
+//! its own, and tenants that wait take turns. Costs are counted, not measured: in bytes relayed. What sets up
+//! connections are tasks, which take turns in lanes, one for each tenant (`runtime/tasks.rs`).
 //!
 //! On the worker's thread. Invariant: what one tenant caused is done in the order in which it arrived.
 
@@ -14,6 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use self::crowd::Crowd;
 use super::core::Core;
 use super::hbone::session::{Session, Transport};
 use super::owner::Owned;
@@ -24,6 +24,8 @@ use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Lane;
 use crate::sys::driver::{Driver, Event, ReceiveMode, Received};
+
+mod crowd;
 
 /// One of those who share a worker. Everything that it causes holds it.
 pub struct Tenant {
@@ -38,6 +40,9 @@ pub struct Tenant {
     queued: Cell<bool>,
     /// Accepted connections whose journeys did not have a turn yet.
     unbegun: Cell<usize>,
+    /// The last stretch of turns in which it had work, and what that cost.
+    stretch: Cell<u64>,
+    used: Cell<i64>,
 }
 
 /// A connection whose journey did not have a turn yet.
@@ -69,13 +74,11 @@ impl Drop for Unbegun {
 #[derive(Default)]
 pub struct Tenants {
     admitted: Lane,
-    /// Number of this turn.
-    turn: u64,
-    /// The last one that had work.
-    last: Lane,
-    /// Until this turn several count as having work.
-    crowded_until: u64,
+    crowd: Crowd,
     crowded: bool,
+    /// What the work that waits costs, and what else this turn leaves for others since it is crowded.
+    waiting_cost: i64,
+    left_behind: i64,
     /// Those with waiting work, each once.
     queue: VecDeque<Rc<Tenant>>,
     /// What may still be taken out of queues in this turn.
@@ -96,6 +99,9 @@ impl Tenant {
             waiting: RefCell::default(),
             queued: Cell::new(false),
             unbegun: Cell::new(0),
+            // Of no stretch.
+            stretch: Cell::new(u64::MAX),
+            used: Cell::new(0),
         }
     }
 
@@ -135,20 +141,42 @@ impl Tenants {
         }
     }
 
-    /// A tenant has work.
+    /// A tenant has received so many bytes that are to go on.
     #[inline]
-    pub fn note(&mut self, tenant: &Tenant) {
-        if self.last != tenant.number {
-            if self.last != 0 {
-                self.crowded_until = self.turn + limits::CROWDED_TURNS;
-            }
-            self.last = tenant.number;
+    pub fn note_received(&mut self, tenant: &Rc<Tenant>, bytes: usize) {
+        self.crowd.note(tenant, limits::EVENT_COST + bytes as i64);
+    }
+
+    /// The same of an application, which was asked for no more than `asked`.
+    #[inline]
+    pub fn note_read(&mut self, tenant: &Rc<Tenant>, bytes: usize, asked: usize) {
+        self.note_received(tenant, bytes);
+        if self.crowded && bytes == asked && asked == limits::CROWDED_READ_BYTES {
+            // It has more, which would have come with it otherwise.
+            self.note_left(limits::RECEIVE_BYTES_MAX - limits::CROWDED_READ_BYTES);
         }
     }
 
+    /// A tenant has something done that costs as much.
+    pub fn note(&mut self, tenant: &Rc<Tenant>, cost: i64) {
+        self.crowd.note(tenant, cost);
+    }
+
+    /// So many bytes are left for another turn because this one is crowded.
+    pub fn note_left(&mut self, bytes: usize) {
+        self.left_behind += bytes as i64;
+    }
+
+    /// Tasks are left for the next turn.
+    pub fn note_tasks_left(&mut self) {
+        self.crowd.note_long();
+    }
+
     pub fn begin_turn(&mut self) {
-        self.turn += 1;
-        self.crowded = self.turn <= self.crowded_until || self.has_waiting();
+        self.crowd
+            .begin_turn(self.waiting_cost + std::mem::take(&mut self.left_behind));
+        // Nothing overtakes what waits.
+        self.crowded = self.crowd.is_crowded() || self.has_waiting();
         self.turn_credit = limits::TURN_COST;
     }
 
@@ -177,6 +205,14 @@ impl Tenants {
         }
     }
 
+    /// How much one send may hand to an application.
+    pub fn send_bytes_max(&self) -> usize {
+        match self.crowded {
+            true => limits::CROWDED_OUTPUT_BYTES,
+            false => usize::MAX,
+        }
+    }
+
     /// Whether the tenant may do something now. Otherwise it has to wait.
     fn may(&self, tenant: &Tenant, cost: i64) -> bool {
         self.refill(tenant);
@@ -190,12 +226,14 @@ impl Tenants {
     /// Puts an event behind all that the tenant waits with.
     fn wait(&mut self, tenant: &Rc<Tenant>, event: Event) {
         self.list(tenant);
+        self.waiting_cost += whole_cost_of(&event);
         tenant.waiting.borrow_mut().push_back(event);
     }
 
     /// Puts the rest of what was begun before all that the tenant waits with.
     fn go_on(&mut self, tenant: &Rc<Tenant>, event: Event) {
         self.list(tenant);
+        self.waiting_cost += whole_cost_of(&event);
         tenant.waiting.borrow_mut().push_front(event);
     }
 
@@ -216,6 +254,7 @@ impl Tenants {
                 let cost = cost_of(&event);
                 tenant.credit.set(credit - cost);
                 self.turn_credit -= cost;
+                self.waiting_cost -= whole_cost_of(&event);
                 return Some((tenant.clone(), event));
             }
             self.unasked -= 1;
@@ -234,7 +273,8 @@ impl Tenants {
     }
 
     fn refill(&self, tenant: &Tenant) {
-        let turns = self.turn - tenant.turn.replace(self.turn);
+        let turn = self.crowd.turn();
+        let turns = turn - tenant.turn.replace(turn);
         if turns == 0 || is_planted(Bug::TurnCreditNeverRefilled) {
             return;
         }
@@ -296,6 +336,7 @@ impl<D: Driver + 'static> Core<D> {
             } = &mut event
             && buffer.len() > limits::CROWDED_READ_BYTES
         {
+            self.tenants.note_received(tenant, limits::CROWDED_READ_BYTES);
             self.session_received(key, &buffer.bytes()[..limits::CROWDED_READ_BYTES]);
             buffer.consume(limits::CROWDED_READ_BYTES);
             self.note_waiting_receive(&event);
@@ -348,12 +389,17 @@ fn receiving_session(event: &Event) -> Option<Key<Session>> {
     }
 }
 
+/// What is done at once costs.
 fn cost_of(event: &Event) -> i64 {
+    whole_cost_of(event).min(limits::EVENT_COST + limits::CROWDED_READ_BYTES as i64)
+}
+
+fn whole_cost_of(event: &Event) -> i64 {
     let bytes = match event {
         Event::Received {
             data: Received::Data(buffer),
             ..
-        } => buffer.len().min(limits::CROWDED_READ_BYTES),
+        } => buffer.len(),
         Event::Received { .. }
         | Event::Accepted { .. }
         | Event::AcceptFailed { .. }

@@ -209,13 +209,13 @@ impl<D: Driver + 'static> Core<D> {
         let Reading::Armed { bytes } = tunnel.reading else {
             return;
         };
-        self.tenants.note(&tunnel.tenant);
         if let Some(session) = self.sessions.get_mut(tunnel.session) {
             session.armed_bytes -= beyond_minimum(bytes);
         }
         tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
+                self.tenants.note_read(&tunnel.tenant, buffer.len(), bytes);
                 tunnel.adapt_read(bytes, buffer.len());
                 let more = match buffer.len() < bytes {
                     true => More::Unlikely,
@@ -362,15 +362,27 @@ impl<D: Driver + 'static> Core<D> {
             }
             return;
         }
-        let payload = Payload::Slices(tunnel.queue.take(&mut self.buffers));
+        let slices = tunnel
+            .queue
+            .take_within(self.tenants.send_bytes_max(), &mut self.buffers);
+        let payload = Payload::Slices(slices);
         let sending = payload.len();
-        let status = match end {
+        // What just arrived was counted then.
+        let piled_up = sending.saturating_sub(limits::RECEIVE_BYTES_MAX);
+        if piled_up > 0 {
+            self.tenants.note(&tunnel.tenant, piled_up as i64);
+        }
+        let status = match end && tunnel.queue.is_empty() {
             // `end_app_writing` follows as soon as the socket took it.
             true => self.driver.send_last(tunnel.app, payload),
             false => self.driver.send(tunnel.app, payload),
         };
         match status {
-            SendStatus::Done(payload) => self.app_took(key, sending, payload),
+            SendStatus::Done(payload) => {
+                if self.app_took(key, sending, payload) {
+                    self.go_on_sending(key);
+                }
+            }
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
             SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
         }
@@ -384,18 +396,22 @@ impl<D: Driver + 'static> Core<D> {
             tunnel.writing = Writing::Open { sending: 0, end };
         }
         match error {
-            None => self.app_took(key, taken, payload),
+            None => {
+                if self.app_took(key, taken, payload) {
+                    self.mark_tunnel(key);
+                }
+            }
             Some(error) => self.app_send_failed(key, error),
         }
     }
 
-    /// The application's socket took bytes: window goes back to the peer.
-    fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) {
+    /// The application's socket took bytes: window goes back to the peer. Whether there is more to do.
+    fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) -> bool {
         if let Payload::Slices(slices) = payload {
             self.buffers.recycle_list(slices);
         }
         let Some(tunnel) = self.tunnels.get_mut(key) else {
-            return;
+            return false;
         };
         tunnel.account.to_application(taken);
         let session_key = tunnel.session;
@@ -404,9 +420,31 @@ impl<D: Driver + 'static> Core<D> {
             session.http2.consumed(tunnel.stream, taken);
         }
         self.mark_session(session_key);
-        if more {
+        more
+    }
+
+    /// What is left for an application after a send of this turn: at once, or in a later turn when this one is crowded.
+    fn go_on_sending(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key)
+            && self.tenants.is_crowded()
+            && !tunnel.queue.is_empty()
+            && !tunnel.dirty
+        {
+            tunnel.dirty = true;
+            self.tenants.note_left(tunnel.queue.bytes());
+            self.later_tunnels.push_back(key);
+        } else {
             self.mark_tunnel(key);
         }
+    }
+
+    /// At the beginning of a turn: some of those whose applications did not get everything in an earlier one.
+    pub fn resume_tunnels(&mut self) {
+        let resumed = match self.tenants.is_crowded() {
+            true => self.later_tunnels.len().min(limits::RESUMED_TURN_MAX),
+            false => self.later_tunnels.len(),
+        };
+        self.dirty_tunnels.extend(self.later_tunnels.drain(..resumed));
     }
 
     fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {

@@ -61,6 +61,9 @@ impl<D: Driver + 'static> Worker<D> {
             self.shell.with(Core::send_out);
         }
         let mut has_tasks = run_tasks(&self.executor, crowded);
+        if has_tasks {
+            self.shell.with(|core| core.tenants.note_tasks_left());
+        }
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
             let has_unchecked = core.continue_recheck() | core.continue_fence();
@@ -68,7 +71,7 @@ impl<D: Driver + 'static> Worker<D> {
             core.answer_reports();
             core.answer_lists();
             let has_new = !core.captured.is_empty() || !core.requests.is_empty();
-            has_unchecked || has_new || core.tenants.has_waiting()
+            has_unchecked || has_new || core.tenants.has_waiting() || !core.later_tunnels.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();

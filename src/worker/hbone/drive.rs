@@ -24,7 +24,7 @@ impl<D: Driver + 'static> Core<D> {
             Event::Received { data, .. } => match data {
                 Received::Data(buffer) => {
                     if let Some(session) = self.sessions.get(key) {
-                        self.tenants.note(&session.tenant);
+                        self.tenants.note_received(&session.tenant, buffer.len());
                     }
                     self.session_received(key, buffer.bytes());
                 }
@@ -147,6 +147,7 @@ impl<D: Driver + 'static> Core<D> {
                 };
                 session.last_used = self.now;
                 session.served += 1;
+                self.tenants.note(&session.tenant, limits::SETUP_COST);
                 self.requests.push(Request {
                     session: key,
                     stream,

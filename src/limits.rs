@@ -453,8 +453,12 @@ pub const CROWDED_READ_BYTES: usize = 64 * 1024;
 /// `OUTPUT_SOFT_BYTES` of a crowded turn, and what an application gets at a time: what one send keeps the worker busy
 /// with. An application that did not read for a while would get 4 MiB, in 0.7 ms.
 pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;
-/// So many tunnels whose applications did not get everything in an earlier turn go on in a crowded one.
-pub const RESUMED_TURN_MAX: usize = 2;
+/// A send to an application, or the end of its connection, beside its bytes: some 13 us.
+pub const SEND_COST: i64 = 32 << 10;
+/// What a tenant's applications get in a crowded turn, give or take the last one.
+pub const TENANT_SENDS_COST: i64 = 512 << 10;
+/// So many tunnels that had to wait for another turn are looked at in a crowded one.
+pub const RESUMED_TURN_MAX: usize = 64;
 /// `TASKS_TURN_TIME` of a crowded turn, looked at after each task.
 pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(100);
 /// Connections of one tenant that were accepted and whose journeys did not begin. The newest are closed.

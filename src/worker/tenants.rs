@@ -43,6 +43,9 @@ pub struct Tenant {
     /// The last stretch of turns in which it had work, and what that cost.
     stretch: Cell<u64>,
     used: Cell<i64>,
+    /// The last crowded turn in which its applications got something, and what that cost.
+    sent_in: Cell<u64>,
+    sent: Cell<i64>,
 }
 
 /// A connection whose journey did not have a turn yet.
@@ -102,6 +105,8 @@ impl Tenant {
             // Of no stretch.
             stretch: Cell::new(u64::MAX),
             used: Cell::new(0),
+            sent_in: Cell::new(0),
+            sent: Cell::new(0),
         }
     }
 
@@ -162,9 +167,34 @@ impl Tenants {
         self.crowd.note(tenant, cost);
     }
 
+    /// What piled up, or was opened, goes to an application of the tenant. What just arrived was counted then.
+    #[inline]
+    pub fn note_sent(&mut self, tenant: &Rc<Tenant>, bytes: usize) {
+        let piled_up = bytes.saturating_sub(limits::RECEIVE_BYTES_MAX);
+        self.crowd.note(tenant, limits::SEND_COST + piled_up as i64);
+        if self.crowded {
+            tenant
+                .sent
+                .set(tenant.sent.get() + limits::SEND_COST + bytes as i64);
+        }
+    }
+
+    /// Whether applications of the tenant may get something in this turn.
+    #[inline]
+    pub fn may_send(&self, tenant: &Tenant) -> bool {
+        if !self.crowded {
+            return true;
+        }
+        let turn = self.crowd.turn();
+        if tenant.sent_in.replace(turn) != turn {
+            tenant.sent.set(0);
+        }
+        tenant.sent.get() < limits::TENANT_SENDS_COST
+    }
+
     /// So many bytes are left for another turn because this one is crowded.
     pub fn note_left(&mut self, bytes: usize) {
-        self.left_behind += bytes as i64;
+        self.left_behind += limits::SEND_COST + bytes as i64;
     }
 
     /// Tasks are left for the next turn.

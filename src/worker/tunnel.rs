@@ -356,10 +356,16 @@ impl<D: Driver + 'static> Core<D> {
         let Writing::Open { sending: 0, end } = tunnel.writing else {
             return;
         };
+        if tunnel.queue.is_empty() && !end {
+            return;
+        }
+        if !self.tenants.may_send(&tunnel.tenant) {
+            self.send_later(key);
+            return;
+        }
         if tunnel.queue.is_empty() {
-            if end {
-                self.end_app_writing(key);
-            }
+            self.tenants.note_sent(&tunnel.tenant, 0);
+            self.end_app_writing(key);
             return;
         }
         let slices = tunnel
@@ -367,11 +373,7 @@ impl<D: Driver + 'static> Core<D> {
             .take_within(self.tenants.send_bytes_max(), &mut self.buffers);
         let payload = Payload::Slices(slices);
         let sending = payload.len();
-        // What just arrived was counted then.
-        let piled_up = sending.saturating_sub(limits::RECEIVE_BYTES_MAX);
-        if piled_up > 0 {
-            self.tenants.note(&tunnel.tenant, piled_up as i64);
-        }
+        self.tenants.note_sent(&tunnel.tenant, sending);
         let status = match end && tunnel.queue.is_empty() {
             // `end_app_writing` follows as soon as the socket took it.
             true => self.driver.send_last(tunnel.app, payload),
@@ -380,7 +382,7 @@ impl<D: Driver + 'static> Core<D> {
         match status {
             SendStatus::Done(payload) => {
                 if self.app_took(key, sending, payload) {
-                    self.go_on_sending(key);
+                    self.mark_tunnel(key);
                 }
             }
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
@@ -423,18 +425,12 @@ impl<D: Driver + 'static> Core<D> {
         more
     }
 
-    /// What is left for an application after a send of this turn: at once, or in a later turn when this one is crowded.
-    fn go_on_sending(&mut self, key: Key<Tunnel>) {
-        if let Some(tunnel) = self.tunnels.get_mut(key)
-            && self.tenants.is_crowded()
-            && !tunnel.queue.is_empty()
-            && !tunnel.dirty
-        {
+    /// Its tenant had its part of this turn.
+    fn send_later(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
             tunnel.dirty = true;
             self.tenants.note_left(tunnel.queue.bytes());
             self.later_tunnels.push_back(key);
-        } else {
-            self.mark_tunnel(key);
         }
     }
 

@@ -19,7 +19,7 @@ pub struct Variant {
     pub name: String,
     world: World,
     /// Of each pair of pods.
-    servers: Vec<Server>,
+    servers: [Server; PODS_MAX],
 }
 
 /// What one slice showed. Rates are per second; for bulk a unit is a byte.
@@ -68,10 +68,9 @@ impl Variant {
         }
         let world = World::build(blueprint)?;
         let servers = PAIRS.map(|[_, server]| Server::start(&world.pod(server).namespace));
-        let servers = servers
-            .into_iter()
-            .collect::<std::io::Result<_>>()
-            .map_err(|error| RigError::new("starting the load servers", error))?;
+        let failed = |error| RigError::new("starting the load server", error);
+        let [first, second] = servers;
+        let servers = [first.map_err(failed)?, second.map_err(failed)?];
         Ok(Self {
             name: name.to_owned(),
             world,
@@ -81,14 +80,32 @@ impl Variant {
 
     /// Loads the variant for `duration` after a warm-up.
     pub fn measure(&self, scenario: &Scenario, duration: Duration) -> Result<Sample> {
-        measure(&self.world, &self.servers, scenario, duration)
+        let pairs = std::array::from_fn::<_, PODS_MAX, _>(|at| (&self.servers[at], PAIRS[at]));
+        measure_all(&self.world, &pairs[..scenario.pods], scenario, duration)
     }
 }
 
-fn measure(world: &World, servers: &[Server], scenario: &Scenario, duration: Duration) -> Result<Sample> {
+/// Loads the way between two pods of any world.
+pub fn measure(
+    world: &World,
+    server: &Server,
+    pair: [&str; 2],
+    scenario: &Scenario,
+    duration: Duration,
+) -> Result<Sample> {
+    measure_all(world, &[(server, pair)], scenario, duration)
+}
+
+/// The same of several pairs of pods at once.
+fn measure_all(
+    world: &World,
+    pairs: &[(&Server, [&str; 2])],
+    scenario: &Scenario,
+    duration: Duration,
+) -> Result<Sample> {
     let failed = |what: &'static str| move |error: std::io::Error| RigError::new(what, error);
     let port = if scenario.is_bulk() { SINK_PORT } else { HTTP_PORT };
-    let clients = PAIRS.iter().take(scenario.pods).map(|[client, server]| {
+    let clients = pairs.iter().map(|(_, [client, server])| {
         let address = world.pod(server).address(Family::V4, port);
         Client::start(&world.pod(client).namespace, address, scenario.load)
     });
@@ -97,7 +114,7 @@ fn measure(world: &World, servers: &[Server], scenario: &Scenario, duration: Dur
     clients.iter().for_each(Client::record);
     let units = || -> u64 {
         if scenario.is_bulk() {
-            servers.iter().map(Server::sunk_bytes).sum()
+            pairs.iter().map(|(server, _)| server.sunk_bytes()).sum()
         } else {
             clients.iter().map(Client::units).sum()
         }

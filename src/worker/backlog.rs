@@ -154,6 +154,32 @@ mod tests {
     }
 
     #[test]
+    fn a_bounded_front_ends_within_a_piece_and_the_rest_stays_in_order() {
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for byte in 0..3u8 {
+            backlog.push(Slice::copied(&[byte; 1000]), Reader::Ready, &mut buffers);
+        }
+        let mut all = Vec::new();
+        for (bytes_max, taken, left) in [
+            (1500, 1500, 1500),
+            (500, 500, 1000),
+            (10, 10, 990),
+            (2000, 990, 0),
+        ] {
+            let front = backlog.take_within(bytes_max, &mut buffers);
+            assert_eq!(front.iter().map(Slice::len).sum::<usize>(), taken);
+            assert!(front.iter().all(|slice| !slice.is_empty()));
+            assert_eq!(backlog.bytes(), left);
+            front
+                .iter()
+                .for_each(|slice| all.extend_from_slice(slice.bytes()));
+        }
+        assert_eq!(all, [[0; 1000], [1; 1000], [2; 1000]].concat());
+        assert!(backlog.is_empty());
+    }
+
+    #[test]
     fn tiny_messages_for_a_blocked_reader_are_copied_together_and_pin_no_chunk() {
         let mut buffers = Buffers::default();
         let mut backlog = Backlog::default();

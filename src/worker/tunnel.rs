@@ -34,7 +34,7 @@ pub struct Tunnel {
     /// How much the next receive asks for: grows while the application fills it.
     read_bytes: usize,
     /// For the application, in order.
-    queue: Backlog,
+    pub queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
     /// Whose connection it is; on either side it outlives the session that it came with.

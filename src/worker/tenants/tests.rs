@@ -1,12 +1,16 @@
 //! What waits, for how many turns, and what goes first. Counted in turns and pieces of work, never in time.
 
+use std::io::Read;
+
 use super::*;
 use crate::runtime::tasks::Executor;
-use crate::sys::buffer::RecvBuffer;
+use crate::sys::buffer::{RecvBuffer, Slice};
 use crate::sys::driver::SocketId;
 use crate::sys::epoll::EpollDriver;
 use crate::wire::hbone::ConnectRequest;
+use crate::worker::backlog::Reader;
 use crate::worker::fixture::{self, Peer};
+use crate::worker::tests::{Relay, relay};
 
 const REQUEST: ConnectRequest<'_> = ConnectRequest {
     authority: "10.0.0.2:80",
@@ -235,4 +239,76 @@ fn of_connections_that_did_not_begin_the_newest_are_refused_until_one_begins() {
     held.pop();
     held.extend(new());
     assert_eq!(held.len(), limits::TENANT_UNBEGUN_MAX);
+}
+
+/// Lets somebody with little to do wait behind somebody with much.
+fn crowd(tenants: &mut Tenants) {
+    let (busy, modest) = (tenants.admit(), tenants.admit());
+    while !tenants.is_crowded() {
+        tenants.note(&busy, limits::STRETCH_COST);
+        tenants.note(&modest, limits::EVENT_COST);
+        tenants.begin_turn();
+    }
+}
+
+#[test]
+fn applications_of_a_tenant_get_their_part_of_a_crowded_turn_whatever_others_got() {
+    let mut tenants = Tenants::default();
+    let (storm, calm) = (tenants.admit(), tenants.admit());
+    let mut sends = 0;
+    while sends < 1000 && tenants.may_send(&storm) {
+        tenants.note_sent(&storm, 1024);
+        sends += 1;
+    }
+    assert_eq!(sends, 1000, "as many as there are while nothing is crowded");
+    crowd(&mut tenants);
+    for _ in 0..3 {
+        let mut sends = 0;
+        while tenants.may_send(&storm) {
+            tenants.note_sent(&storm, 1024);
+            sends += 1;
+        }
+        assert!((4..=16).contains(&sends), "{sends}");
+        assert!(tenants.may_send(&calm));
+        tenants.note_tasks_left();
+        tenants.begin_turn();
+    }
+}
+
+#[test]
+fn what_piled_up_for_an_application_is_handed_over_in_several_crowded_turns() {
+    let executor = Executor::default();
+    let Relay {
+        mut core,
+        application,
+        ..
+    } = relay(&executor);
+    let key = core.tunnels.keys()[0];
+    let piled_up: Vec<u8> = (0..2u32 << 20).map(|at| (at / 251) as u8).collect();
+    for piece in piled_up.chunks(limits::RECEIVE_BYTES_MAX) {
+        let queue = &mut core.tunnels.get_mut(key).expect("a tunnel").queue;
+        queue.push(Slice::copied(piece), Reader::Ready, &mut core.buffers);
+    }
+    crowd(&mut core.tenants);
+    core.mark_tunnel(key);
+    application.set_nonblocking(true).expect("set");
+    let (mut got, mut turns, mut left) = (Vec::new(), 0, piled_up.len());
+    while got.len() < piled_up.len() {
+        core.send_out();
+        let queued = core.tunnels.get(key).expect("it goes on").queue.bytes();
+        let handed_over = left - queued;
+        assert!(
+            handed_over <= limits::TENANT_SENDS_COST as usize,
+            "{handed_over} in one turn"
+        );
+        turns += usize::from(handed_over > 0);
+        left = queued;
+        // What there is; an error is `WouldBlock`.
+        let _ = (&application).read_to_end(&mut got);
+        core.tenants.note_tasks_left();
+        core.poll(true).expect("polled");
+    }
+    assert!(got == piled_up, "in order and complete");
+    assert!(turns >= 4, "{turns} turns");
+    assert!(core.later_tunnels.is_empty());
 }

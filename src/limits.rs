@@ -453,8 +453,9 @@ pub const CROWDED_READ_BYTES: usize = 64 * 1024;
 /// `OUTPUT_SOFT_BYTES` of a crowded turn, and what an application gets at a time: what one send keeps the worker busy
 /// with. An application that did not read for a while would get 4 MiB, in 0.7 ms.
 pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;
-/// A send to an application, or the end of its connection, beside its bytes: some 13 us.
-pub const SEND_COST: i64 = 32 << 10;
+/// A send to an application, beside its bytes; and the end of its connection, with what is given back then: some 20 us.
+pub const SEND_COST: i64 = 4 << 10;
+pub const END_COST: i64 = 40 << 10;
 /// What a tenant's applications get in a crowded turn, give or take the last one.
 pub const TENANT_SENDS_COST: i64 = 512 << 10;
 /// So many tunnels that had to wait for another turn are looked at in a crowded one.

@@ -171,12 +171,18 @@ impl Tenants {
     #[inline]
     pub fn note_sent(&mut self, tenant: &Rc<Tenant>, bytes: usize) {
         let piled_up = bytes.saturating_sub(limits::RECEIVE_BYTES_MAX);
-        self.crowd.note(tenant, limits::SEND_COST + piled_up as i64);
-        if self.crowded {
-            tenant
-                .sent
-                .set(tenant.sent.get() + limits::SEND_COST + bytes as i64);
+        if piled_up > 0 {
+            self.crowd.note(tenant, piled_up as i64);
         }
+        tenant
+            .sent
+            .set(tenant.sent.get() + limits::SEND_COST + bytes as i64);
+    }
+
+    /// An application of the tenant is told the end.
+    pub fn note_end(&mut self, tenant: &Rc<Tenant>) {
+        self.crowd.note(tenant, limits::END_COST);
+        tenant.sent.set(tenant.sent.get() + limits::END_COST);
     }
 
     /// Whether applications of the tenant may get something in this turn.
@@ -194,7 +200,7 @@ impl Tenants {
 
     /// So many bytes are left for another turn because this one is crowded.
     pub fn note_left(&mut self, bytes: usize) {
-        self.left_behind += limits::SEND_COST + bytes as i64;
+        self.left_behind += limits::END_COST + bytes as i64;
     }
 
     /// Tasks are left for the next turn.

@@ -364,7 +364,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         }
         if tunnel.queue.is_empty() {
-            self.tenants.note_sent(&tunnel.tenant, 0);
+            self.tenants.note_end(&tunnel.tenant);
             self.end_app_writing(key);
             return;
         }

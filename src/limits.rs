@@ -152,7 +152,7 @@ pub const LIVE_PAGE_WAIT: Duration = Duration::from_secs(2);
 const _: () = assert!(SERIES_TOLD_MAX < SERIES_WORKER_MAX);
 
 /// Connections that one turn accepts from one listener at most.
-pub const ACCEPTS_TURN_MAX: usize = 16;
+pub const ACCEPTS_TURN_MAX: usize = 64;
 
 const _: () = assert!(RECEIVE_SMALL_BYTES < RECEIVE_BYTES_MAX);
 const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);

@@ -42,6 +42,7 @@
 //! | `tls::Output` (a send buffer) | worker | `worker::buffers` | goes into a send, comes back with its completion |
 //! | `runtime::timer::Wheel`, `runtime::tasks::Executor` | worker | `Core`; `worker::start` | with the worker |
 //! | `worker::pods::PodState` | worker | order `AddPod` | order `RemovePod`, when its connections have let go |
+//! | `worker::tenants::Tenant` | worker | with its `PodState`; `Tenants::of_source` | when all that it caused has let go, and its source is forgotten |
 //! | `worker::listen::Listener` | worker (the pod's home) | order `AddPod` | order `RemovePod`, or a drain |
 //! | `worker::listen::Captured` | worker; may cross to another before | `Core::accepted` | becomes a journey |
 //! | a journey (`outbound`, `inbound`, `passthrough`, `hbone::serve`) | worker, as a task | `worker::turn` | when the relay starts, or it is refused |

@@ -428,6 +428,44 @@ pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 /// Woken tasks run in one turn until this time has passed, looked at after each batch.
 pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
+/// A turn of that cost is long: some 0.3 ms. Costs are counted in bytes relayed: some 0.4 ns each.
+pub const LONG_TURN_COST: i64 = 768 << 10;
+/// So long a worker may be crowded after a long turn (`worker/tenants/crowd.rs`).
+pub const CROWDED_TURNS: u64 = 128;
+/// What tenants did is compared after so many turns, or after those of that cost.
+pub const STRETCH_TURNS: u64 = 64;
+pub const STRETCH_COST: i64 = 16 << 20;
+/// Somebody has little to do who uses no more than this part of what the busiest tenant uses in a stretch, and is taken
+/// for such for so many turns.
+pub const MODEST_PART: i64 = 8;
+pub const MODEST_TURNS: u64 = 4096;
+/// What is done for a connection, or a stream, until its relay starts; and for a handshake beside that.
+pub const SETUP_COST: i64 = 128 << 10;
+pub const HANDSHAKE_COST: i64 = 512 << 10;
+/// What one tenant may use of a crowded turn, give or take the last thing that it does: some 50 us.
+pub const TENANT_TURN_COST: i64 = 128 << 10;
+/// When so much was taken out of the queues of tenants, no further one has its part of the turn.
+pub const TURN_COST: i64 = TENANT_TURN_COST;
+/// An event with nothing to relay.
+pub const EVENT_COST: i64 = 2 << 10;
+/// What a crowded turn receives, or opens, at a time.
+pub const CROWDED_READ_BYTES: usize = 64 * 1024;
+/// `OUTPUT_SOFT_BYTES` of a crowded turn, and what an application gets at a time: what one send keeps the worker busy
+/// with. An application that did not read for a while would get 4 MiB, in 0.7 ms.
+pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;
+/// A send to an application, beside its bytes; and the end of its connection, with what is given back then: some 20 us.
+pub const SEND_COST: i64 = 4 << 10;
+pub const END_COST: i64 = 40 << 10;
+/// What a tenant's applications get in a crowded turn, give or take the last one.
+pub const TENANT_SENDS_COST: i64 = 512 << 10;
+/// So many tunnels that had to wait for another turn are looked at in a crowded one.
+pub const RESUMED_TURN_MAX: usize = 64;
+/// `TASKS_TURN_TIME` of a crowded turn, looked at after each task.
+pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(100);
+/// Connections of one tenant that were accepted and whose journeys did not begin. The newest are closed.
+pub const TENANT_UNBEGUN_MAX: usize = 8192;
+/// Sources that have no session any more and are still remembered, beside as many as have some.
+pub const TENANTS_GONE_MAX: usize = 1024;
 /// A turn that took as long is looked at: whether the worker was busy, or the scheduler ran somebody else.
 pub const TURN_LONG: Duration = Duration::from_micros(250);
 /// What a worker tells the scheduler that it needs at a time: the least that Linux takes. The default, 1 to 3

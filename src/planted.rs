@@ -26,6 +26,8 @@ pub enum Bug {
     ControlBudgetNeverRefilled,
     /// What a pod's connections take from its budget is not given back.
     PodBudgetKept,
+    /// A tenant that used its part of a turn gets no further one.
+    TurnCreditNeverRefilled,
     /// A receive block counts as free as soon as its receive was cancelled.
     CancelTakenForCompletion,
     /// Timers that cross the end of a level of the wheel are dropped.
@@ -39,7 +41,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::WindowKeptAfterReset,
         Self::ChunkReusedTooEarly,
         Self::HalfCloseLost,
@@ -50,6 +52,7 @@ impl Bug {
         Self::LiveNotRechecked,
         Self::ControlBudgetNeverRefilled,
         Self::PodBudgetKept,
+        Self::TurnCreditNeverRefilled,
         Self::CancelTakenForCompletion,
         Self::TimerLostAtWrap,
         Self::GoAwayLosesLastStream,

@@ -25,6 +25,7 @@ pub mod report;
 pub mod settings;
 pub mod shell;
 pub mod telemetry;
+pub mod tenants;
 pub mod trouble;
 pub mod tunnel;
 pub mod turn;

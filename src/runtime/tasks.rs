@@ -1,26 +1,69 @@
 //! The local executor: runs the journeys' `async fn`s on their worker thread.
 //!
 //! Tasks set connections up; they never carry bytes in steady state. Woken tasks run in the order in which
-//! they were woken, a bounded number a turn, so that a storm of new connections does not stall relays.
+//! they were woken, a bounded number a turn, so that a storm of new connections does not stall relays. When those of
+//! several tenants compete, their lanes take turns instead.
 //!
 //! Tasks end with their executor: those that still wait own their worker, and what they wait for is owned by it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::task::Waker;
 
-use async_task::Runnable;
+use async_task::Builder;
 
 use super::slab::Slab;
+
+/// Whose task it is: those of one lane run in the order in which they were woken.
+pub type Lane = u64;
+
+/// For tasks that are nobody's in particular.
+pub const OWN_LANE: Lane = 0;
+
+type Runnable = async_task::Runnable<Lane>;
 
 /// Where tasks are started and woken ones queue up.
 pub struct Executor {
     woken: mpsc::Receiver<Runnable>,
+    /// Those that were woken before the others and compete.
+    lanes: RefCell<Lanes>,
     /// The first of the queue, when somebody looked whether there is one.
     next: Cell<Option<Runnable>>,
     spawner: Spawner,
+}
+
+/// Woken tasks by lane.
+#[derive(Default)]
+struct Lanes {
+    /// None is empty.
+    queues: HashMap<Lane, VecDeque<Runnable>>,
+    turns: VecDeque<Lane>,
+}
+
+impl Lanes {
+    fn push(&mut self, runnable: Runnable) {
+        let lane = *runnable.metadata();
+        let queue = self.queues.entry(lane).or_default();
+        if queue.is_empty() {
+            self.turns.push_back(lane);
+        }
+        queue.push_back(runnable);
+    }
+
+    fn pop(&mut self) -> Option<Runnable> {
+        let lane = self.turns.pop_front()?;
+        let queue = self.queues.get_mut(&lane)?;
+        let runnable = queue.pop_front();
+        if queue.is_empty() {
+            self.queues.remove(&lane);
+        } else {
+            self.turns.push_back(lane);
+        }
+        runnable
+    }
 }
 
 /// Starts tasks; cheap to clone.
@@ -36,6 +79,7 @@ impl Default for Executor {
         let (queue, woken) = mpsc::channel();
         Self {
             woken,
+            lanes: RefCell::default(),
             next: Cell::new(None),
             spawner: Spawner {
                 queue,
@@ -72,9 +116,21 @@ impl Executor {
         has
     }
 
+    /// From now on the tasks that are woken already run lane by lane, before those that are woken later.
+    pub fn take_turns(&self) {
+        let mut lanes = self.lanes.borrow_mut();
+        let woken = std::iter::from_fn(|| self.woken.try_recv().ok());
+        self.next
+            .take()
+            .into_iter()
+            .chain(woken)
+            .for_each(|runnable| lanes.push(runnable));
+    }
+
     fn take_next(&self) -> Option<Runnable> {
+        let first = self.next.take().or_else(|| self.lanes.borrow_mut().pop());
         // An error means that the queue is empty: the executor itself holds a sender.
-        self.next.take().or_else(|| self.woken.try_recv().ok())
+        first.or_else(|| self.woken.try_recv().ok())
     }
 }
 
@@ -94,6 +150,11 @@ impl Drop for Executor {
 impl Spawner {
     /// Starts a task that runs until it is done; nobody waits for it.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawn_in(OWN_LANE, task);
+    }
+
+    /// The same in a lane.
+    pub fn spawn_in(&self, lane: Lane, task: impl Future<Output = ()> + 'static) {
         let queue = self.queue.clone();
         let schedule = move |runnable| {
             // Fails only when the executor is gone, that is at the end of the worker: the task is dropped.
@@ -105,7 +166,7 @@ impl Spawner {
             task.await;
             live.borrow_mut().remove(key);
         };
-        let (runnable, task) = async_task::spawn_local(task, schedule);
+        let (runnable, task) = Builder::new().metadata(lane).spawn_local(|_| task, schedule);
         if let Some(waker) = self.live.borrow_mut().get_mut(key) {
             *waker = runnable.waker();
         }
@@ -155,6 +216,33 @@ mod tests {
         assert!(!executor.run(10));
         assert_eq!(*ran.borrow(), 2);
         assert!(!executor.has_woken());
+    }
+
+    #[test]
+    fn tasks_of_a_lane_with_many_let_those_of_others_go_first() {
+        let executor = Executor::default();
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let spawn = |lane, name, tasks| {
+            for _ in 0..tasks {
+                let log = log.clone();
+                let task = async move { log.borrow_mut().push(name) };
+                executor.spawner().spawn_in(lane, task);
+            }
+        };
+        spawn(1, 'g', 1000);
+        spawn(2, 'm', 2);
+        assert!(executor.has_woken());
+        executor.take_turns();
+        assert!(executor.run(4));
+        assert_eq!(*log.borrow(), ['g', 'm', 'g', 'm']);
+        // One that is woken later has its turn when they are told apart again.
+        spawn(2, 'm', 1);
+        executor.take_turns();
+        assert!(executor.run(2));
+        assert_eq!(log.borrow()[4..], ['g', 'm']);
+        assert!(!executor.run(1000));
+        assert_eq!(log.borrow().len(), 1003);
+        assert!(executor.lanes.borrow().queues.is_empty());
     }
 
     #[test]

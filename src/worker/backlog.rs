@@ -68,12 +68,31 @@ impl Backlog {
 
     /// The front, as many pieces as one send takes.
     pub fn take(&mut self, buffers: &mut Buffers) -> Vec<Slice> {
-        let front = if self.slices.len() <= limits::SEND_PIECES_MAX {
+        self.take_within(usize::MAX, buffers)
+    }
+
+    /// The same of at most so many bytes.
+    pub fn take_within(&mut self, bytes_max: usize, buffers: &mut Buffers) -> Vec<Slice> {
+        let front = if self.slices.len() <= limits::SEND_PIECES_MAX && self.bytes <= bytes_max {
             self.copies = None;
             std::mem::take(&mut self.slices)
         } else {
+            let mut left = bytes_max;
+            let whole = self
+                .slices
+                .iter()
+                .take(limits::SEND_PIECES_MAX)
+                .take_while(|slice| {
+                    let fits = slice.len() <= left;
+                    left -= if fits { slice.len() } else { 0 };
+                    fits
+                });
+            let whole = whole.count();
             let mut front = buffers.list();
-            front.extend(self.slices.drain(..limits::SEND_PIECES_MAX));
+            front.extend(self.slices.drain(..whole));
+            if whole < limits::SEND_PIECES_MAX && left > 0 {
+                front.extend(self.slices.first_mut().map(|slice| slice.split_to(left)));
+            }
             front
         };
         self.bytes -= front.iter().map(Slice::len).sum::<usize>();
@@ -132,6 +151,32 @@ mod tests {
         chunk.spare()[..bytes].fill(byte);
         chunk.fill(bytes);
         chunk.slice(from..from + bytes)
+    }
+
+    #[test]
+    fn a_bounded_front_ends_within_a_piece_and_the_rest_stays_in_order() {
+        let mut buffers = Buffers::default();
+        let mut backlog = Backlog::default();
+        for byte in 0..3u8 {
+            backlog.push(Slice::copied(&[byte; 1000]), Reader::Ready, &mut buffers);
+        }
+        let mut all = Vec::new();
+        for (bytes_max, taken, left) in [
+            (1500, 1500, 1500),
+            (500, 500, 1000),
+            (10, 10, 990),
+            (2000, 990, 0),
+        ] {
+            let front = backlog.take_within(bytes_max, &mut buffers);
+            assert_eq!(front.iter().map(Slice::len).sum::<usize>(), taken);
+            assert!(front.iter().all(|slice| !slice.is_empty()));
+            assert_eq!(backlog.bytes(), left);
+            front
+                .iter()
+                .for_each(|slice| all.extend_from_slice(slice.bytes()));
+        }
+        assert_eq!(all, [[0; 1000], [1; 1000], [2; 1000]].concat());
+        assert!(backlog.is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A turn: poll the driver, dispatch each event to its slot, fire timers, carry out orders, run woken tasks,
 //! then flush what the turn produced. Bytes move here and in the slots; tasks only set connections up.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -29,6 +30,7 @@ use super::pods::Pods;
 use super::recheck::Recheck;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
+use super::tenants::Tenants;
 use super::trouble::Troubles;
 use super::tunnel::Tunnel;
 use super::turn_time::TurnTime;
@@ -108,6 +110,8 @@ pub struct Core<D: Driver> {
     pub telemetry: Telemetry,
     pub recheck: Recheck,
     pub fence: Fence,
+    /// Who shares this worker, and what waits for its turn.
+    pub tenants: Tenants,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -115,6 +119,8 @@ pub struct Core<D: Driver> {
     pub dirty_sessions: Vec<Key<Session>>,
     /// Tunnels that got bytes for their application in this turn.
     pub dirty_tunnels: Vec<Key<Tunnel>>,
+    /// Those whose applications could have had more in a crowded turn.
+    pub later_tunnels: VecDeque<Key<Tunnel>>,
     /// Connections captured in this turn; a task is started for each at its end.
     pub captured: Vec<Captured>,
     /// CONNECT requests that arrived in this turn; likewise.
@@ -175,6 +181,7 @@ impl<D: Driver + 'static> Core<D> {
             telemetry: Telemetry::new(setup.log, setup.traffic),
             recheck: Recheck::default(),
             fence: Fence::default(),
+            tenants: Tenants::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
@@ -200,6 +207,7 @@ impl<D: Driver + 'static> Core<D> {
             spawner,
             dirty_sessions: Vec::new(),
             dirty_tunnels: Vec::new(),
+            later_tunnels: VecDeque::new(),
             captured: Vec::new(),
             requests: Vec::new(),
             reports: Vec::new(),
@@ -232,20 +240,27 @@ impl<D: Driver + 'static> Core<D> {
             self.start_measuring();
         }
         let mut woken = false;
+        self.tenants.begin_turn();
+        self.resume_tunnels();
         for event in events.drain(..) {
             if matches!(event, Event::Woken) {
                 woken = true;
+            } else if self.tenants.is_crowded() {
+                self.dispatch_fairly(event);
             } else {
                 self.dispatch(event);
             }
+        }
+        if self.tenants.has_waiting() {
+            self.serve_waiting();
         }
         self.scratch.events = events;
         self.fire_timers();
         Ok(woken)
     }
 
-    /// Seals and sends what the turn produced, and hands its records to the log.
-    pub fn flush(&mut self) {
+    /// Seals and sends what the turn produced so far.
+    pub fn send_out(&mut self) {
         // Applications first: bytes taken by them give window back, which the session flush then carries.
         while let Some(key) = self.dirty_tunnels.pop() {
             self.flush_tunnel(key);
@@ -253,6 +268,11 @@ impl<D: Driver + 'static> Core<D> {
         while let Some(key) = self.dirty_sessions.pop() {
             self.flush_session(key);
         }
+    }
+
+    /// The same at the turn's end, and hands its records to the log.
+    pub fn flush(&mut self) {
+        self.send_out();
         self.buffers.end_turn();
         self.telemetry.flush();
         let turn = clock::now().saturating_duration_since(self.now);

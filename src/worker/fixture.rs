@@ -14,6 +14,7 @@ use super::owner::Owned;
 use super::pods::PodState;
 use super::settings::Settings;
 use super::telemetry::Account;
+use super::tenants::Tenants;
 use crate::bridge::Traffic;
 use crate::bridge::demands;
 use crate::bridge::load::LoadTable;
@@ -69,7 +70,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
 }
 
 pub fn pod() -> Rc<PodState> {
-    Rc::new(PodState::new(Arc::new(Pod {
+    let pod = Pod {
         uid: PodUid::new("pod-1"),
         info: PodInfo {
             name: "till".to_owned(),
@@ -78,7 +79,8 @@ pub fn pod() -> Rc<PodState> {
         },
         namespace: Arc::new(Namespace::current().expect("own namespace")),
         preserve_source: false,
-    })))
+    };
+    Rc::new(PodState::new(Arc::new(pod), Tenants::default().admit()))
 }
 
 /// Both ends of a loopback connection.
@@ -126,11 +128,17 @@ pub struct Peer {
 impl Peer {
     /// Sends the engine's control frames and `data` behind them, in as few records as hold them.
     pub fn send(&mut self, data: &[u8]) {
+        let bytes = self.sealed(data);
+        io::Write::write_all(&mut self.socket, &bytes).expect("sent");
+    }
+
+    /// What `send` would send.
+    pub fn sealed(&mut self, data: &[u8]) -> Vec<u8> {
         let mut plain = std::mem::take(self.http2.output());
         plain.extend_from_slice(data);
         let mut out = Output::default();
         self.channel.seal(&mut out, &plain);
-        io::Write::write_all(&mut self.socket, out.filled()).expect("sent");
+        out.filled().to_vec()
     }
 
     pub fn set_receive_buffer_size(&self, bytes: usize) {
@@ -212,6 +220,7 @@ pub fn start(
         local_address: address,
         revocable: established.revocable,
         places: None,
+        tenant: pod.tenant.clone(),
         unsent: core.sources.unsent(address.ip()),
         now: core.now,
     });

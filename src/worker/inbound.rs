@@ -49,6 +49,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
         stream,
         user,
         request,
+        lane: _,
     } = request;
     let stream = OpenStream::new(&shell, session, stream, user);
     let (found, now) = shell.with(|core| (core.origin(&stream), core.now));

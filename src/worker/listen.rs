@@ -7,8 +7,11 @@ use std::time::Duration;
 use super::core::{Core, TimerEvent};
 use super::placement;
 use super::pods::PodState;
+use super::tenants::Unbegun;
 use crate::bridge::load::LoadShare;
 use crate::bridge::orders::{Capture, Order};
+use crate::bridge::traffic::Refusal;
+use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::descriptor::Descriptor;
 use crate::sys::driver::{Driver, Event, SocketId};
@@ -26,6 +29,8 @@ pub struct Captured {
     pub fd: Descriptor,
     pub peer: SocketAddr,
     pub share: LoadShare,
+    /// To be dropped when its journey begins.
+    pub unbegun: Unbegun,
 }
 
 /// How long accepting pauses when descriptors or memory ran out.
@@ -61,13 +66,7 @@ impl<D: Driver + 'static> Core<D> {
         });
         let share = self.load.share_socket(worker, capture.direction());
         if worker == self.index {
-            self.captured.push(Captured {
-                pod,
-                capture,
-                fd,
-                peer,
-                share,
-            });
+            self.capture(pod, capture, fd, peer, share);
         } else {
             let uid = pod.pod.uid.clone();
             // A worker that has ended drops the order, and the share with it.
@@ -79,5 +78,36 @@ impl<D: Driver + 'static> Core<D> {
                 share,
             });
         }
+    }
+
+    /// Takes a connection that this worker is to serve: its journey starts at the end of the turn.
+    pub(super) fn capture(
+        &mut self,
+        pod: Rc<PodState>,
+        capture: Capture,
+        fd: Descriptor,
+        peer: SocketAddr,
+        share: LoadShare,
+    ) {
+        let tenant = self.tenants.of_captured(&pod, capture, peer);
+        let cost = match capture {
+            Capture::InboundHbone => limits::HANDSHAKE_COST,
+            Capture::Outbound | Capture::InboundPlaintext => limits::SETUP_COST,
+        };
+        self.tenants.note(&tenant, cost);
+        let Some(unbegun) = Unbegun::new(&tenant) else {
+            self.shed += 1;
+            self.telemetry
+                .count_refused(capture.direction(), Refusal::Capacity);
+            return;
+        };
+        self.captured.push(Captured {
+            pod,
+            capture,
+            fd,
+            peer,
+            share,
+            unbegun,
+        });
     }
 }

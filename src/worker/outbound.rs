@@ -32,6 +32,7 @@ use crate::wire::traceparent::TraceContext;
 
 /// Serves one captured connection up to its relay.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
+    drop(captured.unbegun);
     let Captured {
         pod, fd, peer, share, ..
     } = captured;

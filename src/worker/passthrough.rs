@@ -20,6 +20,7 @@ use crate::sys::driver::Driver;
 
 /// Serves one captured connection up to its relay.
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
+    drop(captured.unbegun);
     let Captured {
         pod, fd, peer, share, ..
     } = captured;

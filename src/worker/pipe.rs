@@ -116,7 +116,7 @@ impl<D: Driver + 'static> Core<D> {
         self.driver.receive(
             end.socket,
             ReceiveMode::Once {
-                bytes_max: end.read_bytes,
+                bytes_max: end.read_bytes.min(self.tenants.read_bytes_max()),
             },
         );
     }
@@ -134,8 +134,11 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
+        let bytes_max = self.tenants.read_bytes_max();
+        let asked = pipe.end(from).read_bytes.min(bytes_max);
+        self.tenants.note_read(&pipe.pod.tenant, buffer.len(), asked);
         let end = pipe.end(from);
-        end.read_bytes = adapted_read(end.read_bytes, end.read_bytes, buffer.len());
+        end.read_bytes = adapted_read(end.read_bytes, asked, buffer.len());
         end.flow = Flow::Sending;
         let to = pipe.end(from.other()).socket;
         let bytes = buffer.len();

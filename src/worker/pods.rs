@@ -15,6 +15,7 @@ use super::hbone::session::Session;
 use super::listen::Listener;
 use super::outcome::Outcome;
 use super::owner::Owned;
+use super::tenants::Tenant;
 use crate::bridge::orders::{Capture, Pod, PodListeners, PodUid};
 use crate::limits;
 use crate::mesh::{PolicySet, Workload};
@@ -30,6 +31,8 @@ type BySource = HashMap<IpAddr, usize>;
 /// A pod that is served. Connections hold it; `gone` tells those that outlive it for a moment.
 pub struct PodState {
     pub pod: Arc<Pod>,
+    /// Stands for what its own connections cost.
+    pub tenant: Rc<Tenant>,
     pub gone: Cell<bool>,
     /// Handshakes that peers of this pod have under way on this worker.
     pub handshakes: Cell<usize>,
@@ -50,9 +53,10 @@ pub struct PodState {
 }
 
 impl PodState {
-    pub fn new(pod: Arc<Pod>) -> Self {
+    pub fn new(pod: Arc<Pod>, tenant: Rc<Tenant>) -> Self {
         Self {
             pod,
+            tenant,
             gone: Cell::new(false),
             handshakes: Cell::new(0),
             handshakes_by_source: RefCell::default(),
@@ -295,7 +299,7 @@ impl<D: Driver + 'static> Core<D> {
             self.remove_pod(&pod.uid.clone());
         }
         let uid = pod.uid.clone();
-        let state = Rc::new(PodState::new(pod));
+        let state = Rc::new(PodState::new(pod, self.tenants.admit()));
         let mut keys = Vec::new();
         if let Some(PodListeners {
             outbound,

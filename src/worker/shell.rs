@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::core::{Core, TimerEvent, Wait};
 use super::owner::Owned;
 use crate::runtime::slab::Key;
-use crate::runtime::tasks::Spawner;
+use crate::runtime::tasks::{Lane, Spawner};
 use crate::runtime::timer::TimerId;
 use crate::sys::buffer::Payload;
 use crate::sys::descriptor::Descriptor;
@@ -55,6 +55,11 @@ impl<D: Driver + 'static> Shell<D> {
 
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.spawner.spawn(task);
+    }
+
+    /// Starts a task among those of a tenant.
+    pub fn spawn_in(&self, lane: Lane, task: impl Future<Output = ()> + 'static) {
+        self.spawner.spawn_in(lane, task);
     }
 
     /// Ends with `None`, and drops `work`, when `end` comes first.

@@ -16,6 +16,7 @@ use super::outcome::{Outcome, ends_a_copy};
 use super::owner::Owned;
 use super::pods::PodState;
 use super::telemetry::Account;
+use super::tenants::Tenant;
 use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
@@ -33,11 +34,13 @@ pub struct Tunnel {
     /// How much the next receive asks for: grows while the application fills it.
     read_bytes: usize,
     /// For the application, in order.
-    queue: Backlog,
+    pub queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
     /// Whose connection it is; on either side it outlives the session that it came with.
     pub pod: Rc<PodState>,
+    /// Who causes its work.
+    pub tenant: Rc<Tenant>,
     /// Outbound: the next hop. Inbound: where the pod's application takes it.
     pub actual: SocketAddr,
     _share: LoadShare,
@@ -111,6 +114,8 @@ impl<D: Driver + 'static> Core<D> {
             actual,
             share,
         } = parts;
+        let session = self.sessions.get(session_key);
+        let tenant = session.map_or(&pod.tenant, |session| &session.tenant).clone();
         let key = self.tunnels.insert(Tunnel {
             app,
             session: session_key,
@@ -125,6 +130,7 @@ impl<D: Driver + 'static> Core<D> {
             },
             account,
             pod,
+            tenant,
             actual,
             _share: share,
             dirty: false,
@@ -170,12 +176,13 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         let capacity = session.http2.send_capacity(tunnel.stream);
-        if capacity == 0 || !session.has_room() {
+        if capacity == 0 || !session.has_room_within(self.tenants.output_bytes_max()) {
             tunnel.reading = Reading::Blocked { rest: None };
             self.list_blocked(key);
             return;
         }
-        let bytes = session.read_bytes(tunnel.read_bytes).min(capacity);
+        let wanted = tunnel.read_bytes.min(self.tenants.read_bytes_max());
+        let bytes = session.read_bytes(wanted).min(capacity);
         session.armed_bytes += beyond_minimum(bytes);
         tunnel.reading = Reading::Armed { bytes };
         self.driver
@@ -208,6 +215,7 @@ impl<D: Driver + 'static> Core<D> {
         tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
+                self.tenants.note_read(&tunnel.tenant, buffer.len(), bytes);
                 tunnel.adapt_read(bytes, buffer.len());
                 let more = match buffer.len() < bytes {
                     true => More::Unlikely,
@@ -348,21 +356,35 @@ impl<D: Driver + 'static> Core<D> {
         let Writing::Open { sending: 0, end } = tunnel.writing else {
             return;
         };
-        if tunnel.queue.is_empty() {
-            if end {
-                self.end_app_writing(key);
-            }
+        if tunnel.queue.is_empty() && !end {
             return;
         }
-        let payload = Payload::Slices(tunnel.queue.take(&mut self.buffers));
+        if !self.tenants.may_send(&tunnel.tenant) {
+            self.send_later(key);
+            return;
+        }
+        if tunnel.queue.is_empty() {
+            self.tenants.note_end(&tunnel.tenant);
+            self.end_app_writing(key);
+            return;
+        }
+        let slices = tunnel
+            .queue
+            .take_within(self.tenants.send_bytes_max(), &mut self.buffers);
+        let payload = Payload::Slices(slices);
         let sending = payload.len();
-        let status = match end {
+        self.tenants.note_sent(&tunnel.tenant, sending);
+        let status = match end && tunnel.queue.is_empty() {
             // `end_app_writing` follows as soon as the socket took it.
             true => self.driver.send_last(tunnel.app, payload),
             false => self.driver.send(tunnel.app, payload),
         };
         match status {
-            SendStatus::Done(payload) => self.app_took(key, sending, payload),
+            SendStatus::Done(payload) => {
+                if self.app_took(key, sending, payload) {
+                    self.mark_tunnel(key);
+                }
+            }
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
             SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
         }
@@ -376,18 +398,22 @@ impl<D: Driver + 'static> Core<D> {
             tunnel.writing = Writing::Open { sending: 0, end };
         }
         match error {
-            None => self.app_took(key, taken, payload),
+            None => {
+                if self.app_took(key, taken, payload) {
+                    self.mark_tunnel(key);
+                }
+            }
             Some(error) => self.app_send_failed(key, error),
         }
     }
 
-    /// The application's socket took bytes: window goes back to the peer.
-    fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) {
+    /// The application's socket took bytes: window goes back to the peer. Whether there is more to do.
+    fn app_took(&mut self, key: Key<Tunnel>, taken: usize, payload: Payload) -> bool {
         if let Payload::Slices(slices) = payload {
             self.buffers.recycle_list(slices);
         }
         let Some(tunnel) = self.tunnels.get_mut(key) else {
-            return;
+            return false;
         };
         tunnel.account.to_application(taken);
         let session_key = tunnel.session;
@@ -396,9 +422,25 @@ impl<D: Driver + 'static> Core<D> {
             session.http2.consumed(tunnel.stream, taken);
         }
         self.mark_session(session_key);
-        if more {
-            self.mark_tunnel(key);
+        more
+    }
+
+    /// Its tenant had its part of this turn.
+    fn send_later(&mut self, key: Key<Tunnel>) {
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
+            tunnel.dirty = true;
+            self.tenants.note_left(tunnel.queue.bytes());
+            self.later_tunnels.push_back(key);
         }
+    }
+
+    /// At the beginning of a turn: some of those whose applications did not get everything in an earlier one.
+    pub fn resume_tunnels(&mut self) {
+        let resumed = match self.tenants.is_crowded() {
+            true => self.later_tunnels.len().min(limits::RESUMED_TURN_MAX),
+            false => self.later_tunnels.len(),
+        };
+        self.dirty_tunnels.extend(self.later_tunnels.drain(..resumed));
     }
 
     fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::core::{Core, TimerEvent};
 use super::hbone::{revocation, serve};
-use super::listen::Captured;
 use super::outcome::Outcome;
 use super::shell::Shell;
 use super::{inbound, outbound, passthrough};
@@ -56,14 +55,23 @@ impl<D: Driver + 'static> Worker<D> {
             self.shell.with(|core| core.carry_out(&self.inbox));
         }
         start_journeys(&self.shell);
-        let mut has_tasks = run_tasks(&self.executor);
+        let crowded = self.shell.with(|core| core.tenants.is_crowded());
+        // What relays have to say does not wait for tasks.
+        if crowded && self.executor.has_woken() {
+            self.shell.with(Core::send_out);
+        }
+        let mut has_tasks = run_tasks(&self.executor, crowded);
+        if has_tasks {
+            self.shell.with(|core| core.tenants.note_tasks_left());
+        }
         // What a task gave to a session that already has a request for another task starts in the next turn.
         has_tasks |= self.shell.with(|core| {
             let has_unchecked = core.continue_recheck() | core.continue_fence();
             core.flush();
             core.answer_reports();
             core.answer_lists();
-            has_unchecked || !core.captured.is_empty() || !core.requests.is_empty()
+            let has_new = !core.captured.is_empty() || !core.requests.is_empty();
+            has_unchecked || has_new || core.tenants.has_waiting() || !core.later_tunnels.is_empty()
         });
         // A send that failed in the flush has answered tasks that waited for its session.
         has_tasks |= self.executor.has_woken();
@@ -83,12 +91,19 @@ impl<D: Driver + 'static> Worker<D> {
 
 /// Runs woken tasks for a bounded time: a handshake costs up to a millisecond, and relays wait meanwhile. `true`
 /// when some are left.
-fn run_tasks(executor: &Executor) -> bool {
+fn run_tasks(executor: &Executor, crowded: bool) -> bool {
     if !executor.has_woken() {
         return false;
     }
-    let until = clock::now() + limits::TASKS_TURN_TIME;
-    while executor.run(limits::TASKS_BATCH) {
+    let (time, batch) = match crowded {
+        true => {
+            executor.take_turns();
+            (limits::CROWDED_TASKS_TURN_TIME, 1)
+        }
+        false => (limits::TASKS_TURN_TIME, limits::TASKS_BATCH),
+    };
+    let until = clock::now() + time;
+    while executor.run(batch) {
         if clock::now() >= until {
             return true;
         }
@@ -118,14 +133,15 @@ fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
             });
             continue;
         }
+        let lane = captured.unbegun.lane();
         match captured.capture {
-            Capture::Outbound => shell.spawn(outbound::serve(shell.clone(), captured)),
-            Capture::InboundHbone => shell.spawn(serve::accept(shell.clone(), captured)),
-            Capture::InboundPlaintext => shell.spawn(passthrough::serve(shell.clone(), captured)),
+            Capture::Outbound => shell.spawn_in(lane, outbound::serve(shell.clone(), captured)),
+            Capture::InboundHbone => shell.spawn_in(lane, serve::accept(shell.clone(), captured)),
+            Capture::InboundPlaintext => shell.spawn_in(lane, passthrough::serve(shell.clone(), captured)),
         }
     }
     for request in requests {
-        shell.spawn(inbound::serve(shell.clone(), request));
+        shell.spawn_in(request.lane, inbound::serve(shell.clone(), request));
     }
 }
 
@@ -147,13 +163,7 @@ impl<D: Driver + 'static> Core<D> {
                 } => {
                     // The pod may have gone meanwhile: the connection is closed then.
                     if let Some(pod) = self.pods.get(&pod) {
-                        self.captured.push(Captured {
-                            pod,
-                            capture,
-                            fd,
-                            peer,
-                            share,
-                        });
+                        self.capture(pod, capture, fd, peer, share);
                     }
                 }
                 Order::Snapshot => {

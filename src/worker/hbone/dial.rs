@@ -193,6 +193,10 @@ pub fn start_session<D: Driver + 'static>(
     };
     shell.with(|core| {
         let local_address = core.local_address(id).unwrap_or(peer_address);
+        let tenant = match is_server {
+            true => core.tenants.of_source(peer_address.ip()),
+            false => pod.tenant.clone(),
+        };
         let session = Session::new(SessionParts {
             role,
             transport: Transport::Socket(id),
@@ -204,6 +208,7 @@ pub fn start_session<D: Driver + 'static>(
             local_address,
             revocable: established.revocable,
             places,
+            tenant,
             unsent: core.sources.unsent(source),
             now: core.now,
         });

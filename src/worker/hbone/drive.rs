@@ -22,7 +22,12 @@ impl<D: Driver + 'static> Core<D> {
     pub fn session_event(&mut self, key: Key<Session>, event: Event) {
         match event {
             Event::Received { data, .. } => match data {
-                Received::Data(buffer) => self.session_received(key, buffer.bytes()),
+                Received::Data(buffer) => {
+                    if let Some(session) = self.sessions.get(key) {
+                        self.tenants.note_received(&session.tenant, buffer.len());
+                    }
+                    self.session_received(key, buffer.bytes());
+                }
                 Received::End => self.close_session(key, "the peer closed the connection"),
                 Received::Failed(error) => self.close_session(key, &format!("receive: {error}")),
             },
@@ -142,11 +147,13 @@ impl<D: Driver + 'static> Core<D> {
                 };
                 session.last_used = self.now;
                 session.served += 1;
+                self.tenants.note(&session.tenant, limits::SETUP_COST);
                 self.requests.push(Request {
                     session: key,
                     stream,
                     user,
                     request,
+                    lane: session.tenant.lane(),
                 });
             }
             SessionEvent::GoAway { code } => {
@@ -234,7 +241,7 @@ impl<D: Driver + 'static> Core<D> {
             let Some(session) = self.sessions.get_mut(key) else {
                 return;
             };
-            if !session.has_room() {
+            if !session.has_room_within(self.tenants.output_bytes_max()) {
                 return;
             }
             let Some(blocked) = session.blocked_room.pop_front() else {

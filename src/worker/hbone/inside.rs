@@ -135,6 +135,7 @@ fn start<D: Driver + 'static>(
             local_address: core.carrier_address(carrier).unwrap_or(key.destination),
             revocable: established.revocable,
             places: None,
+            tenant: pod.tenant.clone(),
             unsent: core.sources.unsent(key.source),
             now: core.now,
         });

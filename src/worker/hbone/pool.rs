@@ -262,9 +262,10 @@ pub async fn session<D: Driver + 'static>(
             Step::Fail(outcome) => return Err(outcome),
             Step::Wait { result, dial } => {
                 if dial {
+                    shell.with(|core| core.tenants.note(&pod.tenant, limits::HANDSHAKE_COST));
                     let (shell, pod, key) = (shell.clone(), pod.clone(), key.clone());
                     let errand = errand.cloned();
-                    shell.clone().spawn(async move {
+                    shell.clone().spawn_in(pod.tenant.lane(), async move {
                         loop {
                             let dialled = match (&key.through, &errand) {
                                 (Some(through), Some(errand)) => {

@@ -4,6 +4,7 @@ use super::dial::{shake, start_session};
 use super::session::{Role, Session};
 use crate::bridge::log::Direction;
 use crate::runtime::slab::Key;
+use crate::runtime::tasks::Lane;
 use crate::sys::driver::Driver;
 use crate::tls::handshake::Handshake;
 use crate::wire::hbone::{ConnectResponse, IncomingRequest};
@@ -23,6 +24,8 @@ pub struct Request {
     pub stream: StreamId,
     pub user: u32,
     pub request: Box<IncomingRequest>,
+    /// Of its journey's task.
+    pub lane: Lane,
 }
 
 /// Takes an accepted connection up to a session, whose requests the worker's turn then hands to
@@ -42,6 +45,7 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 }
 
 async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
+    drop(captured.unbegun);
     let Captured {
         pod, fd, peer, share, ..
     } = captured;

@@ -29,6 +29,7 @@ use crate::worker::hbone::pool::PoolKey;
 use crate::worker::hbone::source::Unsent;
 use crate::worker::outcome::Outcome;
 use crate::worker::pods::{CountedSession, PodState};
+use crate::worker::tenants::Tenant;
 use crate::worker::tunnel::Tunnel;
 
 /// Plaintext of one TLS record at most (RFC 8446 section 5.1).
@@ -107,6 +108,10 @@ pub struct Session {
     output: Option<Output>,
     /// Where the record that small frames are being collected in starts.
     record_start: Option<usize>,
+    /// Who causes what arrives on it.
+    pub tenant: Rc<Tenant>,
+    /// Receives that wait for their tenant's next turn; the driver receives nothing meanwhile.
+    pub receives_waiting: usize,
     /// The kernel, or the carrier, holds a send buffer of this session.
     pub sending: bool,
     /// With so many bytes in it.
@@ -263,6 +268,7 @@ pub struct SessionParts {
     pub local_address: SocketAddr,
     pub revocable: Option<Box<Revocable>>,
     pub places: Option<(LoadShare, CountedSession)>,
+    pub tenant: Rc<Tenant>,
     pub unsent: Unsent,
     pub now: Instant,
 }
@@ -293,6 +299,8 @@ impl Session {
             channel_broken: false,
             served: 0,
             _places: parts.places,
+            tenant: parts.tenant,
+            receives_waiting: 0,
             partial: Vec::new(),
             output: None,
             record_start: None,
@@ -305,6 +313,11 @@ impl Session {
     /// Whether it has said goodbye: what arrives means nothing any more.
     pub fn is_closing(&self) -> bool {
         self.stage != Stage::Open
+    }
+
+    /// Whether it still waits for something of its peer.
+    pub fn receives(&self) -> bool {
+        self.stage != Stage::Goodbye { lingers: false }
     }
 
     /// The user of a stream, unless the stream has another by now.
@@ -483,10 +496,15 @@ impl Session {
 
     /// Whether an application's bytes may be sealed: the send buffer is bounded, and those of its source are together.
     pub fn has_room(&self) -> bool {
+        self.has_room_within(limits::OUTPUT_SOFT_BYTES)
+    }
+
+    /// The same of a smaller bound.
+    pub fn has_room_within(&self, bytes_max: usize) -> bool {
         let filled = self.output.as_ref().map_or(0, Output::len);
         match self.unsent.is_short() {
             true => filled == 0 && !self.sending,
-            false => filled < limits::OUTPUT_SOFT_BYTES,
+            false => filled < bytes_max,
         }
     }
 

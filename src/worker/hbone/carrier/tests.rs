@@ -47,6 +47,7 @@ fn carried() -> Carried {
     let carrier = core.carry(outer, stream, user).expect("the stream lives");
     let (here, there) = fixture::handshake(&FakeCa::new(), RecordMode::Own.into());
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let tenant = pod.tenant.clone();
     let inside = core.sessions.insert(Session::new(SessionParts {
         role: Role::Server,
         transport: Transport::Carrier(carrier),
@@ -58,6 +59,7 @@ fn carried() -> Carried {
         local_address: nowhere,
         revocable: None,
         places: None,
+        tenant,
         unsent: core.sources.unsent(nowhere.ip()),
         now: core.now,
     }));

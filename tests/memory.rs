@@ -17,7 +17,7 @@ const WORKLOADS: u32 = 40_000;
 
 /// Measured: 1004, and 1192 before what the workloads of a node have in common existed once. The list of what is held
 /// is not in it.
-const RESIDENT_WORKLOAD_BYTES_MAX: usize = 1120;
+const RESIDENT_WORKLOAD_BYTES_MAX: usize = 700;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

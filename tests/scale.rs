@@ -23,7 +23,7 @@ use uztunnel_rig::istiod::{Crowd, Resource};
 
 /// What a workload may take, its part of its service and of the list of what is held included. 100,000 of them have
 /// to stay below 100 MiB.
-const WORKLOAD_BYTES_MAX: usize = 900;
+const WORKLOAD_BYTES_MAX: usize = 600;
 
 /// What may be left of one that is gone. Texts that nobody uses are let go of when others come, and tables keep their
 /// size.

@@ -66,14 +66,12 @@ fn state(plan: &Plan) -> LocalState {
     let mut state = LocalState::default();
     for (number, pod) in plan.pods.iter().enumerate() {
         let name = name(number);
-        let mut workload = Workload {
-            addresses: pod.addresses.clone(),
-            protocol: match pod.meshed {
-                true => TunnelProtocol::Hbone,
-                false => TunnelProtocol::Tcp,
-            },
-            ..Workload::new(&format!("sim//Pod/sim/{name}"), &name, identity(pod.account))
-                .on_node(&node_name(pod.node))
+        let uid = format!("sim//Pod/sim/{name}");
+        let mut workload = Workload::new(&uid, &name, identity(pod.account)).on_node(&node_name(pod.node));
+        workload.addresses = pod.addresses.clone();
+        workload.protocol = match pod.meshed {
+            true => TunnelProtocol::Hbone,
+            false => TunnelProtocol::Tcp,
         };
         for (service, described) in plan.services.iter().enumerate() {
             if described.pods.contains(&number) {

@@ -681,6 +681,8 @@ pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(50);
 pub const SNAPSHOT_INTERVAL_URGENT: Duration = Duration::from_millis(10);
 /// For so long, responses that came meanwhile are applied before what is due is published.
 pub const XDS_GATHERING_MAX: Duration = Duration::from_millis(10);
+/// Workers are woken no more often because addresses changed hands, and for nothing else.
+pub const ADDRESSES_TOLD_INTERVAL: Duration = Duration::from_millis(250);
 /// Warnings about the contents of one response that are logged one by one.
 pub const XDS_WARNINGS_MAX: usize = 20;
 

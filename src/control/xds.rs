@@ -152,6 +152,7 @@ impl Client {
             (Chore::Publish, self.state.publish_at()),
             (Chore::Sweep, self.protocol.sweep_at()),
             (Chore::Retire, self.state.retire_at()),
+            (Chore::Tell, self.state.tell_at()),
             (Chore::GiveBack, self.give_back_at),
             (
                 Chore::Lookups,
@@ -167,6 +168,7 @@ impl Client {
             Chore::Publish => self.state.publish().await,
             Chore::Sweep => self.sweep().await,
             Chore::Retire => self.state.retire(),
+            Chore::Tell => self.state.tell(clock::now()),
             Chore::GiveBack => {
                 self.give_back_at = None;
                 allocator::give_back();
@@ -467,6 +469,8 @@ enum Chore {
     Sweep,
     /// Of snapshots that were replaced.
     Retire,
+    /// To workers, of addresses that changed hands.
+    Tell,
     /// Of the memory that a large response took.
     GiveBack,
     /// Whose time is over.

@@ -32,8 +32,12 @@ pub struct State {
     published_at: Option<Instant>,
     /// The publication before it was not long ago either.
     is_streaming: bool,
-    /// What workers and certificates were last told of.
+    /// What is published, and what of it workers were told of.
+    published: Revisions,
     told: Revisions,
+    /// When workers were last told for addresses alone, and when they are next.
+    addresses_told_at: Option<Instant>,
+    tell_at: Option<Instant>,
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
     retired: Vec<Arc<Snapshot>>,
     retire_at: Option<Instant>,
@@ -52,8 +56,12 @@ impl State {
         orders: Orders,
         changes: mpsc::UnboundedSender<PodChange>,
     ) -> Self {
+        let published = Revisions::of(&snapshots.load());
         Self {
-            told: Revisions::of(&snapshots.load()),
+            published,
+            told: published,
+            addresses_told_at: None,
+            tell_at: None,
             builder,
             snapshots,
             orders,
@@ -176,15 +184,11 @@ impl State {
         let before = self.published_at.replace(now);
         self.is_streaming = before.is_some_and(|at| now < at + 2 * limits::SNAPSHOT_INTERVAL);
         let snapshot = self.builder.build();
-        let before = std::mem::replace(&mut self.told, Revisions::of(&snapshot));
+        let before = std::mem::replace(&mut self.published, Revisions::of(&snapshot));
         self.retired.push(self.snapshots.publish(snapshot));
         self.retire();
-        if before != self.told {
-            // Most changes are about workloads of other nodes: they concern nobody before the next connection, and to
-            // wake all workers for them would be the largest part of what they cost.
-            self.orders.send_all(|| Order::Snapshot);
-        }
-        if before.policies != self.told.policies {
+        self.tell(now);
+        if before.policies != self.published.policies {
             // Nobody listens when the process is on its way out.
             let _ = self.changes.send(PodChange::MeshChanged);
         }
@@ -196,6 +200,33 @@ impl State {
         if let Some(more @ 1..) = warnings.len().checked_sub(limits::XDS_WARNINGS_MAX) {
             tracing::warn!("and {more} more warnings about the state of the mesh");
         }
+    }
+
+    /// When `tell` may have something to do.
+    pub fn tell_at(&self) -> Option<Instant> {
+        self.tell_at
+    }
+
+    /// Tells workers of what concerns what they have. Most changes are about workloads of other nodes: they concern nobody
+    /// before the next connection, and to wake all workers for them would be the largest part of what they cost.
+    pub fn tell(&mut self, now: Instant) {
+        self.tell_at = None;
+        if self.told == self.published {
+            return;
+        }
+        if self.told.policies == self.published.policies {
+            // Sessions to addresses that changed hands may end a moment later: no new connection takes them.
+            let next = self
+                .addresses_told_at
+                .map(|at| at + limits::ADDRESSES_TOLD_INTERVAL);
+            self.tell_at = next.filter(|at| now < *at);
+            if self.tell_at.is_some() {
+                return;
+            }
+            self.addresses_told_at = Some(now);
+        }
+        self.told = self.published;
+        self.orders.send_all(|| Order::Snapshot);
     }
 
     /// While changes keep coming: before this time there is no use in hearing of more.
@@ -243,7 +274,8 @@ impl State {
     /// Changes are published at once after a pause, and gathered while they keep coming: not for long if somebody waits
     /// for them, or if they decide about the pods of this node.
     fn changed(&mut self) {
-        let is_urgent = !self.replies.is_empty() || self.builder.policies_revision() != self.told.policies;
+        let is_urgent =
+            !self.replies.is_empty() || self.builder.policies_revision() != self.published.policies;
         let interval = if is_urgent {
             limits::SNAPSHOT_INTERVAL_URGENT
         } else {

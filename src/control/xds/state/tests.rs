@@ -114,6 +114,10 @@ impl World {
     /// Publishes; gives whether the worker was told of the snapshot, and the record of certificates.
     fn publish(&mut self) -> (bool, bool) {
         self.runtime.block_on(self.state.publish());
+        self.told()
+    }
+
+    fn told(&mut self) -> (bool, bool) {
         let mut told = (false, false);
         while let Some(order) = self.worker.next() {
             told.0 |= matches!(order, Order::Snapshot);
@@ -150,12 +154,36 @@ fn workers_are_told_of_snapshots_that_concern_what_they_have() {
     assert_eq!(world.publish(), (true, true));
     world.policy("deny");
     assert_eq!(world.publish(), (false, false), "the same again");
+    world.state.addresses_told_at = None;
     world.state.remove(Kind::Address, "c//Pod/ns/of-node-b");
     assert_eq!(
         world.publish(),
         (true, false),
         "it leaves its address to the other one"
     );
+}
+
+#[test]
+fn workers_are_not_woken_again_and_again_because_addresses_change_hands() {
+    let mut world = World::new();
+    world.workload("node-b", Healthy);
+    assert_eq!(world.publish(), (true, false));
+    // Whatever this machine does meanwhile.
+    let last = clock::now() + std::time::Duration::from_secs(3600);
+    world.state.addresses_told_at = Some(last);
+    let due = last + limits::ADDRESSES_TOLD_INTERVAL;
+    for node in ["node-c", "node-d"] {
+        world.workload(node, Healthy);
+        assert_eq!(world.publish(), (false, false));
+        assert_eq!(world.state.tell_at(), Some(due));
+    }
+    world.state.tell(due);
+    assert_eq!((world.told(), world.state.tell_at()), ((true, false), None));
+    world.workload("node-e", Healthy);
+    assert_eq!(world.publish(), (false, false));
+    world.policy("deny");
+    assert_eq!(world.publish(), (true, true), "with it, of addresses as well");
+    assert_eq!(world.state.tell_at(), None);
 }
 
 #[test]

@@ -675,8 +675,9 @@ pub const BALANCE_LAZY_ENDPOINTS_MAX: usize = 64;
 /// Replaced snapshots that the control thread keeps until no worker looks at them any more.
 pub const SNAPSHOTS_RETIRED_MAX: usize = 64;
 /// Changes that keep coming are gathered for so long, and published at once after a pause: each snapshot costs what is
-/// common to all changes in it. Istiod itself gathers for 100 ms.
-pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(50);
+/// common to all changes in it. Istiod itself gathers for as long (`PILOT_DEBOUNCE_AFTER`), so that its pushes wait no
+/// longer.
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
 /// If somebody waits for them, or policies or workloads of this node are among them.
 pub const SNAPSHOT_INTERVAL_URGENT: Duration = Duration::from_millis(10);
 /// For so long, responses that came meanwhile are applied before what is due is published.

@@ -182,7 +182,7 @@ impl State {
         self.publish_at = None;
         let now = clock::now();
         let before = self.published_at.replace(now);
-        self.is_streaming = before.is_some_and(|at| now < at + 2 * limits::SNAPSHOT_INTERVAL);
+        self.is_streaming = before.is_some_and(|at| now < at + limits::SNAPSHOT_INTERVAL * 3 / 2);
         let snapshot = self.builder.build();
         let before = std::mem::replace(&mut self.published, Revisions::of(&snapshot));
         self.retired.push(self.snapshots.publish(snapshot));

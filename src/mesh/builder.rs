@@ -61,16 +61,17 @@ impl Pending {
             return;
         }
         let at = services.as_ptr().addr();
-        if !self.by_list.contains_key(&at) {
-            let queues = services.iter().map(|(key, _)| self.queue(key)).collect();
-            self.by_list.insert(at, (services.clone(), queues));
-        }
-        let Some((_, queues)) = self.by_list.get(&at) else {
+        if let Some((_, queues)) = self.by_list.get(&at) {
+            for queue in queues {
+                self.queues[*queue].1.push((place, change));
+            }
             return;
-        };
-        for queue in queues {
+        }
+        let queues: Box<[usize]> = services.iter().map(|(key, _)| self.queue(key)).collect();
+        for queue in &queues {
             self.queues[*queue].1.push((place, change));
         }
+        self.by_list.insert(at, (services.clone(), queues));
     }
 
     fn queue(&mut self, key: &NamespacedHostname) -> usize {
@@ -161,7 +162,6 @@ impl Builder {
         let mut number = None;
         let by_uid = &mut workloads.by_uid;
         let known = by_uid.insert_new(&workload.uid, || *number.insert(self.workload_numbers.next()));
-        let known = known.copied();
         let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
             (Some(place), Some(before)) => {
@@ -413,10 +413,7 @@ impl Builder {
     }
 
     fn replace_workload(&mut self, place: Place<Workload>, before: &Workload, workload: &Arc<Workload>) {
-        let has_same_role = Arc::ptr_eq(&before.role, &workload.role);
-        let is_reached_alike =
-            || before.network == workload.network && before.network_mode == workload.network_mode;
-        if before.addresses != workload.addresses || !(has_same_role || is_reached_alike()) {
+        if !before.is_reached_as(workload) {
             self.index.addresses_revision += 1;
         }
         if self.index.is_found_alike(before, workload) {
@@ -425,7 +422,7 @@ impl Builder {
             self.index.take_workload(place);
             self.index.place_workload(place, workload);
         }
-        let stays = has_same_role || before.services == workload.services;
+        let stays = before.services == workload.services;
         for (key, _) in before.services.iter() {
             self.forget_given(key, &workload.uid);
         }

@@ -127,10 +127,7 @@ impl Index {
     /// Whether every lookup that leads to the one leads to the other, and is right to keep its order: those for whom
     /// the order counts are placed anew.
     pub fn is_found_alike(&self, before: &Workload, after: &Workload) -> bool {
-        let is_reached_alike =
-            || before.network == after.network && before.network_mode == after.network_mode;
-        before.addresses == after.addresses
-            && (Arc::ptr_eq(&before.role, &after.role) || is_reached_alike())
+        before.is_reached_as(after)
             && before.hostname.is_empty()
             && after.hostname.is_empty()
             && !self.is_local(before)
@@ -319,13 +316,11 @@ fn push<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: K, place: Place<T>) -> b
 where
     K: Hash + Eq + Clone,
 {
-    if map.insert_new(&key, || Few::one(place)).is_none() {
-        return true;
-    }
-    if let Some(list) = map.get_mut(&key) {
+    let is_first = map.insert_new(&key, || Few::one(place)).is_none();
+    if !is_first && let Some(list) = map.get_mut(&key) {
         list.push(place);
     }
-    false
+    is_first
 }
 
 fn push_nested<K, T>(

@@ -21,10 +21,9 @@ pub struct Interner {
     memberships: Pool<[(NamespacedHostname, PortMap)]>,
     lists: Pool<[Arc<str>]>,
     fingerprints: Fingerprints,
-    roles: Made<Role>,
-    sites: Made<Site>,
-    identities: HashMap<Key, Arc<[Identity]>>,
-    identities_sweep_at: usize,
+    roles: Known<u128, Role>,
+    sites: Known<u128, Site>,
+    identities: Known<Key, [Identity]>,
     texts: Pool<str>,
 }
 
@@ -36,14 +35,16 @@ struct Pool<T: ?Sized> {
 
 const SWEEP_MIN: usize = 1024;
 
-/// What was made of bytes that many resources have alike. The bytes are known by their fingerprint alone: to look at them
-/// again would mean to fetch memory that no cache holds, for each of a hundred thousand workloads.
+/// What was made of something that many resources say, by that or its fingerprint.
 #[derive(Debug)]
-struct Made<T> {
-    known: HashMap<u128, Arc<T>>,
+struct Known<K, T: ?Sized> {
+    made: HashMap<K, Arc<T>>,
     sweep_at: usize,
 }
 
+/// By which bytes are known that were looked at before. To compare the bytes themselves would mean to fetch memory that no
+/// cache holds, for each of a hundred thousand workloads.
+///
 /// Two hashes with keys of their own, which nobody outside of this process knows: that bytes of 2^32 kinds share one is
 /// as likely as one in 2^65.
 #[derive(Debug, Default)]
@@ -56,27 +57,26 @@ impl Fingerprints {
     }
 }
 
-impl<T> Default for Made<T> {
+impl<K, T: ?Sized> Default for Known<K, T> {
     fn default() -> Self {
         Self {
-            known: HashMap::default(),
+            made: HashMap::default(),
             sweep_at: SWEEP_MIN,
         }
     }
 }
 
-impl<T> Made<T> {
-    fn get(&self, fingerprint: u128) -> Option<Arc<T>> {
-        self.known.get(&fingerprint).cloned()
+impl<K: Hash + Eq, T: ?Sized> Known<K, T> {
+    fn get(&self, key: &K) -> Option<Arc<T>> {
+        self.made.get(key).cloned()
     }
 
-    fn keep(&mut self, fingerprint: u128, made: T) -> Arc<T> {
-        if self.known.len() >= self.sweep_at {
-            self.known.retain(|_, it| Arc::strong_count(it) > 1);
-            self.sweep_at = (2 * self.known.len()).max(SWEEP_MIN);
+    fn keep(&mut self, key: K, made: Arc<T>) -> Arc<T> {
+        if self.made.len() >= self.sweep_at {
+            self.made.retain(|_, it| Arc::strong_count(it) > 1);
+            self.sweep_at = (2 * self.made.len()).max(SWEEP_MIN);
         }
-        let made = Arc::new(made);
-        self.known.insert(fingerprint, made.clone());
+        self.made.insert(key, made.clone());
         made
     }
 }
@@ -179,12 +179,7 @@ impl Interner {
         encoded: &[u8],
         make: impl FnOnce(&mut Self) -> Result<Role, E>,
     ) -> Result<Arc<Role>, E> {
-        let fingerprint = self.fingerprints.of(encoded);
-        if let Some(known) = self.roles.get(fingerprint) {
-            return Ok(known);
-        }
-        let made = make(self)?;
-        Ok(self.roles.keep(fingerprint, made))
+        self.made_of(encoded, |it| &mut it.roles, make)
     }
 
     /// Likewise, where they run.
@@ -193,12 +188,21 @@ impl Interner {
         encoded: &[u8],
         make: impl FnOnce(&mut Self) -> Result<Site, E>,
     ) -> Result<Arc<Site>, E> {
+        self.made_of(encoded, |it| &mut it.sites, make)
+    }
+
+    fn made_of<T, E>(
+        &mut self,
+        encoded: &[u8],
+        known: fn(&mut Self) -> &mut Known<u128, T>,
+        make: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
         let fingerprint = self.fingerprints.of(encoded);
-        if let Some(known) = self.sites.get(fingerprint) {
-            return Ok(known);
+        if let Some(made) = known(self).get(&fingerprint) {
+            return Ok(made);
         }
-        let made = make(self)?;
-        Ok(self.sites.keep(fingerprint, made))
+        let made = Arc::new(make(self)?);
+        Ok(known(self).keep(fingerprint, made))
     }
 
     /// An identity, as the set of one that peers are checked against.
@@ -210,20 +214,15 @@ impl Interner {
     ) -> Arc<[Identity]> {
         let given = Key([trust_domain.clone(), namespace.clone(), service_account.clone()]);
         if let Some(known) = self.identities.get(&given) {
-            return known.clone();
+            return known;
         }
         // They may be texts that came from somewhere else.
         let key = Key(given.0.each_ref().map(|text| self.texts.same(text.clone())));
         if let Some(known) = self.identities.get(&key) {
-            return known.clone();
+            return known;
         }
-        if self.identities.len() >= self.identities_sweep_at {
-            self.identities.retain(|_, it| Arc::strong_count(it) > 1);
-            self.identities_sweep_at = (2 * self.identities.len()).max(SWEEP_MIN);
-        }
-        let set: Arc<[Identity]> = Arc::new([Identity::new(trust_domain, namespace, service_account)]);
-        self.identities.insert(key, set.clone());
-        set
+        let set = Arc::new([Identity::new(trust_domain, namespace, service_account)]);
+        self.identities.keep(key, set)
     }
 }
 
@@ -269,9 +268,9 @@ mod tests {
             assert!(Arc::ptr_eq(&made, &again.expect("known")));
         }
         assert!(
-            interner.roles.known.len() <= SWEEP_MIN,
+            interner.roles.made.len() <= SWEEP_MIN,
             "{}",
-            interner.roles.known.len()
+            interner.roles.made.len()
         );
         let again = interner.role(b"kept", known).expect("it is in use");
         assert!(Arc::ptr_eq(&kept, &again));

@@ -163,15 +163,15 @@ impl<K: Hash + Eq + Clone, V: Clone> TrieMap<K, V> {
             .expect("invariant: it was there or was inserted")
     }
 
-    /// Inserts the value that `make` makes, unless there is one: that one is given then, and nothing is copied.
-    pub fn insert_new(&mut self, key: &K, make: impl FnOnce() -> V) -> Option<&V> {
+    /// Inserts the value that `make` makes, unless there is one: that one is given then, and the map stays as it is.
+    pub fn insert_new(&mut self, key: &K, make: impl FnOnce() -> V) -> Option<V> {
         let hash = self.hasher.hash_one(key);
-        if self.find(hash, key).is_none() {
+        let known = self.find(hash, key).cloned();
+        if known.is_none() {
             self.len += 1;
             put(&mut self.root, &self.hasher, 0, hash, (key.clone(), make()));
-            return None;
         }
-        self.find(hash, key)
+        known
     }
 
     /// Gives the value that was there before.

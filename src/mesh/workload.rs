@@ -199,6 +199,13 @@ impl Workload {
         }
     }
 
+    /// Whether the same addresses lead to both.
+    pub(super) fn is_reached_as(&self, other: &Self) -> bool {
+        self.addresses == other.addresses
+            && self.network == other.network
+            && self.network_mode == other.network_mode
+    }
+
     /// True when neither an address nor a name leads to it; only its network's gateway could.
     pub(super) fn is_unaddressed(&self) -> bool {
         self.addresses.is_empty() && self.hostname.is_empty()

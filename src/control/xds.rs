@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task;
 use tokio::time::{self, Instant};
 use tonic::Status;
 
@@ -56,7 +55,6 @@ pub struct Client {
     warned: Option<(String, clock::Instant)>,
     /// When the memory that a large response took is given back.
     give_back_at: Option<clock::Instant>,
-    pace: Pace,
     /// What workers ask for by name, if the mesh is told on demand only.
     lookups: Option<Lookups>,
 }
@@ -95,7 +93,6 @@ impl Client {
             synced: Some(synced),
             warned: None,
             give_back_at: None,
-            pace: Pace::new(),
             lookups: None,
         };
         (client, waiter)
@@ -343,11 +340,11 @@ impl Client {
         let response = arriving.get_or_insert_with(|| self.state.arriving(bytes.len() + rest_bytes));
         response.feed(bytes);
         while !self.state.make(response)? {
-            self.pace.give_way().await;
+            self.state.give_way().await;
         }
         if rest_bytes > 0 {
             // Pieces that are there already would be taken without a pause.
-            self.pace.give_way().await;
+            self.state.give_way().await;
             return Ok(None);
         }
         match arriving.take() {
@@ -398,7 +395,7 @@ impl Client {
             while accepted.len() > limits::XDS_HELD_SLICE {
                 self.protocol
                     .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));
-                self.pace.give_way().await;
+                self.state.give_way().await;
             }
             self.protocol.hold(kind, accepted);
         }
@@ -432,7 +429,7 @@ impl Client {
         }
         for (at, (kind, name)) in gone.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                self.pace.give_way().await;
+                self.state.give_way().await;
             }
             self.state.remove(kind, &name);
         }
@@ -475,37 +472,6 @@ enum Chore {
     GiveBack,
     /// Whose time is over.
     Lookups,
-}
-
-/// Of long work, which gives way to others.
-#[derive(Debug)]
-struct Pace {
-    gave_way_at: clock::Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self {
-            gave_way_at: clock::now(),
-        }
-    }
-
-    /// What was done before does not count: most likely the thread has just woken.
-    fn begin(&mut self) {
-        self.gave_way_at = clock::now();
-    }
-
-    /// After a slice of it: if enough was done since the last time, workers on the same CPU and other tasks of this
-    /// thread get their turn. Some kernels let a worker that wakes in only when their clock ticks, which is every 4 or
-    /// 10 ms, unless somebody gives way before.
-    async fn give_way(&mut self) {
-        if clock::now() < self.gave_way_at + limits::XDS_SLICE_TIME {
-            return;
-        }
-        std::thread::yield_now();
-        task::yield_now().await;
-        self.gave_way_at = clock::now();
-    }
 }
 
 fn not_opened(error: GrpcError) -> Ended {

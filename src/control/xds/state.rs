@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::task;
 
-use super::Pace;
 use super::decode::DecodeError;
 use super::envelope::Malformed;
 use super::on_demand::Reply;
@@ -35,9 +35,8 @@ pub struct State {
     /// What is published, and what of it workers were told of.
     published: Revisions,
     told: Revisions,
-    /// When workers were last told for addresses alone, and when they are next.
+    /// When workers were last told for addresses alone.
     addresses_told_at: Option<Instant>,
-    tell_at: Option<Instant>,
     /// Snapshots that were replaced while workers looked at them: what is theirs alone is freed on this thread.
     retired: Vec<Arc<Snapshot>>,
     retire_at: Option<Instant>,
@@ -45,7 +44,8 @@ pub struct State {
     tells_aliases: bool,
     /// Told when what they are about is published.
     replies: Vec<Reply>,
-    pace: Pace,
+    /// Long work gave way to others, or began.
+    gave_way_at: Instant,
 }
 
 impl State {
@@ -61,7 +61,6 @@ impl State {
             published,
             told: published,
             addresses_told_at: None,
-            tell_at: None,
             builder,
             snapshots,
             orders,
@@ -73,7 +72,7 @@ impl State {
             retire_at: None,
             tells_aliases: false,
             replies: Vec::new(),
-            pace: Pace::new(),
+            gave_way_at: clock::now(),
         }
     }
 
@@ -93,6 +92,18 @@ impl State {
         } else {
             self.changed();
         }
+    }
+
+    /// After a slice of long work: if enough was done since the last time, workers on the same CPU and other tasks of this
+    /// thread get their turn. Some kernels let a worker that wakes in only when their clock ticks, which is every 4 or
+    /// 10 ms, unless somebody gives way before.
+    pub async fn give_way(&mut self) {
+        if clock::now() < self.gave_way_at + limits::XDS_SLICE_TIME {
+            return;
+        }
+        std::thread::yield_now();
+        task::yield_now().await;
+        self.gave_way_at = clock::now();
     }
 
     /// Begins with a response of so many bytes.
@@ -123,7 +134,7 @@ impl State {
         let mut aliases = response.aliases.into_iter().peekable();
         for (at, resource) in resources.enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                self.pace.give_way().await;
+                self.give_way().await;
             }
             let Resource {
                 name,
@@ -144,7 +155,7 @@ impl State {
         }
         for (at, name) in response.envelope.removed.into_iter().enumerate() {
             if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                self.pace.give_way().await;
+                self.give_way().await;
             }
             self.remove(kind, &name);
             verdict.removed.push(name);
@@ -175,9 +186,10 @@ impl State {
         if self.publish_at.is_none() {
             return;
         }
-        self.pace.begin();
+        // What was done before does not count: most likely the thread has just woken.
+        self.gave_way_at = clock::now();
         while self.builder.settle(limits::XDS_SERVICES_SLICE) {
-            self.pace.give_way().await;
+            self.give_way().await;
         }
         self.publish_at = None;
         let now = clock::now();
@@ -204,23 +216,19 @@ impl State {
 
     /// When `tell` may have something to do.
     pub fn tell_at(&self) -> Option<Instant> {
-        self.tell_at
+        let told = self.addresses_told_at.filter(|_| self.told != self.published);
+        told.map(|at| at + limits::ADDRESSES_TOLD_INTERVAL)
     }
 
     /// Tells workers of what concerns what they have. Most changes are about workloads of other nodes: they concern nobody
     /// before the next connection, and to wake all workers for them would be the largest part of what they cost.
     pub fn tell(&mut self, now: Instant) {
-        self.tell_at = None;
         if self.told == self.published {
             return;
         }
         if self.told.policies == self.published.policies {
             // Sessions to addresses that changed hands may end a moment later: no new connection takes them.
-            let next = self
-                .addresses_told_at
-                .map(|at| at + limits::ADDRESSES_TOLD_INTERVAL);
-            self.tell_at = next.filter(|at| now < *at);
-            if self.tell_at.is_some() {
+            if self.tell_at().is_some_and(|at| now < at) {
                 return;
             }
             self.addresses_told_at = Some(now);

@@ -14,6 +14,20 @@ pub struct Scenario {
 /// Of any scenario.
 pub const PODS_MAX: usize = 2;
 
+const RR64: Scenario = Scenario {
+    name: "rr64",
+    what: "1 KiB request/response, 64 connections",
+    load: Load::Requests { connections: 64 },
+    pods: 1,
+};
+
+const BULK1: Scenario = Scenario {
+    name: "bulk1",
+    what: "bulk, 1 stream",
+    load: Load::Bulk { streams: 1 },
+    pods: 1,
+};
+
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "rr1",
@@ -21,24 +35,14 @@ pub const ALL: &[Scenario] = &[
         load: Load::Requests { connections: 1 },
         pods: 1,
     },
-    Scenario {
-        name: "rr64",
-        what: "1 KiB request/response, 64 connections",
-        load: Load::Requests { connections: 64 },
-        pods: 1,
-    },
+    RR64,
     Scenario {
         name: "connect",
         what: "1 KiB request on a new connection each, 16 clients",
         load: Load::ConnectionPerRequest { clients: 16 },
         pods: 1,
     },
-    Scenario {
-        name: "bulk1",
-        what: "bulk, 1 stream",
-        load: Load::Bulk { streams: 1 },
-        pods: 1,
-    },
+    BULK1,
     Scenario {
         name: "bulk4",
         what: "bulk, 4 streams",
@@ -52,14 +56,14 @@ const PAIRS: &[Scenario] = &[
     Scenario {
         name: "rr64-pair",
         what: "1 KiB request/response, 64 connections from each of two pods",
-        load: Load::Requests { connections: 64 },
         pods: 2,
+        ..RR64
     },
     Scenario {
         name: "bulk1-pair",
         what: "bulk, 1 stream from each of two pods",
-        load: Load::Bulk { streams: 1 },
         pods: 2,
+        ..BULK1
     },
 ];
 

@@ -34,7 +34,7 @@ pub struct Tunnel {
     /// How much the next receive asks for: grows while the application fills it.
     read_bytes: usize,
     /// For the application, in order.
-    pub queue: Backlog,
+    pub(super) queue: Backlog,
     writing: Writing,
     pub account: Box<Account>,
     /// Whose connection it is; on either side it outlives the session that it came with.

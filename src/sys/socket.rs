@@ -197,6 +197,26 @@ pub(super) fn is_at_end(fd: BorrowedFd<'_>, broken: &mut Option<i32>) -> bool {
     }
 }
 
+/// Whether the connection is over in both directions although our side did not end it: by a reset, or because the
+/// peer fell silent. An orderly end leaves our direction open.
+pub(super) fn is_broken(fd: BorrowedFd<'_>) -> bool {
+    // `TCP_CLOSE` in the kernel's list of states; the first byte of `tcp_info` is the state.
+    const CLOSED: u8 = 7;
+    let mut state = 0u8;
+    let mut len = size_of_val(&state) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `state`, and how many to `len`.
+    let outcome = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut len,
+        )
+    };
+    outcome == 0 && state == CLOSED
+}
+
 pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address_of(&SockRef::from(&fd).local_addr()?)
 }

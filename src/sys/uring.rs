@@ -99,6 +99,15 @@ impl Socket {
         let errno = error.raw_os_error().filter(|errno| *errno != libc::EPIPE);
         self.broken = self.broken.or(errno);
     }
+
+    /// Why what a receive takes for the end is none: a send took the error from the socket, maybe one whose
+    /// completion was not looked at yet.
+    fn error_behind_an_end(&mut self) -> Option<i32> {
+        if self.broken.is_none() && self.send.is_some() && socket::is_broken(self.fd.as_fd()) {
+            self.broken = Some(libc::ECONNRESET);
+        }
+        self.broken
+    }
 }
 
 impl SocketId {

@@ -95,6 +95,8 @@ macro_rules! contract {
                 reset::closing_orderly_delivers_what_was_sent,
                 reset::a_reset_that_a_send_meets_first_is_still_received_as_a_reset,
                 reset::a_send_in_flight_fails_when_the_peer_resets,
+                reset::a_reset_that_a_send_and_a_receive_meet_at_once_is_received_as_a_reset,
+                reset::a_reset_amid_a_send_is_received_as_a_reset,
                 send::a_small_payload_comes_back_when_sent,
                 send::the_last_payload_arrives_with_the_end,
                 send::plain_bytes_reach_a_slow_reader_exactly,

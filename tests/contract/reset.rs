@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
+use uztunnel::limits;
 use uztunnel::sys::buffer::Payload;
 use uztunnel::sys::driver::{Close, Driver, Received, SendStatus};
 
@@ -36,19 +37,30 @@ pub fn a_reset_by_the_peer_is_received_as_a_reset<B: Bench>(bench: &B) {
 }
 
 pub fn a_reset_behind_bytes_is_not_taken_for_the_end<B: Bench>(bench: &B) {
-    for _ in 0..8 {
-        let mut rig = Rig::new(bench);
-        let (socket, mut peer) = rig.pair();
-        peer.write_all(b"nearly all").expect("written");
-        peer.reset();
-        loop {
-            match rig.receive_once(socket, 4096) {
-                Received::Data(_) => assert!(!rig.driver.take_end(socket)),
-                over => break expect_reset(over),
+    for sending in [false, true] {
+        for _ in 0..8 {
+            let mut rig = Rig::new(bench);
+            let (socket, mut peer) = rig.pair();
+            if sending {
+                let bytes = Payload::whole(vec![1; bench.bulk(32 << 20)]);
+                assert!(matches!(rig.driver.send(socket, bytes), SendStatus::Queued));
+                rig.assert_silent();
             }
+            peer.write_all(b"nearly all").expect("written");
+            peer.reset();
+            loop {
+                match rig.receive_once(socket, 4096) {
+                    Received::Data(_) => assert!(!rig.driver.take_end(socket)),
+                    over => break expect_reset(over),
+                }
+            }
+            if sending {
+                let (_, error, _) = rig.next_sent(socket);
+                assert_eq!(error.expect("reset").kind(), io::ErrorKind::ConnectionReset);
+            }
+            rig.assert_silent();
+            rig.finish(&[socket]);
         }
-        rig.assert_silent();
-        rig.finish(&[socket]);
     }
 }
 
@@ -126,5 +138,48 @@ pub fn a_send_in_flight_fails_when_the_peer_resets<B: Bench>(bench: &B) {
     assert_eq!(payload.len(), len);
     let error = error.expect("reset");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    rig.finish(&[socket]);
+}
+
+/// Whichever of the two takes the error from the kernel, and in whatever order they are told.
+pub fn a_reset_that_a_send_and_a_receive_meet_at_once_is_received_as_a_reset<B: Bench>(bench: &B) {
+    for receive_first in [true, false] {
+        let mut rig = Rig::new(bench);
+        let (socket, peer) = rig.pair();
+        peer.reset();
+        rig.assert_silent();
+        if receive_first {
+            rig.stream(socket);
+        }
+        let payload = Payload::whole(vec![1; 4 * limits::SEND_DIRECT_BYTES_MAX]);
+        let status = rig.driver.send(socket, payload);
+        if !receive_first {
+            rig.stream(socket);
+        }
+        expect_reset(rig.next_received(socket));
+        if matches!(status, SendStatus::Queued) {
+            let (_, error, _) = rig.next_sent(socket);
+            error.expect("the connection is gone");
+        }
+        rig.finish(&[socket]);
+    }
+}
+
+/// The send is told how much was taken before, and the error only then.
+pub fn a_reset_amid_a_send_is_received_as_a_reset<B: Bench>(bench: &B) {
+    let mut rig = Rig::new(bench);
+    let (socket, mut peer) = rig.pair();
+    rig.stream(socket);
+    let bytes = vec![1; bench.bulk(32 << 20)];
+    assert!(matches!(
+        rig.driver.send(socket, Payload::whole(bytes)),
+        SendStatus::Queued
+    ));
+    rig.assert_silent();
+    peer.read_exact(&mut [0; 1]).expect("a part was sent");
+    peer.reset();
+    expect_reset(rig.next_received(socket));
+    let (_, error, _) = rig.next_sent(socket);
+    assert_eq!(error.expect("reset").kind(), io::ErrorKind::ConnectionReset);
     rig.finish(&[socket]);
 }

@@ -5,31 +5,31 @@
 //! before anybody sees that a workload is another one, so are all versions that it is in. Endpoints may arrive before
 //! their service: they are staged until it comes.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use foldhash::HashMap;
 
+use self::pending::{Change, Pending, Taken};
 use super::address::NamespacedHostname;
 use super::backing::Backed;
 use super::index::{Index, PolicyList};
-use super::interner::{Interner, Memberships};
+use super::interner::Interner;
 use super::local::LocalState;
 use super::places::{Numbers, Place};
 use super::policy::{Policy, PolicyScope};
 use super::service::Service;
-use super::workload::{Health, Role, Workload};
+use super::workload::{Role, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
+
+mod pending;
 
 #[derive(Debug, Default)]
 pub struct Builder {
     index: Index,
     workload_numbers: Numbers<Workload>,
     service_numbers: Numbers<Backed>,
-    /// Workloads that joined, left or changed since the last build, by the services that they name, in this order.
-    /// Endpoints are made of them when they are applied: until then a hundred thousand of them would take memory, and
-    /// leave holes in what comes after.
     pending: Pending,
     /// Services of which another version is needed, for whatever other reason.
     stale: BTreeSet<NamespacedHostname>,
@@ -40,74 +40,6 @@ pub struct Builder {
     warnings: Vec<String>,
     rebuilds: usize,
     tables_built: usize,
-}
-
-/// Queues, one for each service.
-#[derive(Debug, Default)]
-struct Pending {
-    queues: VecDeque<Queue>,
-    /// Which queue is a service's, as long as none was taken.
-    by_service: HashMap<NamespacedHostname, usize>,
-    /// The same for lists of services, by where they lie: to hash the names for each of a hundred thousand workloads
-    /// would be a good part of what they cost. The list is held, so that nothing else ever lies there.
-    by_list: HashMap<usize, (Memberships, Box<[usize]>)>,
-}
-
-type Queue = (NamespacedHostname, Vec<(Place<Workload>, Change)>);
-
-impl Pending {
-    fn push(&mut self, services: &Memberships, place: Place<Workload>, change: Change) {
-        if services.is_empty() {
-            return;
-        }
-        let at = services.as_ptr().addr();
-        if let Some((_, queues)) = self.by_list.get(&at) {
-            for queue in queues {
-                self.queues[*queue].1.push((place, change));
-            }
-            return;
-        }
-        let queues: Box<[usize]> = services.iter().map(|(key, _)| self.queue(key)).collect();
-        for queue in &queues {
-            self.queues[*queue].1.push((place, change));
-        }
-        self.by_list.insert(at, (services.clone(), queues));
-    }
-
-    fn queue(&mut self, key: &NamespacedHostname) -> usize {
-        if let Some(queue) = self.by_service.get(key) {
-            return *queue;
-        }
-        let queue = self.queues.len();
-        self.queues.push_back((key.clone(), Vec::new()));
-        self.by_service.insert(key.clone(), queue);
-        queue
-    }
-
-    /// The first, and then the others: what is pushed meanwhile comes after all of them.
-    fn take(&mut self) -> Option<Queue> {
-        self.by_service = HashMap::default();
-        self.by_list = HashMap::default();
-        let queue = self.queues.pop_front();
-        if self.queues.is_empty() {
-            // After a large response there is room for all services.
-            self.queues = VecDeque::new();
-        }
-        queue
-    }
-
-    fn forget(&mut self, key: &NamespacedHostname) {
-        for (_, changes) in self.queues.iter_mut().filter(|(of, _)| of == key) {
-            changes.clear();
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Change {
-    /// It names the service, and did so before or not; in this state.
-    Joined(Health),
-    Left,
 }
 
 impl Builder {
@@ -223,7 +155,10 @@ impl Builder {
         let service = Arc::new(service);
         let known = self.index.service_place(&key.namespace, &key.hostname);
         let before = known.and_then(|place| self.index.take_service(place));
-        let place = known.unwrap_or_else(|| self.service_numbers.next());
+        let place = known.unwrap_or_else(|| {
+            self.pending.places_changed();
+            self.service_numbers.next()
+        });
         let mut backed = Backed::new(service.clone());
         if let Some(before) = before {
             let policy = before.service.health_policy();
@@ -263,6 +198,7 @@ impl Builder {
             return false;
         };
         self.service_numbers.take_back(place);
+        self.pending.places_changed();
         for uid in old.given.keys() {
             self.unrefer(key, uid);
         }
@@ -316,6 +252,7 @@ impl Builder {
         while self.settle(usize::MAX) {}
         self.workload_numbers.rested();
         self.service_numbers.rested();
+        self.pending.rested();
         Snapshot {
             index: self.index.clone(),
         }
@@ -326,16 +263,16 @@ impl Builder {
     pub fn settle(&mut self, services_max: usize) -> bool {
         let mut rest = services_max;
         while rest > 0
-            && let Some((key, changes)) = self.pending.take()
+            && let Some(taken) = self.pending.take()
         {
-            self.apply(key, &changes);
+            self.apply(&taken);
             rest -= 1;
         }
         for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
-            self.renew(&key, |_, _| {});
+            self.renew_named(&key, |_, _| {});
         }
-        !(self.pending.queues.is_empty() && self.stale.is_empty())
+        !(self.pending.is_empty() && self.stale.is_empty())
     }
 
     /// As of now, `Snapshot::policies_revision` of what `build` would give.
@@ -364,8 +301,17 @@ impl Builder {
     }
 
     /// The last change of each workload counts.
-    fn apply(&mut self, key: NamespacedHostname, changes: &[(Place<Workload>, Change)]) {
-        let renewed = self.renew(&key, |index, backed| {
+    fn apply(&mut self, taken: &Taken) {
+        let index = &self.index;
+        let place = self
+            .pending
+            .place_of(taken, |key| index.service_place(&key.namespace, &key.hostname));
+        let Some(place) = place else {
+            self.stage(taken);
+            return;
+        };
+        let changes = &taken.changes;
+        self.renew(place, |index, backed| {
             if backed.len() == 0 {
                 backed.members = joined(&backed.service, changes);
                 return;
@@ -377,29 +323,38 @@ impl Builder {
                 }
             }
         });
-        if renewed {
-            self.stale.remove(&key);
-            return;
+        if !self.stale.is_empty() {
+            self.stale.remove(self.pending.service_of(taken));
         }
-        let staged = self.index.staged.get_or_insert_with(&key, TrieMap::new);
-        for (place, change) in changes {
+    }
+
+    /// Keeps endpoints for a service that is not there.
+    fn stage(&mut self, taken: &Taken) {
+        let key = self.pending.service_of(taken);
+        let staged = self.index.staged.get_or_insert_with(key, TrieMap::new);
+        for (place, change) in &taken.changes {
             match change {
                 Change::Joined(_) => drop(staged.insert(*place, ())),
                 Change::Left => drop(staged.remove(place)),
             }
         }
         if staged.is_empty() {
-            self.index.staged.remove(&key);
+            self.index.staged.remove(key);
         }
     }
 
-    /// Another version of a service; false if there is no such service. The workloads are all there when this is
-    /// called, so that tables are built once for a push.
-    fn renew(&mut self, key: &NamespacedHostname, change: impl FnOnce(&Index, &mut Backed)) -> bool {
-        let place = self.index.service_place(&key.namespace, &key.hostname);
-        let known = place.and_then(|place| Some((place, self.index.services.get(place)?)));
-        let Some((place, before)) = known else {
-            return false;
+    /// Another version of a service, if there is such a service.
+    fn renew_named(&mut self, key: &NamespacedHostname, change: impl FnOnce(&Index, &mut Backed)) {
+        if let Some(place) = self.index.service_place(&key.namespace, &key.hostname) {
+            self.renew(place, change);
+        }
+    }
+
+    /// Another version of a service. The workloads are all there when this is called, so that tables are built once for a
+    /// push.
+    fn renew(&mut self, place: Place<Backed>, change: impl FnOnce(&Index, &mut Backed)) {
+        let Some(before) = self.index.services.get(place) else {
+            return;
         };
         let mut backed = before.next();
         change(&self.index, &mut backed);
@@ -409,7 +364,6 @@ impl Builder {
         }
         self.rebuilds += 1;
         self.index.services.set(place, Arc::new(backed));
-        true
     }
 
     fn replace_workload(&mut self, place: Place<Workload>, before: &Workload, workload: &Arc<Workload>) {
@@ -454,7 +408,7 @@ impl Builder {
     fn forget_given(&mut self, key: &NamespacedHostname, uid: &str) {
         let is_given = |services: &BTreeSet<NamespacedHostname>| services.contains(key);
         if self.referring.get(uid).is_some_and(is_given) {
-            self.renew(key, |_, backed| drop(backed.given.remove(uid)));
+            self.renew_named(key, |_, backed| drop(backed.given.remove(uid)));
             self.unrefer(key, uid);
         }
     }
@@ -475,7 +429,7 @@ impl Builder {
 
     /// All workloads of an identity share one copy.
     fn intern(&mut self, workload: &mut Arc<Workload>) {
-        if Arc::strong_count(&workload.accepted) > 1 {
+        if Arc::strong_count(&workload.role) > 1 {
             // As decoders have it from the interner.
             return;
         }

@@ -2,7 +2,7 @@
 //!
 //! Pure. There may be a hundred thousand of them, so the texts stay where they are until the interner has seen them.
 //! What few workloads have (gateways, tunnels of applications) is left to prost. Invariant: accepts what prost accepts,
-//! and reads it alike (shown by tests with bytes at random).
+//! and reads it alike (shown by tests with bytes at random), except that prost does not look at the type of a map.
 
 use std::net::IpAddr;
 

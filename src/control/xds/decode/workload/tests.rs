@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 
 use super::*;
 
@@ -120,7 +121,24 @@ fn by_us(bytes: &[u8]) -> Option<wire::Workload> {
     owned(&split, role, &site)
 }
 
+/// Whether an entry of the map is said to be of a type that no entry has. Prost does not look at the type of maps, and
+/// reads what follows as an entry, whatever it is.
+fn mistakes_the_type_of_services(mut rest: &[u8]) -> bool {
+    while let Ok((number, wire_type)) = decode_key(&mut rest) {
+        if number == SERVICES && wire_type != WireType::LengthDelimited {
+            return true;
+        }
+        if skip_field(wire_type, number, &mut rest, DecodeContext::default()).is_err() {
+            break;
+        }
+    }
+    false
+}
+
 fn by_prost(bytes: &[u8]) -> Option<wire::Workload> {
+    if mistakes_the_type_of_services(bytes) {
+        return None;
+    }
     let mut workload = wire::Workload::decode(bytes).ok()?;
     // Where nothing and empty mean the same, and ports are cut off.
     workload.locality.get_or_insert_default();
@@ -204,6 +222,18 @@ fn replicas_share_their_role_whatever_the_order_of_services_and_unknown_fields()
     let elsewhere = decode(&replica("c", "n2", ["s/a", "s/c"]));
     assert_ne!(one.role, elsewhere.role);
     assert_eq!((&*one.site.node, &*elsewhere.site.node), ("n1", "n2"));
+}
+
+#[test]
+fn with_any_byte_exchanged_it_is_read_as_prost_reads_it() {
+    let whole = full().encode_to_vec();
+    for at in 0..whole.len() {
+        for byte in 0..=u8::MAX {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            assert_eq!(by_us(&bytes), by_prost(&bytes), "{byte} at {at}");
+        }
+    }
 }
 
 proptest! {

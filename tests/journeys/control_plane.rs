@@ -5,13 +5,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use prost::Message;
 use uztunnel::limits;
-use uztunnel_rig::istiod::messages::workload;
-use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Resource, Treatment, deny_namespace};
+use uztunnel_rig::istiod::messages::workload::WorkloadStatus;
+use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, ROOTS_FILE, Treatment, deny_namespace};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, World, proxy, wait_until};
 
-use crate::setup::{self, BODY_BYTES, HTTP_PORT, assert_tunnelled, number, options, serve_http};
+use crate::setup::{self, BODY_BYTES, HTTP_PORT, assert_tunnelled, number, options, serve_http, workload};
 use crate::traffic::Traffic;
 
 /// Both nodes open a stream of their own, and ask for workloads and policies.
@@ -58,14 +57,11 @@ fn traffic_follows_what_the_control_plane_says() {
     wait_until("the policy to be gone", || fetch(&world, Family::V4).ok());
 
     // The service's only endpoint becomes unhealthy, and comes back.
-    let healthy = world_resource(istiod, "server");
-    let sick = with_status(&healthy, workload::WorkloadStatus::Unhealthy);
+    let healthy = workload(istiod, "server");
+    let sick = healthy.changed(|workload| workload.status = WorkloadStatus::Unhealthy.into());
     istiod.update(ADDRESS, vec![sick]);
     wait_until("no endpoint", || fetch(&world, Family::V4).err());
-    istiod.update(
-        ADDRESS,
-        vec![with_status(&healthy, workload::WorkloadStatus::Healthy)],
-    );
+    istiod.update(ADDRESS, vec![healthy]);
     wait_until("the endpoint again", || fetch(&world, Family::V4).ok());
 }
 
@@ -81,23 +77,6 @@ fn the_control_plane_is_trusted_by_the_roots_of_the_system_when_they_are_asked_f
     world.start_proxies(&options).expect("ready proxies");
     let _server = serve_http(world.pod("server"));
     assert_eq!(fetch(&world, Family::V4).expect("a response"), BODY_BYTES);
-}
-
-fn world_resource(istiod: &Istiod, pod: &str) -> Resource {
-    let uid = format!("Kubernetes//Pod/shop/{pod}");
-    istiod.held(ADDRESS, &uid).expect("the pod's workload")
-}
-
-fn with_status(resource: &Resource, status: workload::WorkloadStatus) -> Resource {
-    let mut address = workload::Address::decode(&resource.value[..]).expect("an address");
-    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
-        workload.status = status.into();
-    }
-    Resource {
-        version: format!("{status:?}"),
-        value: address.encode_to_vec(),
-        ..resource.clone()
-    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod policies;
 mod refusals;
 mod replay;
 mod revocation;
+mod services;
 mod setup;
 mod silence;
 mod start;

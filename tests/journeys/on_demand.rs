@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uztunnel::limits;
-use uztunnel_rig::istiod::messages::workload;
-use uztunnel_rig::istiod::{ADDRESS, Resource};
+use uztunnel_rig::istiod::ADDRESS;
+use uztunnel_rig::istiod::messages::workload::WorkloadStatus;
 use uztunnel_rig::{Blueprint, ControlPlane, Family, World, http, wait_until};
 
 use crate::setup::{BODY_BYTES, HTTP_PORT, assert_tunnelled, fetch, options, serve_http, wait_for_error};
@@ -197,18 +196,7 @@ fn after_a_restart_of_the_control_plane_nothing_comes_twice_and_what_was_asked_f
     assert_eq!(fetch(&world, service).expect("a response"), BODY_BYTES);
 
     let healthy = istiod.held(ADDRESS, SERVER).expect("the pod's workload");
-    istiod.update(ADDRESS, vec![sick(&healthy)]);
+    let sick = healthy.changed(|workload| workload.status = WorkloadStatus::Unhealthy.into());
+    istiod.update(ADDRESS, vec![sick]);
     wait_until("no endpoint", || fetch(&world, service).err());
-}
-
-fn sick(resource: &Resource) -> Resource {
-    let mut address = workload::Address::decode(&resource.value[..]).expect("an address");
-    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
-        workload.status = workload::WorkloadStatus::Unhealthy.into();
-    }
-    Resource {
-        version: "sick".to_owned(),
-        value: address.encode_to_vec(),
-        ..resource.clone()
-    }
 }

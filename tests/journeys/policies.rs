@@ -6,12 +6,12 @@ use std::net::{Shutdown, TcpStream};
 
 use prost::Message;
 use uztunnel_rig::applications::{Server, echo};
-use uztunnel_rig::istiod::messages::{discovery, security, workload};
+use uztunnel_rig::istiod::messages::{discovery, security};
 use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, sys, wait_until};
 
 use crate::admin::dump;
-use crate::setup::options;
+use crate::setup::{options, workload};
 
 /// What istiod sent, byte for byte.
 const CAPTURED: &[u8] = include_bytes!("../data/xds-authorization.binpb");
@@ -135,17 +135,8 @@ fn captured(name: &str) -> Resource {
 
 /// The policies that say themselves whom they select, by name.
 fn select(istiod: &Istiod, policies: &[&str]) -> Resource {
-    let held = istiod.held(ADDRESS, "Kubernetes//Pod/shop/server");
-    let held = held.expect("the server's workload");
-    let mut address = workload::Address::decode(&held.value[..]).expect("an address");
-    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
-        workload.authorization_policies = policies.iter().map(|name| (*name).to_owned()).collect();
-    }
-    Resource {
-        version: format!("{policies:?}"),
-        value: address.encode_to_vec(),
-        ..held
-    }
+    let policies = policies.iter().map(|name| (*name).to_owned()).collect();
+    workload(istiod, "server").changed(|workload| workload.authorization_policies = policies)
 }
 
 fn acknowledged(istiod: &Istiod, nonces: Vec<String>) {

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uztunnel::tls::fake_ca::FakeCa;
 use uztunnel_rig::applications::Server;
+use uztunnel_rig::istiod::{ADDRESS, Istiod, Resource};
 use uztunnel_rig::{Backend, Blueprint, ControlPlane, Pod, ProxyOptions, World, http};
 
 pub const HTTP_PORT: u16 = 8080;
@@ -103,6 +104,12 @@ pub fn two_nodes() -> World {
 
 pub fn start(blueprint: Blueprint) -> World {
     World::start(blueprint, &options()).expect("a world with ready proxies")
+}
+
+/// What the control plane says of a pod of the namespace `shop`.
+pub fn workload(istiod: &Istiod, pod: &str) -> Resource {
+    let uid = format!("Kubernetes//Pod/shop/{pod}");
+    istiod.held(ADDRESS, &uid).expect("the pod's workload")
 }
 
 /// Starts an HTTP server with bodies of 1 KiB in the pod.

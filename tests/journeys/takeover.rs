@@ -4,17 +4,15 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uztunnel_rig::applications::Server;
-use uztunnel_rig::istiod::messages::workload;
 use uztunnel_rig::istiod::{ADDRESS, Istiod, Resource};
 use uztunnel_rig::lock;
 use uztunnel_rig::zds::WorkloadInfo;
 use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, World, mesh_file, wait_until};
 
-use crate::setup::options;
+use crate::setup::{options, workload};
 use crate::silence::{end_silence, silence};
 use crate::telemetry::sample;
 
@@ -43,21 +41,14 @@ async fn ask(stream: &mut TcpStream, byte: u8) -> io::Result<u8> {
 }
 
 /// The workload of the pod that comes after `server` at its address.
-fn successor(istiod: &Istiod, world: &World, account: &str) -> Resource {
-    let uid = mesh_file::workload_uid(&world.pod("server").spec);
-    let old = istiod.held(ADDRESS, &uid).expect("the pod's workload");
-    let mut address = workload::Address::decode(&old.value[..]).expect("an address");
+fn successor(istiod: &Istiod, account: &str) -> Resource {
     let uid = "Kubernetes//Pod/shop/successor".to_owned();
-    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
+    let new = workload(istiod, "server").changed(|workload| {
         workload.uid.clone_from(&uid);
         workload.name = "successor".to_owned();
         workload.service_account = account.to_owned();
-    }
-    Resource {
-        name: uid,
-        version: "1".to_owned(),
-        value: address.encode_to_vec(),
-    }
+    });
+    Resource { name: uid, ..new }
 }
 
 /// `account`: the service account of the pod that comes after.
@@ -94,7 +85,7 @@ fn take_over(account: &str) {
         .expect("sent");
     let (_server, got_by_new) = serve(pod, b'n');
     let old_uid = mesh_file::workload_uid(&pod.spec);
-    let successor = successor(&istiod, &world, account);
+    let successor = successor(&istiod, account);
     let nonces = istiod.update(ADDRESS, vec![successor]).into_iter();
     for nonce in nonces.chain(istiod.remove(ADDRESS, &[&old_uid])) {
         assert_eq!(istiod.wait_for_answer(&nonce).error, None);

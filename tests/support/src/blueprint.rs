@@ -1,5 +1,8 @@
 //! What a world shall consist of: plain data, filled in by a test and handed to `World::build`.
 
+use std::net::IpAddr;
+
+use crate::istiod::messages::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use crate::redirect::Redirect;
 
 /// How a pod stands to the mesh.
@@ -28,6 +31,8 @@ pub struct PodSpec {
     pub waypoint: Option<String>,
     /// Takes tunnels itself on this port, with a PROXY protocol header in front.
     pub tunnel_port: Option<u16>,
+    /// Region, zone and subzone.
+    pub locality: [String; 3],
 }
 
 impl PodSpec {
@@ -41,6 +46,7 @@ impl PodSpec {
             redirect: Redirect::default(),
             waypoint: None,
             tunnel_port: None,
+            locality: Default::default(),
         }
     }
 
@@ -51,6 +57,11 @@ impl PodSpec {
 
     pub fn tunnel_port(mut self, port: u16) -> Self {
         self.tunnel_port = Some(port);
+        self
+    }
+
+    pub fn locality(mut self, parts: [&str; 3]) -> Self {
+        self.locality = parts.map(str::to_owned);
         self
     }
 
@@ -70,6 +81,15 @@ impl PodSpec {
     }
 }
 
+/// Which endpoints of a service take connections.
+#[derive(Debug, Clone)]
+pub struct Balancing {
+    pub mode: Mode,
+    /// What client and endpoint are compared by, the most important first.
+    pub scopes: Vec<Scope>,
+    pub health_policy: HealthPolicy,
+}
+
 /// A service with one address of each family.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
@@ -81,6 +101,9 @@ pub struct ServiceSpec {
     pub endpoints: Vec<String>,
     /// Name of the pod that calls to the service go through.
     pub waypoint: Option<String>,
+    /// Further addresses: all that share the leading bits of one.
+    pub ranges: Vec<(IpAddr, u8)>,
+    pub balancing: Option<Balancing>,
 }
 
 impl ServiceSpec {
@@ -91,11 +114,32 @@ impl ServiceSpec {
             ports: ports.to_vec(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
             waypoint: None,
+            ranges: Vec::new(),
+            balancing: None,
         }
     }
 
     pub fn waypoint(mut self, pod: &str) -> Self {
         self.waypoint = Some(pod.to_owned());
+        self
+    }
+
+    /// One more range, in CIDR notation.
+    pub fn range(mut self, cidr: &str) -> Self {
+        let parsed = cidr
+            .split_once('/')
+            .and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
+        self.ranges
+            .push(parsed.unwrap_or_else(|| panic!("{cidr}: expected <address>/<bits>")));
+        self
+    }
+
+    pub fn balancing(mut self, mode: Mode, scopes: &[Scope], health_policy: HealthPolicy) -> Self {
+        self.balancing = Some(Balancing {
+            mode,
+            scopes: scopes.to_vec(),
+            health_policy,
+        });
         self
     }
 

@@ -71,6 +71,11 @@ fn write_workload(
     if let Some(port) = pod.tunnel_port {
         writeln!(yaml, "  applicationTunnel: {{protocol: PROXY, port: {port}}}")?;
     }
+    let [region, zone, subzone] = &pod.locality;
+    writeln!(
+        yaml,
+        "  locality: {{region: \"{region}\", zone: \"{zone}\", subzone: \"{subzone}\"}}"
+    )?;
     let memberships: Vec<&ServiceSpec> = blueprint
         .services
         .iter()
@@ -98,6 +103,18 @@ fn write_service(yaml: &mut String, index: usize, service: &ServiceSpec) -> std:
     writeln!(yaml, "  namespace: {}", service.namespace)?;
     writeln!(yaml, "  hostname: {}", service.hostname())?;
     writeln!(yaml, "  vips: [\"/{}\", \"/{}\"]", own.v4, own.v6)?;
+    let ranges = service.ranges.iter();
+    let ranges: Vec<String> = ranges
+        .map(|(address, bits)| format!("{{network: \"\", cidr: \"{address}/{bits}\"}}"))
+        .collect();
+    writeln!(yaml, "  cidrVips: [{}]", ranges.join(", "))?;
+    if let Some(balancing) = &service.balancing {
+        // The file spells them as their types do.
+        writeln!(yaml, "  loadBalancer:")?;
+        writeln!(yaml, "    routingPreferences: {:?}", balancing.scopes)?;
+        writeln!(yaml, "    mode: {:?}", balancing.mode)?;
+        writeln!(yaml, "    healthPolicy: {:?}", balancing.health_policy)?;
+    }
     writeln!(yaml, "  ports: {}", port_map(service))
 }
 

@@ -1,5 +1,7 @@
 //! A world as istiod's resources: the same mesh as in the mesh file.
 
+use std::net::IpAddr;
+
 use prost::Message;
 
 use super::Resource;
@@ -35,6 +37,22 @@ pub fn deny_namespace(namespace: &str) -> Resource {
     }
 }
 
+impl Resource {
+    /// The same workload, but for what `change` makes of it.
+    pub fn changed(&self, change: impl FnOnce(&mut wire::Workload)) -> Self {
+        let mut address = wire::Address::decode(&self.value[..]).expect("an address");
+        match &mut address.r#type {
+            Some(wire::address::Type::Workload(workload)) => change(workload),
+            other => panic!("{} is no workload: {other:?}", self.name),
+        }
+        Self {
+            name: self.name.clone(),
+            version: format!("{}, changed", self.version),
+            value: address.encode_to_vec(),
+        }
+    }
+}
+
 fn workload(world: &World, pod: &Pod) -> Option<Resource> {
     let spec = &pod.spec;
     let protocol = match spec.membership {
@@ -58,6 +76,7 @@ fn workload(world: &World, pod: &Pod) -> Option<Resource> {
                 },
             )
         });
+    let [region, zone, subzone] = spec.locality.clone();
     let uid = workload_uid(spec);
     let workload = wire::Workload {
         uid: uid.clone(),
@@ -78,23 +97,37 @@ fn workload(world: &World, pod: &Pod) -> Option<Resource> {
             protocol: wire::application_tunnel::Protocol::Proxy.into(),
             port: port.into(),
         }),
+        locality: Some(wire::Locality {
+            region,
+            zone,
+            subzone,
+        }),
         ..wire::Workload::default()
     };
     Some(resource(uid, wire::address::Type::Workload(workload)))
 }
 
 fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
-    let address = |address| wire::NetworkAddress {
-        network: String::new(),
-        address,
-        length: None,
-    };
+    let own = bytes(addresses::service(index)).map(|address| network_address(address, None));
+    let ranges = spec.ranges.iter().map(|(address, bits)| {
+        let address = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        network_address(address, Some(u32::from(*bits)))
+    });
+    let load_balancing = spec.balancing.as_ref().map(|balancing| wire::LoadBalancing {
+        routing_preference: balancing.scopes.iter().map(|scope| i32::from(*scope)).collect(),
+        mode: balancing.mode.into(),
+        health_policy: balancing.health_policy.into(),
+    });
     let service = wire::Service {
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
         hostname: spec.hostname(),
-        addresses: bytes(addresses::service(index)).map(address).into(),
+        addresses: own.into_iter().chain(ranges).collect(),
         ports: ports(spec),
+        load_balancing,
         waypoint: waypoint(world, spec.waypoint.as_deref()),
         ..wire::Service::default()
     };
@@ -102,15 +135,19 @@ fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
 }
 
 fn waypoint(world: &World, pod: Option<&str>) -> Option<wire::GatewayAddress> {
-    let address = wire::NetworkAddress {
-        network: String::new(),
-        address: world.pod(pod?).addresses.v4.octets().to_vec(),
-        length: None,
-    };
+    let address = network_address(world.pod(pod?).addresses.v4.octets().to_vec(), None);
     Some(wire::GatewayAddress {
         destination: Some(wire::gateway_address::Destination::Address(address)),
         hbone_mtls_port: hbone::PORT.into(),
     })
+}
+
+fn network_address(address: Vec<u8>, length: Option<u32>) -> wire::NetworkAddress {
+    wire::NetworkAddress {
+        network: String::new(),
+        address,
+        length,
+    }
 }
 
 fn resource(name: String, kind: wire::address::Type) -> Resource {

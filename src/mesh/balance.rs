@@ -29,6 +29,14 @@ pub(super) enum Purpose {
     Waypoint,
 }
 
+/// How an endpoint is drawn.
+pub(super) struct Draw<'a> {
+    pub random: &'a mut dyn FnMut() -> u64,
+    /// How many of the preferences that the best endpoints match do not count, where a service fails over: for those who
+    /// found out that the best ones do not answer.
+    pub wider: usize,
+}
+
 /// A chosen endpoint.
 #[derive(Debug)]
 pub(super) struct Pick<'a> {
@@ -120,7 +128,7 @@ impl Balance {
         source: &Workload,
         port: u16,
         purpose: Purpose,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Option<Pick<'_>> {
         let service_target = service_ports.get(port);
         let table = match (purpose, service_target) {
@@ -129,7 +137,8 @@ impl Balance {
             (Purpose::Traffic | Purpose::Waypoint, Some(_)) => &self.every,
             (Purpose::Waypoint, None) => &self.tunnels,
         };
-        let at = table.seen_from(&source.network).best(source)?.draw(random)?;
+        let ranked = table.seen_from(&source.network);
+        let at = ranked.best(source, draw.wider)?.draw(draw.random)?;
         let candidate = &self.candidates[at as usize];
         let tunnel_port = || {
             let tunnel = candidate.workload.application_tunnel.as_ref()?;
@@ -200,17 +209,19 @@ impl Ranked {
         }
     }
 
-    /// The candidates that match the longest run of leading preferences.
-    fn best(&self, source: &Workload) -> Option<&Weighted> {
-        let (node, depth) = self.root.descend(source, &self.preferences);
-        if self.strict && depth < self.preferences.len() {
-            return None;
+    /// The candidates that match the longest run of leading preferences, and with them those that match all but the last
+    /// `wider` of that run.
+    fn best(&self, source: &Workload, wider: usize) -> Option<&Weighted> {
+        let preferences = &*self.preferences;
+        let (node, depth) = self.root.descend(source, preferences);
+        if self.strict {
+            return (depth == preferences.len()).then_some(&node.weighted);
         }
         match &self.remote {
             // Another network does not end the comparison when the network comes first: the remaining
             // preferences still rank the remote candidates among themselves.
-            Some(remote) if depth == 0 => Some(&remote.descend(source, &self.preferences[1..]).0.weighted),
-            Some(_) | None => Some(&node.weighted),
+            Some(remote) if depth == 0 => Some(remote.ascended(source, &preferences[1..], wider)),
+            Some(_) | None => Some(self.root.ascended(source, preferences, wider)),
         }
     }
 }
@@ -246,6 +257,20 @@ impl Node {
             }
         }
         (node, preferences.len())
+    }
+
+    /// What is `up` levels above the end of the descent.
+    fn ascended(&self, source: &Workload, preferences: &[Scope], up: usize) -> &Weighted {
+        let (node, depth) = self.descend(source, preferences);
+        match up {
+            0 => &node.weighted,
+            _ => {
+                &self
+                    .descend(source, &preferences[..depth.saturating_sub(up)])
+                    .0
+                    .weighted
+            }
+        }
     }
 }
 

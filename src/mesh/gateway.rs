@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::address::{GatewayAddress, GatewayTarget};
 use super::backing::Backed;
-use super::balance::Purpose;
+use super::balance::{Draw, Purpose};
 use super::route::RouteError;
 use super::service::{IpFamilies, Service};
 use super::workload::Workload;
@@ -48,14 +48,14 @@ impl Snapshot {
         address: &NetworkAddress,
         port: u16,
         purpose: Purpose,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Option<Upstream<'_>> {
         let namespace = Some(&*source.namespace);
         if let Some(backed) = self.backed_by_address(&address.network, address.ip, namespace) {
             if backed.service.is_passthrough() {
                 return None;
             }
-            return self.endpoint_of(backed, source, port, purpose, random);
+            return self.endpoint_of(backed, source, port, purpose, draw);
         }
         let workload = self.workload_by_address(&address.network, address.ip)?;
         Some(Upstream {
@@ -73,17 +73,17 @@ impl Snapshot {
         source: &Workload,
         original: IpAddr,
         purpose: Purpose,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Result<Resolved<'_>, RouteError> {
         let port = reference.hbone_mtls_port;
         let (found, family_of) = match &reference.target {
             GatewayTarget::Address(address) => (
-                self.upstream_of_address(source, address, port, purpose, random),
+                self.upstream_of_address(source, address, port, purpose, draw),
                 address.ip,
             ),
             GatewayTarget::Hostname(key) => {
                 let found = match self.index.backed(&key.namespace, &key.hostname) {
-                    Some(backed) => self.endpoint_of(backed, source, port, purpose, random),
+                    Some(backed) => self.endpoint_of(backed, source, port, purpose, draw),
                     None => self
                         .workload_by_hostname(&key.namespace, &key.hostname)
                         .map(|workload| Upstream {
@@ -147,11 +147,11 @@ impl Snapshot {
         source: &Workload,
         port: u16,
         purpose: Purpose,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Option<Upstream<'a>> {
         let service = &backed.service;
         let tables = backed.tables(&self.index.workloads);
-        let pick = tables.pick(&service.ports, source, port, purpose, random)?;
+        let pick = tables.pick(&service.ports, source, port, purpose, draw)?;
         Some(Upstream {
             workload: pick.workload,
             service: Some(service),

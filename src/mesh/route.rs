@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::balance::Purpose;
+use super::balance::{Draw, Purpose};
 use super::gateway::{Selected, Upstream};
 use super::plan::{Decision, Leg, Plan, TunnelAuthority, Unresolved, Way};
 use super::service::Service;
@@ -50,6 +50,20 @@ impl Snapshot {
         target: SocketAddr,
         random: &mut dyn FnMut() -> u64,
     ) -> Result<Decision, RouteError> {
+        self.route_wider(source, downstream, target, 0, random)
+    }
+
+    /// The same for one who knows that the nearest endpoints do not answer: where a service fails over
+    /// (`Service::failover_scopes`), the last `wider` of the preferences that those match do not count.
+    pub fn route_wider(
+        &self,
+        source: &Arc<Workload>,
+        downstream: IpAddr,
+        target: SocketAddr,
+        wider: usize,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Result<Decision, RouteError> {
+        let draw = &mut Draw { random, wider };
         let target = SocketAddr::new(target.ip().to_canonical(), target.port());
         if self.is_recursive(target) {
             return Err(RouteError::Recursive);
@@ -64,15 +78,15 @@ impl Snapshot {
         // upstream below with the service going first: that is how ztunnel treats an address that is both.
         let called = self.called_service(source, target.ip());
         if let Some(service) = called
-            && let Some(waypoint) = call.waypoint_of(service, random)
+            && let Some(waypoint) = call.waypoint_of(service, draw)
         {
-            return call.through_waypoint(waypoint, Some(service), random);
+            return call.through_waypoint(waypoint, Some(service), draw);
         }
         let address = NetworkAddress {
             network: source.network.clone(),
             ip: target.ip(),
         };
-        let upstream = self.upstream_of_address(source, &address, target.port(), Purpose::Traffic, random);
+        let upstream = self.upstream_of_address(source, &address, target.port(), Purpose::Traffic, draw);
         let Some(upstream) = upstream else {
             return match called {
                 Some(service) if !service.is_passthrough() => Err(RouteError::NoHealthyUpstream(target)),
@@ -82,14 +96,14 @@ impl Snapshot {
         if upstream.workload.network != source.network {
             return match called {
                 None => Err(RouteError::NoServiceForTarget(target)),
-                Some(service) => call.through_gateway(&upstream, service, random),
+                Some(service) => call.through_gateway(&upstream, service, draw),
             };
         }
         // Calls to a service do not consider the waypoint of the workload that was chosen.
         if let (None, Some(waypoint)) = (called, &upstream.workload.waypoint)
             && !call.is_from(waypoint)
         {
-            return call.through_waypoint(waypoint, upstream.service, random);
+            return call.through_waypoint(waypoint, upstream.service, draw);
         }
         direct(&upstream, target)
     }
@@ -132,12 +146,8 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     /// The waypoint that a call to a service goes through. What comes from one of the service's own waypoints has
     /// been through it: sent there again, a waypoint that calls the service by its address would never get out.
-    fn waypoint_of(
-        &self,
-        service: &'a Service,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Option<&'a GatewayAddress> {
-        let chosen = service.choose_waypoint(random)?;
+    fn waypoint_of(&self, service: &'a Service, draw: &mut Draw<'_>) -> Option<&'a GatewayAddress> {
+        let chosen = service.choose_waypoint(draw.random)?;
         let from_waypoint = service.waypoints().any(|waypoint| self.is_from(waypoint));
         (!from_waypoint).then_some(chosen)
     }
@@ -146,21 +156,21 @@ impl<'a> Call<'a> {
         &self,
         waypoint: &GatewayAddress,
         service: Option<&'a Arc<Service>>,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Result<Decision, RouteError> {
         let resolved = self.snapshot.resolve_gateway(
             waypoint,
             self.source,
             self.target.ip(),
             Purpose::Waypoint,
-            random,
+            draw,
         )?;
         let chosen = &resolved.upstream;
         // A workload's own waypoint is dialled wherever it says that it is.
         if let Some(service) = service
             && chosen.workload.network != self.source.network
         {
-            return self.through_gateway(chosen, service, random);
+            return self.through_gateway(chosen, service, draw);
         }
         let leg = Leg::Waypoint {
             port: chosen.port,
@@ -175,20 +185,16 @@ impl<'a> Call<'a> {
         &self,
         upstream: &Upstream<'_>,
         service: &Arc<Service>,
-        random: &mut dyn FnMut() -> u64,
+        draw: &mut Draw<'_>,
     ) -> Result<Decision, RouteError> {
         let Some(gateway) = &upstream.workload.network_gateway else {
             return Err(RouteError::NoDestination {
                 workload: upstream.workload.uid.clone(),
             });
         };
-        let resolved = self.snapshot.resolve_gateway(
-            gateway,
-            self.source,
-            self.target.ip(),
-            Purpose::Traffic,
-            random,
-        )?;
+        let resolved =
+            self.snapshot
+                .resolve_gateway(gateway, self.source, self.target.ip(), Purpose::Traffic, draw)?;
         let leg = Leg::Gateway {
             port: resolved.upstream.port,
             authority: TunnelAuthority::Host {

@@ -139,6 +139,14 @@ impl Service {
             .is_some_and(|balancer| balancer.mode == BalanceMode::Passthrough)
     }
 
+    /// By how many preferences its endpoints are told apart that take over from one another.
+    pub fn failover_scopes(&self) -> usize {
+        match &self.load_balancer {
+            Some(balancer) if balancer.mode == BalanceMode::Failover => balancer.routing_preferences.len(),
+            Some(_) | None => 0,
+        }
+    }
+
     pub(super) fn health_policy(&self) -> HealthPolicy {
         self.load_balancer
             .as_ref()

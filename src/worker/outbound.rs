@@ -374,7 +374,7 @@ pub fn baggage(workload: &Workload) -> Baggage<&str> {
 
 impl<D: Driver + 'static> Core<D> {
     /// Decides otherwise than for what leads to `tried`, as far as that is known yet. Endpoints in trouble are the last
-    /// choice.
+    /// choice, after those of the next scopes where a service fails over.
     fn choose(
         &mut self,
         pod: &PodState,
@@ -384,20 +384,32 @@ impl<D: Driver + 'static> Core<D> {
         tried: &[SocketAddr],
     ) -> Result<Decision, RouteError> {
         let snapshot = self.snapshot.load();
-        let mut chosen = None;
-        for _ in 0..limits::ENDPOINT_DRAWS_MAX {
-            let random = &mut self.random;
-            let plan = match snapshot.route(source, peer.ip(), target, &mut || random.u64(..))? {
-                Decision::Go(plan) => plan,
-                Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
-            };
-            if tried.contains(&plan.way.next_hop()) {
-                continue;
+        let (mut chosen, mut wider) = (None, 0);
+        loop {
+            let mut scopes = 0;
+            for _ in 0..limits::ENDPOINT_DRAWS_MAX {
+                let random = &mut self.random;
+                let mut random = || random.u64(..);
+                let plan = match snapshot.route_wider(source, peer.ip(), target, wider, &mut random)? {
+                    Decision::Go(plan) => plan,
+                    Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
+                };
+                scopes = plan
+                    .service
+                    .as_ref()
+                    .map_or(0, |service| service.failover_scopes());
+                if tried.contains(&plan.way.next_hop()) {
+                    continue;
+                }
+                if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                    return Ok(Decision::Go(plan));
+                }
+                chosen.get_or_insert(plan);
             }
-            if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
-                return Ok(Decision::Go(plan));
+            if wider == scopes {
+                break;
             }
-            chosen.get_or_insert(plan);
+            wider += 1;
         }
         chosen
             .map(Decision::Go)

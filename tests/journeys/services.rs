@@ -186,6 +186,25 @@ fn the_nearest_endpoints_take_all_connections_and_the_next_ones_while_those_are_
 }
 
 #[test]
+fn the_next_endpoints_take_what_the_nearest_refuse_before_the_mesh_knows_that_those_are_away() {
+    let service = ServiceSpec::new("bank", &PORTS, &["cart", "server"]);
+    let mut blueprint =
+        plan().service(service.balancing(Mode::Failover, &SAME_ZONE, HealthPolicy::OnlyHealthy));
+    for (pod, locality) in [("client", HERE), ("cart", HERE), ("server", FAR)] {
+        let position = blueprint.position(pod);
+        blueprint.pods[position].locality = locality.map(str::to_owned);
+    }
+    let world = start(blueprint);
+    // Nobody listens at the one in the same zone.
+    let _servers = serve_names(&world, ["server"]);
+    let target = world.service("bank", Family::V4, HTTP_PORT);
+    assert_all_answered_by("server", &world, target);
+    // Found out by those who call, without a word of the mesh.
+    let _nearest = serve_names(&world, ["cart"]);
+    wait_for_change(&world, target, "server", "cart");
+}
+
+#[test]
 fn an_unhealthy_endpoint_that_is_nearest_takes_all_connections_if_the_service_wants_it() {
     let of = |name, health_policy| {
         ServiceSpec::new(name, &PORTS, &["sick", "server"]).balancing(

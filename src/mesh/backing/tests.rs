@@ -1,6 +1,6 @@
 //! Who builds the tables of a service, when, and of what.
 
-use super::super::balance::Purpose;
+use super::super::balance::{Draw, Purpose};
 use super::*;
 use crate::mesh::fixture::*;
 use crate::mesh::{Builder, Snapshot};
@@ -20,7 +20,10 @@ fn pick(snapshot: &Snapshot, name: &str) -> Option<(String, u16)> {
         &client,
         80,
         Purpose::Traffic,
-        &mut counting(),
+        &mut Draw {
+            random: &mut counting(),
+            wider: 0,
+        },
     )?;
     Some((pick.workload.name.to_string(), pick.port))
 }

@@ -25,17 +25,31 @@ fn pick<'a>(
     source: &Workload,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a Arc<Workload>> {
+    pick_wider(snapshot, source, 0, random)
+}
+
+fn pick_wider<'a>(
+    snapshot: &'a Snapshot,
+    source: &Workload,
+    wider: usize,
+    random: &mut dyn FnMut() -> u64,
+) -> Option<&'a Arc<Workload>> {
     let web = snapshot.index.backed("shop", "web.shop").expect("there");
     let tables = web.tables(&snapshot.index.workloads);
-    let pick = tables.pick(&web.service.ports, source, 80, Purpose::Traffic, random)?;
+    let draw = &mut Draw { random, wider };
+    let pick = tables.pick(&web.service.ports, source, 80, Purpose::Traffic, draw)?;
     Some(pick.workload)
 }
 
 fn hits(snapshot: &Snapshot, source: &Workload, draws: usize) -> HashMap<String, usize> {
+    hits_wider(snapshot, source, 0, draws)
+}
+
+fn hits_wider(snapshot: &Snapshot, source: &Workload, wider: usize, draws: usize) -> HashMap<String, usize> {
     let mut random = counting();
     let mut hits = HashMap::new();
     for _ in 0..draws {
-        if let Some(workload) = pick(snapshot, source, &mut random) {
+        if let Some(workload) = pick_wider(snapshot, source, wider, &mut random) {
             *hits.entry(workload.name.to_string()).or_default() += 1;
         }
     }
@@ -137,6 +151,30 @@ fn failover_takes_the_longest_run_of_matching_preferences() {
         vec![far, placed("farther", "ap", "ap-1", "net1")],
     );
     assert_eq!(names(&hits(&only_far, &here, 10)), ["far", "farther"]);
+}
+
+#[test]
+fn who_does_not_hear_from_the_nearest_is_offered_those_of_the_next_scopes_as_well() {
+    let here = placed("client", "eu", "eu-1", "net1");
+    let all = || {
+        vec![
+            placed("zone", "eu", "eu-1", "net1"),
+            placed("region", "eu", "eu-2", "net1"),
+            placed("far", "us", "us-1", "net1"),
+        ]
+    };
+    let scopes = [Scope::Region, Scope::Zone];
+    let failover = balanced(balancer(BalanceMode::Failover, &scopes), all());
+    let strict = balanced(balancer(BalanceMode::Strict, &scopes), all());
+    for (wider, found) in [
+        (0, &["zone"][..]),
+        (1, &["region", "zone"]),
+        (2, &["far", "region", "zone"]),
+        (3, &["far", "region", "zone"]),
+    ] {
+        assert_eq!(names(&hits_wider(&failover, &here, wider, 12)), found, "{wider}");
+        assert_eq!(names(&hits_wider(&strict, &here, wider, 12)), ["zone"], "{wider}");
+    }
 }
 
 #[test]

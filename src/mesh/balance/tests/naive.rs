@@ -12,6 +12,8 @@ struct Case {
     endpoints: Vec<Workload>,
     source: Workload,
     purpose: Purpose,
+    /// What the nearest have in common with the source, and others need not have.
+    wider: usize,
 }
 
 /// Endpoints by name, with the port and how many of all draws are theirs; the empty name has those that give nothing.
@@ -49,29 +51,26 @@ fn candidates_of(case: &Case) -> Vec<&Workload> {
     else {
         return usable;
     };
-    let preferences = &balancer.routing_preferences;
-    let ranked: Vec<(usize, &Workload)> = usable
+    let preferences = &*balancer.routing_preferences;
+    let run = |it: &Workload, preferences: &[Scope]| {
+        let matches = |scope: &&Scope| scope_value(it, **scope) == scope_value(&case.source, **scope);
+        preferences.iter().take_while(matches).count()
+    };
+    let best_of = |preferences| usable.iter().map(|it| run(it, preferences)).max().unwrap_or(0);
+    if balancer.mode == BalanceMode::Strict {
+        return usable
+            .into_iter()
+            .filter(|it| run(it, preferences) == preferences.len())
+            .collect();
+    }
+    let counted = match preferences {
+        [Scope::Network, rest @ ..] if best_of(preferences) == 0 => rest,
+        all => all,
+    };
+    let enough = best_of(counted).saturating_sub(case.wider);
+    usable
         .into_iter()
-        .filter_map(|it| {
-            let (mut rank, mut bonus) = (0, 0);
-            for (at, scope) in preferences.iter().enumerate() {
-                let network_first = at == 0 && *scope == Scope::Network;
-                if scope_value(it, *scope) == scope_value(&case.source, *scope) {
-                    rank += 1;
-                    bonus += if network_first { preferences.len() - 1 } else { 0 };
-                } else if !network_first {
-                    break;
-                }
-            }
-            let strict = balancer.mode == BalanceMode::Strict;
-            (!strict || rank == preferences.len()).then_some((rank + bonus, it))
-        })
-        .collect();
-    let best = ranked.iter().map(|(rank, _)| *rank).max();
-    ranked
-        .into_iter()
-        .filter(|(rank, _)| Some(*rank) == best)
-        .map(|(_, it)| it)
+        .filter(|it| run(it, counted) >= enough)
         .collect()
 }
 
@@ -107,7 +106,11 @@ fn drawn(case: &Case) -> Shares {
         for coin in 0..sum.max(1) {
             let mut numbers = [column, coin].into_iter();
             let mut random = || numbers.next().expect("two numbers a draw");
-            let pick = tables.pick(&web.service.ports, &case.source, 80, case.purpose, &mut random);
+            let draw = &mut Draw {
+                random: &mut random,
+                wider: case.wider,
+            };
+            let pick = tables.pick(&web.service.ports, &case.source, 80, case.purpose, draw);
             let key = pick.map_or((String::new(), 0), |it| (it.workload.name.to_string(), it.port));
             *shares.entry(key).or_default() += 1;
         }
@@ -184,6 +187,7 @@ prop_compose! {
         mut endpoints in prop::collection::vec(workload(), 0..6),
         (region, zone, node, network) in place(),
         waypoint in any::<bool>(),
+        wider in 0usize..4,
     ) -> Case {
         for (at, it) in endpoints.iter_mut().enumerate() {
             it.uid = format!("c1//Pod/shop/p{at}").into();
@@ -195,6 +199,7 @@ prop_compose! {
             endpoints,
             source: placed("client", &region, &zone, &network).on_node(&node),
             purpose: if waypoint { Purpose::Waypoint } else { Purpose::Traffic },
+            wider,
         }
     }
 }

@@ -258,6 +258,12 @@ impl Builder {
         }
     }
 
+    /// Lets go of what was replaced, as soon as the last snapshot but one is gone.
+    pub fn let_go(&mut self) {
+        self.index.workloads.by_place.let_go();
+        self.index.services.let_go();
+    }
+
     /// A part of what `build` has to do before it can return, for at most `services_max` services; true while more
     /// is left.
     pub fn settle(&mut self, services_max: usize) -> bool {

@@ -253,6 +253,7 @@ impl State {
         self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         let spare = self.retired.len().saturating_sub(limits::SNAPSHOTS_RETIRED_MAX);
         self.retired.drain(..spare);
+        self.builder.let_go();
         let waits = !self.retired.is_empty();
         self.retire_at = waits.then(|| clock::now() + limits::SNAPSHOT_INTERVAL);
     }

@@ -213,16 +213,18 @@ impl Ranked {
     /// `wider` of that run.
     fn best(&self, source: &Workload, wider: usize) -> Option<&Weighted> {
         let preferences = &*self.preferences;
-        let (node, depth) = self.root.descend(source, preferences);
+        let (mut node, depth) = self.root.descend(source, preferences);
         if self.strict {
             return (depth == preferences.len()).then_some(&node.weighted);
         }
         match &self.remote {
             // Another network does not end the comparison when the network comes first: the remaining
             // preferences still rank the remote candidates among themselves.
-            Some(remote) if depth == 0 => Some(remote.ascended(source, &preferences[1..], wider)),
-            Some(_) | None => Some(self.root.ascended(source, preferences, wider)),
+            Some(remote) if depth == 0 => node = remote.ancestor(source, &preferences[1..], wider),
+            Some(_) | None if wider == 0 => {}
+            Some(_) | None => node = self.root.ancestor(source, preferences, wider),
         }
+        Some(&node.weighted)
     }
 }
 
@@ -260,16 +262,11 @@ impl Node {
     }
 
     /// What is `up` levels above the end of the descent.
-    fn ascended(&self, source: &Workload, preferences: &[Scope], up: usize) -> &Weighted {
+    fn ancestor(&self, source: &Workload, preferences: &[Scope], up: usize) -> &Self {
         let (node, depth) = self.descend(source, preferences);
         match up {
-            0 => &node.weighted,
-            _ => {
-                &self
-                    .descend(source, &preferences[..depth.saturating_sub(up)])
-                    .0
-                    .weighted
-            }
+            0 => node,
+            _ => self.descend(source, &preferences[..depth.saturating_sub(up)]).0,
         }
     }
 }

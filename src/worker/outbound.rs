@@ -384,32 +384,26 @@ impl<D: Driver + 'static> Core<D> {
         tried: &[SocketAddr],
     ) -> Result<Decision, RouteError> {
         let snapshot = self.snapshot.load();
-        let (mut chosen, mut wider) = (None, 0);
-        loop {
-            let mut scopes = 0;
-            for _ in 0..limits::ENDPOINT_DRAWS_MAX {
-                let random = &mut self.random;
-                let mut random = || random.u64(..);
-                let plan = match snapshot.route_wider(source, peer.ip(), target, wider, &mut random)? {
-                    Decision::Go(plan) => plan,
-                    Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
-                };
-                scopes = plan
-                    .service
-                    .as_ref()
-                    .map_or(0, |service| service.failover_scopes());
-                if tried.contains(&plan.way.next_hop()) {
-                    continue;
-                }
-                if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
-                    return Ok(Decision::Go(plan));
-                }
-                chosen.get_or_insert(plan);
-            }
-            if wider == scopes {
+        let mut chosen = None;
+        for draw in 0.. {
+            let wider = draw / limits::ENDPOINT_DRAWS_MAX;
+            let random = &mut self.random;
+            let mut random = || random.u64(..);
+            let plan = match snapshot.route_wider(source, peer.ip(), target, wider, &mut random)? {
+                Decision::Go(plan) => plan,
+                Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
+            };
+            let service = plan.service.as_ref();
+            if wider > service.map_or(0, |service| service.failover_scopes()) {
                 break;
             }
-            wider += 1;
+            if tried.contains(&plan.way.next_hop()) {
+                continue;
+            }
+            if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                return Ok(Decision::Go(plan));
+            }
+            chosen.get_or_insert(plan);
         }
         chosen
             .map(Decision::Go)

@@ -49,37 +49,44 @@ pub(super) enum Change {
     Left,
 }
 
+impl Queue {
+    fn of(service: &NamespacedHostname) -> Self {
+        Self {
+            service: service.clone(),
+            found: None,
+            changes: Vec::new(),
+        }
+    }
+}
+
 impl Pending {
     pub fn push(&mut self, services: &Memberships, place: Place<Workload>, change: Change) {
         if services.is_empty() {
             return;
         }
-        let at = services.as_ptr().addr();
-        if !self.by_list.contains_key(&at) {
-            let queues = services.iter().map(|(key, _)| self.queue(key)).collect();
-            self.by_list.insert(at, (services.clone(), queues));
-        }
-        for number in &self.by_list[&at].1 {
-            let queue = &mut self.queues[*number];
+        let Self {
+            queues,
+            waiting,
+            by_service,
+            by_list,
+            ..
+        } = self;
+        let (_, numbers) = by_list.entry(services.as_ptr().addr()).or_insert_with(|| {
+            let numbers = services.iter().map(|(key, _)| {
+                *by_service.entry(key.clone()).or_insert_with(|| {
+                    queues.push(Queue::of(key));
+                    queues.len() - 1
+                })
+            });
+            (services.clone(), numbers.collect())
+        });
+        for number in &*numbers {
+            let queue = &mut queues[*number];
             if queue.changes.is_empty() {
-                self.waiting.push_back(*number);
+                waiting.push_back(*number);
             }
             queue.changes.push((place, change));
         }
-    }
-
-    fn queue(&mut self, service: &NamespacedHostname) -> usize {
-        if let Some(queue) = self.by_service.get(service) {
-            return *queue;
-        }
-        let queue = self.queues.len();
-        self.queues.push(Queue {
-            service: service.clone(),
-            found: None,
-            changes: Vec::new(),
-        });
-        self.by_service.insert(service.clone(), queue);
-        queue
     }
 
     pub fn is_empty(&self) -> bool {

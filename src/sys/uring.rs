@@ -102,9 +102,10 @@ impl Socket {
 
     /// Why what a receive takes for the end is none: a send took the error from the socket, maybe one whose
     /// completion was not looked at yet.
-    fn error_behind_an_end(&mut self) -> Option<i32> {
-        if self.broken.is_none() && self.send.is_some() && socket::is_broken(self.fd.as_fd()) {
-            self.broken = Some(libc::ECONNRESET);
+    fn error_behind_an_end(&mut self, counters: &mut Counters) -> Option<i32> {
+        if self.broken.is_none() && self.send.is_some() {
+            counters.calls += 1;
+            self.broken = socket::is_broken(self.fd.as_fd()).then_some(libc::ECONNRESET);
         }
         self.broken
     }

@@ -117,7 +117,7 @@ impl UringDriver {
         }
         self.counters.calls += 1;
         let ends = socket::is_at_end(socket.fd.as_fd(), &mut socket.broken)
-            && socket.error_behind_an_end().is_none();
+            && socket.error_behind_an_end(&mut self.counters).is_none();
         if ends {
             socket.receive = Receive::Over;
         }
@@ -269,7 +269,7 @@ impl UringDriver {
             }
             Outcome::End => {
                 socket.receive = Receive::Over;
-                let data = match socket.error_behind_an_end() {
+                let data = match socket.error_behind_an_end(&mut self.counters) {
                     Some(errno) => Received::Failed(io::Error::from_raw_os_error(errno)),
                     None => Received::End,
                 };

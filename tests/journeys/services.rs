@@ -8,7 +8,7 @@ use uztunnel_rig::applications::Server;
 use uztunnel_rig::istiod::messages::workload::WorkloadStatus;
 use uztunnel_rig::istiod::messages::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use uztunnel_rig::istiod::{ADDRESS, Resource};
-use uztunnel_rig::{ControlPlane, Family, PodSpec, ServiceSpec, World, topology, wait_until};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, PodSpec, ServiceSpec, World, topology, wait_until};
 
 use crate::setup::{HTTP_PORT, exchange, plan, start, wait_for_error, workload};
 
@@ -24,6 +24,14 @@ const SAME_NODE: [Scope; 1] = [Scope::Node];
 const HERE: [&str; 3] = ["north", "north-1", ""];
 const NEAR: [&str; 3] = ["north", "north-2", ""];
 const FAR: [&str; 3] = ["south", "south-1", ""];
+
+/// Says where these pods are.
+fn place(blueprint: &mut Blueprint, pods: &[(&str, [&str; 3])]) {
+    for (pod, locality) in pods {
+        let position = blueprint.position(pod);
+        blueprint.pods[position].locality = locality.map(str::to_owned);
+    }
+}
 
 /// Servers that say whose they are.
 fn serve_names<const N: usize>(world: &World, pods: [&str; N]) -> [Server; N] {
@@ -164,10 +172,10 @@ fn the_nearest_endpoints_take_all_connections_and_the_next_ones_while_those_are_
         .control_plane(ControlPlane::Istiod)
         .pod(PodSpec::new("far", 0).locality(FAR))
         .service(service.balancing(Mode::Failover, &SAME_ZONE, HealthPolicy::OnlyHealthy));
-    for (pod, locality) in [("client", HERE), ("cart", HERE), ("server", NEAR)] {
-        let position = blueprint.position(pod);
-        blueprint.pods[position].locality = locality.map(str::to_owned);
-    }
+    place(
+        &mut blueprint,
+        &[("client", HERE), ("cart", HERE), ("server", NEAR)],
+    );
     let world = start(blueprint);
     let _servers = serve_names(&world, ["cart", "server", "far"]);
     let (istiod, target) = (world.istiod(), world.service("bank", Family::V4, HTTP_PORT));
@@ -190,10 +198,10 @@ fn the_next_endpoints_take_what_the_nearest_refuse_before_the_mesh_knows_that_th
     let service = ServiceSpec::new("bank", &PORTS, &["cart", "server"]);
     let mut blueprint =
         plan().service(service.balancing(Mode::Failover, &SAME_ZONE, HealthPolicy::OnlyHealthy));
-    for (pod, locality) in [("client", HERE), ("cart", HERE), ("server", FAR)] {
-        let position = blueprint.position(pod);
-        blueprint.pods[position].locality = locality.map(str::to_owned);
-    }
+    place(
+        &mut blueprint,
+        &[("client", HERE), ("cart", HERE), ("server", FAR)],
+    );
     let world = start(blueprint);
     // Nobody listens at the one in the same zone.
     let _servers = serve_names(&world, ["server"]);
@@ -217,8 +225,7 @@ fn an_unhealthy_endpoint_that_is_nearest_takes_all_connections_if_the_service_wa
         .pod(PodSpec::new("sick", 1).locality(HERE))
         .service(of("any", HealthPolicy::AllowAll))
         .service(of("healthy", HealthPolicy::OnlyHealthy));
-    let client = blueprint.position("client");
-    blueprint.pods[client].locality = HERE.map(str::to_owned);
+    place(&mut blueprint, &[("client", HERE)]);
     blueprint.unhealthy.push("sick".to_owned());
     let world = start(blueprint);
     let _servers = serve_names(&world, ["sick", "server"]);

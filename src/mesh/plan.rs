@@ -29,6 +29,15 @@ pub struct Plan {
     pub destination: Option<Arc<Workload>>,
     /// The service the client called, if it called one.
     pub service: Option<Arc<Service>>,
+    /// The next hop was drawn from the endpoints of a service, which may have others.
+    pub drawn: Option<Drawn>,
+}
+
+/// A choice among endpoints: of the service that was called, of its waypoint's or of a network gateway's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// As `Service::failover_scopes`.
+    pub failover_scopes: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +87,7 @@ pub struct Unresolved {
     leg: Leg,
     destination: Arc<Workload>,
     service: Option<Arc<Service>>,
+    drawn: Option<Drawn>,
 }
 
 /// A way without the address of its next hop.
@@ -102,6 +112,14 @@ pub(super) enum Leg {
         inner_accepted: Arc<[Identity]>,
         remote: Arc<Workload>,
     },
+}
+
+impl Drawn {
+    /// From the services, where there are any, that endpoints were chosen of.
+    pub(super) fn from(services: &[Option<&Arc<Service>>]) -> Option<Self> {
+        let scopes = services.iter().flatten().map(|service| service.failover_scopes());
+        scopes.max().map(|failover_scopes| Self { failover_scopes })
+    }
 }
 
 impl Way {
@@ -139,6 +157,7 @@ impl Unresolved {
         leg: Leg,
         destination: &Arc<Workload>,
         service: Option<Arc<Service>>,
+        drawn: Option<Drawn>,
     ) -> Self {
         Self {
             hostname: destination.hostname.clone(),
@@ -146,6 +165,7 @@ impl Unresolved {
             leg,
             destination: destination.clone(),
             service,
+            drawn,
         }
     }
 
@@ -174,6 +194,7 @@ impl Unresolved {
             way: self.leg.to(ip.to_canonical()),
             destination: Some(self.destination),
             service: self.service,
+            drawn: self.drawn,
         }
     }
 

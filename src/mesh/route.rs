@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::balance::{Draw, Purpose};
 use super::gateway::{Selected, Upstream};
-use super::plan::{Decision, Leg, Plan, TunnelAuthority, Unresolved, Way};
+use super::plan::{Decision, Drawn, Leg, Plan, TunnelAuthority, Unresolved, Way};
 use super::service::Service;
 use super::workload::Workload;
 use super::{GatewayAddress, NetworkAddress, Snapshot};
@@ -177,7 +177,8 @@ impl<'a> Call<'a> {
             authority: self.target,
             accepted: chosen.accepted.clone(),
         };
-        decide(chosen, leg, resolved.family_of, service.cloned())
+        let drawn = Drawn::from(&[chosen.service]);
+        decide(chosen, leg, resolved.family_of, service.cloned(), drawn)
     }
 
     /// To another network: a session to its gateway, and one to whoever serves the service there inside of it.
@@ -208,7 +209,9 @@ impl<'a> Call<'a> {
             },
             remote: upstream.workload.clone(),
         };
-        decide(&resolved.upstream, leg, resolved.family_of, Some(service.clone()))
+        let gateway = &resolved.upstream;
+        let drawn = Drawn::from(&[gateway.service, upstream.service]);
+        decide(gateway, leg, resolved.family_of, Some(service.clone()), drawn)
     }
 
     /// A connection that comes from the waypoint of its destination has been through it.
@@ -224,6 +227,7 @@ fn pass_through(target: SocketAddr) -> Plan {
         way: Way::Tcp { next_hop: target },
         destination: None,
         service: None,
+        drawn: None,
     }
 }
 
@@ -233,7 +237,8 @@ fn direct(upstream: &Upstream<'_>, target: SocketAddr) -> Result<Decision, Route
         port: upstream.port,
         accepted: upstream.accepted.clone(),
     };
-    decide(upstream, leg, target.ip(), upstream.service.cloned())
+    let drawn = Drawn::from(&[upstream.service]);
+    decide(upstream, leg, target.ip(), upstream.service.cloned(), drawn)
 }
 
 /// Completes a way by the address of `upstream`. `family_of` is what the address should be like.
@@ -242,14 +247,17 @@ fn decide(
     leg: Leg,
     family_of: IpAddr,
     service: Option<Arc<Service>>,
+    drawn: Option<Drawn>,
 ) -> Result<Decision, RouteError> {
+    let destination = upstream.workload;
     Ok(match upstream.select_ip(family_of)? {
         Selected::Address(ip) => Decision::Go(Plan {
             way: leg.to(ip),
-            destination: Some(upstream.workload.clone()),
+            destination: Some(destination.clone()),
             service,
+            drawn,
         }),
-        Selected::Name => Decision::Resolve(Unresolved::new(family_of, leg, upstream.workload, service)),
+        Selected::Name => Decision::Resolve(Unresolved::new(family_of, leg, destination, service, drawn)),
     })
 }
 

@@ -74,12 +74,13 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 
 /// A plan, with what is needed to carry it out.
 enum Course {
-    Plain { next_hop: SocketAddr },
+    Plain { next_hop: SocketAddr, has_choice: bool },
     Tunnel(Request),
 }
 
 /// A CONNECT, and on which sessions it may be asked.
 struct Request {
+    has_choice: bool,
     key: Rc<PoolKey>,
     authority: String,
     words: Errand,
@@ -90,8 +91,16 @@ struct Request {
 impl Course {
     fn next_hop(&self) -> SocketAddr {
         match self {
-            Self::Plain { next_hop } => *next_hop,
+            Self::Plain { next_hop, .. } => *next_hop,
             Self::Tunnel(request) => request.key.destination,
+        }
+    }
+
+    /// Whether the service that its endpoint belongs to may have another one.
+    fn has_choice(&self) -> bool {
+        match self {
+            Self::Plain { has_choice, .. } => *has_choice,
+            Self::Tunnel(request) => request.has_choice,
         }
     }
 
@@ -120,7 +129,10 @@ async fn decide<D: Driver + 'static>(
     if let Some(plan) = shell.with(|core| core.route_unidentified(pod, target)) {
         let next_hop = plan.way.next_hop();
         account.destination_address = next_hop;
-        return Ok(Course::Plain { next_hop });
+        return Ok(Course::Plain {
+            next_hop,
+            has_choice: false,
+        });
     }
     let source = own_workload(shell, pod).await?;
     account.source = Some(source.clone());
@@ -171,9 +183,8 @@ async fn connect<D: Driver + 'static>(
     loop {
         let other = {
             let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
-            let has_choice = account.service.is_some();
-            let mut work = pin!(attempt(shell, pod, &course, has_choice));
-            if !has_choice || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+            let mut work = pin!(attempt(shell, pod, &course));
+            if !course.has_choice() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
                 return work.await;
             }
             match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
@@ -237,13 +248,12 @@ async fn attempt<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     course: &Course,
-    has_choice: bool,
 ) -> Result<End<D>, Rc<Outcome>> {
     let _budget = Counted::setup(pod)?;
     match course {
-        Course::Plain { next_hop } => {
+        Course::Plain { next_hop, has_choice } => {
             let connected = pass_through(shell, pod, *next_hop).await;
-            if has_choice {
+            if *has_choice {
                 let key = (pod.pod.uid.clone(), *next_hop);
                 shell.with(|core| match &connected {
                     Ok(_) => core.plain_is_well(&key),
@@ -393,8 +403,7 @@ impl<D: Driver + 'static> Core<D> {
                 Decision::Go(plan) => plan,
                 Decision::Resolve(unresolved) => return Ok(Decision::Resolve(unresolved)),
             };
-            let service = plan.service.as_ref();
-            if wider > service.map_or(0, |service| service.failover_scopes()) {
+            if wider > plan.drawn.map_or(0, |drawn| drawn.failover_scopes) {
                 break;
             }
             if tried.contains(&plan.way.next_hop()) {
@@ -419,7 +428,10 @@ impl<D: Driver + 'static> Core<D> {
         account: &mut Account,
     ) -> Result<Course, Outcome> {
         let course = match &plan.way {
-            Way::Tcp { next_hop } => Course::Plain { next_hop: *next_hop },
+            Way::Tcp { next_hop } => Course::Plain {
+                next_hop: *next_hop,
+                has_choice: plan.drawn.is_some(),
+            },
             Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
             Way::DoubleHbone(hop) => Course::Tunnel(self.request_inside(pod, source, hop, &plan, account)),
         };
@@ -438,6 +450,7 @@ impl<D: Driver + 'static> Core<D> {
         let peer = account.source_address;
         let hostname = plan.service.as_ref().map(|service| &*service.hostname);
         Request {
+            has_choice: plan.drawn.is_some(),
             key: Rc::new(pool_key(pod, source, peer, hop, plan)),
             authority: hop.authority.to_string(),
             words: Errand {
@@ -476,7 +489,7 @@ impl<D: Driver + 'static> Core<D> {
         plan: &Plan,
         may_find_out: bool,
     ) -> bool {
-        if plan.service.is_none() || !self.troubles.are_there() {
+        if plan.drawn.is_none() || !self.troubles.are_there() {
             return false;
         }
         match &plan.way {
@@ -497,7 +510,7 @@ impl<D: Driver + 'static> Core<D> {
                 let through = request.key.through.as_ref();
                 self.pool_is_slow(through.map_or(&request.key, |through| &through.gateway));
             }
-            Course::Plain { next_hop } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
+            Course::Plain { next_hop, .. } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
         }
     }
 

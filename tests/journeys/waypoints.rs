@@ -206,6 +206,34 @@ fn an_application_that_takes_tunnels_reads_a_header_in_front_of_the_bytes() {
 }
 
 #[test]
+fn a_replica_of_a_waypoint_that_refuses_is_given_up_for_another() {
+    for is_called_by_service in [true, false] {
+        let world = with_waypoint(|blueprint| {
+            let replicas = ServiceSpec::new("waypoints", &[(15008, 15008)], &["waypoint", "gone"]);
+            // It belongs to the service, and nobody listens there.
+            let mut blueprint = blueprint
+                .pod(PodSpec::new("gone", 1).membership(Membership::Unredirected))
+                .service(replicas);
+            match is_called_by_service {
+                true => blueprint.services[0].waypoint = Some("waypoints".to_owned()),
+                false => blueprint.pods[2].waypoint = Some("waypoints".to_owned()),
+            }
+            blueprint
+        });
+        let waypoint = serve_waypoint(&world, 200);
+        let target = match is_called_by_service {
+            true => world.service("shop", Family::V4, 80),
+            false => world.pod("server").address(Family::V4, HTTP_PORT),
+        };
+        for call in 0..30 {
+            let (answer, _) = exchange(world.pod("client"), target);
+            assert_eq!(answer, b"a line\n", "call {call}");
+        }
+        assert_eq!(waypoint.asked().len(), 30);
+    }
+}
+
+#[test]
 fn an_endpoint_that_refuses_is_given_up_for_another() {
     // Two of three endpoints have nobody who listens, one of them not even a proxy.
     let blueprint = plan()

@@ -8,7 +8,10 @@ use crate::bridge::log::Direction;
 use crate::bridge::lookups::Question;
 use crate::bridge::orders::CertificateError;
 use crate::identity::Identity;
-use crate::mesh::{Builder, LocalState, Locale, NamespacedHostname, NetworkAddress, Service, TunnelProtocol};
+use crate::mesh::{
+    Builder, GatewayAddress, GatewayTarget, LocalState, Locale, NamespacedHostname, NetworkAddress, Service,
+    TunnelProtocol,
+};
 use crate::runtime::tasks::Executor;
 use crate::sys::epoll::EpollDriver;
 use crate::worker::fixture;
@@ -101,6 +104,45 @@ fn a_plain_endpoint_in_trouble_is_chosen_only_to_find_out_or_when_there_is_no_ot
     );
     core.plain_is_well(&key(dead));
     assert_eq!(to(&chosen(&mut core, &pod, 100), dead), 100);
+}
+
+#[test]
+fn a_replica_in_trouble_of_the_waypoint_of_a_pod_is_given_up_for_another() {
+    let replicas = [[198, 18, 1, 1], [198, 18, 1, 2]].map(|octets| endpoint("waypoint", &[octets]));
+    let replicas = replicas.map(|replica| Workload {
+        uid: format!("c1//Pod/shop/waypoint-{}", replica.addresses[0]).into(),
+        ..replica
+    });
+    let [dead, other] = [[198, 18, 1, 1], [198, 18, 1, 2]].map(|octets| SocketAddr::from((octets, 8080)));
+    let database = SocketAddr::from(([198, 18, 2, 1], 5432));
+    let mut called = Workload::new("c1//Pod/shop/database", "database", identity("database"));
+    called.addresses = [database.ip()].into();
+    called.waypoint = Some(Box::new(GatewayAddress {
+        target: GatewayTarget::Hostname(NamespacedHostname::new("shop", "shop.shop")),
+        hbone_mtls_port: 80,
+    }));
+    let mut core = core(
+        &Executor::default(),
+        replicas.into_iter().chain([called]).collect(),
+    );
+    let (pod, source, peer) = (fixture::pod(), Arc::new(source()), ([198, 18, 0, 1], 4000).into());
+    let choose = |core: &mut Core<EpollDriver>, tried: &[SocketAddr]| match core
+        .choose(&pod, &source, peer, database, tried)
+    {
+        Ok(Decision::Go(plan)) => plan,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(choose(&mut core, &[dead]).way.next_hop(), other);
+    let plan = choose(&mut core, &[other]);
+    assert!(plan.service.is_none(), "the client called no service");
+    let mut account = Account::new(Direction::Outbound, core.now, peer, database);
+    let course = core.course(&pod, &source, plan, &mut account);
+    let course = course.unwrap_or_else(|error| panic!("{error}"));
+    assert!(course.has_choice() && course.next_hop() == dead);
+    core.avoid(&pod, &course);
+    for _ in 0..100 {
+        assert_eq!(choose(&mut core, &[]).way.next_hop(), other);
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub struct PodSpec {
     pub service_account: String,
     pub membership: Membership,
     pub redirect: Redirect,
-    /// Name of the pod that connections to this one go through.
+    /// Name of the pod, or of the service, that connections to this one go through.
     pub waypoint: Option<String>,
     /// Takes tunnels itself on this port, with a PROXY protocol header in front.
     pub tunnel_port: Option<u16>,
@@ -50,8 +50,8 @@ impl PodSpec {
         }
     }
 
-    pub fn waypoint(mut self, pod: &str) -> Self {
-        self.waypoint = Some(pod.to_owned());
+    pub fn waypoint(mut self, name: &str) -> Self {
+        self.waypoint = Some(name.to_owned());
         self
     }
 
@@ -99,7 +99,7 @@ pub struct ServiceSpec {
     pub ports: Vec<(u16, u16)>,
     /// Names of pods.
     pub endpoints: Vec<String>,
-    /// Name of the pod that calls to the service go through.
+    /// Name of the pod, or of the service, that calls to the service go through.
     pub waypoint: Option<String>,
     /// Further addresses: all that share the leading bits of one.
     pub ranges: Vec<(IpAddr, u8)>,
@@ -119,8 +119,8 @@ impl ServiceSpec {
         }
     }
 
-    pub fn waypoint(mut self, pod: &str) -> Self {
-        self.waypoint = Some(pod.to_owned());
+    pub fn waypoint(mut self, name: &str) -> Self {
+        self.waypoint = Some(name.to_owned());
         self
     }
 

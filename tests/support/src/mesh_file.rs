@@ -127,7 +127,10 @@ fn write_waypoint(
     let Some(waypoint) = waypoint else {
         return Ok(());
     };
-    let address = addresses_of(blueprint.position(waypoint)).v4;
+    let address = match blueprint.services.iter().position(|it| it.name == waypoint) {
+        Some(service) => addresses::service(service).v4,
+        None => addresses_of(blueprint.position(waypoint)).v4,
+    };
     writeln!(
         yaml,
         "  waypoint: {{destination: \"/{address}\", hboneMtlsPort: {}}}",

@@ -134,8 +134,14 @@ fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
     resource(key(spec), wire::address::Type::Service(service))
 }
 
-fn waypoint(world: &World, pod: Option<&str>) -> Option<wire::GatewayAddress> {
-    let address = network_address(world.pod(pod?).addresses.v4.octets().to_vec(), None);
+fn waypoint(world: &World, name: Option<&str>) -> Option<wire::GatewayAddress> {
+    let name = name?;
+    let service = world.blueprint.services.iter().position(|it| it.name == name);
+    let address = match service {
+        Some(service) => addresses::service(service).v4,
+        None => world.pod(name).addresses.v4,
+    };
+    let address = network_address(address.octets().to_vec(), None);
     Some(wire::GatewayAddress {
         destination: Some(wire::gateway_address::Destination::Address(address)),
         hbone_mtls_port: hbone::PORT.into(),

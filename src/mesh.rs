@@ -107,11 +107,13 @@ impl Snapshot {
             .max_by_key(|workload| workload.address_rank())
     }
 
-    /// Whether an address of this node's network belongs to somebody, and not, or no longer, to this workload.
+    /// Whether an address of this node's network belongs to somebody, and not, or no longer, to this workload. One that
+    /// has only a host name shares the addresses to which that leads with whoever owns them.
     pub fn is_taken_over(&self, ip: IpAddr, uid: &str) -> bool {
         let ip = ip.to_canonical();
         let owner = self.workload(uid);
-        !owner.is_some_and(|owner| owner.addresses.contains(&ip))
+        let has_name_only = |owner: &Workload| owner.addresses.is_empty() && !owner.hostname.is_empty();
+        !owner.is_some_and(|owner| owner.addresses.contains(&ip) || has_name_only(owner))
             && self.workload_by_address(&self.locale().network, ip).is_some()
     }
 

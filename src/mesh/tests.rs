@@ -100,6 +100,19 @@ fn an_address_is_taken_over_when_somebody_has_it_and_its_workload_has_not() {
         assert!(over.is_taken_over(at, &old_uid) && !over.is_taken_over(at, &new_uid));
         assert!(over.addresses_revision() > shared.addresses_revision());
     }
+    // Whose name leads there has nothing that could be taken, whoever has the address.
+    let mut named = pod("named", "10.0.0.9");
+    named.addresses.clear();
+    named.hostname = "old.shop".into();
+    let uid = named.uid.clone();
+    let mut builder = Builder::new(locale());
+    builder.insert_workload(old);
+    builder.insert_workload(named.clone());
+    assert!(!builder.build().is_taken_over(at, &uid));
+    // One that lost its addresses and never had a name is another matter.
+    named.hostname = "".into();
+    builder.insert_workload(named);
+    assert!(builder.build().is_taken_over(at, &uid));
 }
 
 #[test]

@@ -24,8 +24,8 @@ use uztunnel::control::roster::Roster;
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{
-    Builder, ConnectionFacts, Decision, Hop, InboundTarget, Locale, Plan, Snapshot, TunnelProtocol, Way,
-    Workload,
+    Builder, ConnectionFacts, Decision, Hop, InboundTarget, Locale, Plan, Snapshot, TunnelAuthority,
+    TunnelProtocol, Way, Workload,
 };
 use uztunnel::wire::hbone::{IncomingRequest, Method, forwarded_value};
 use uztunnel::worker::outcome::{HttpStatus, Outcome};
@@ -268,7 +268,7 @@ fn inbound(
     let delivery = delivery.expect("it is the pod's");
     let mut account = Account::new(Direction::Inbound, clock::now(), peer, hop.next_hop);
     account.source_identity = Some(source.identity.clone());
-    account.hbone_address = Some(authority);
+    account.hbone_address = Some(TunnelAuthority::Address(authority));
     account.describe_inbound(&node.snapshot, &own, &request, &delivery, true);
     deliver(node, account, &own, delivery.address, step)
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::clock::SystemTime;
 use crate::identity::Identity;
 use crate::limits;
+use crate::mesh::TunnelAuthority;
 
 /// The target of access lines, as in `RUST_LOG=access=off`.
 pub const ACCESS_TARGET: &str = "access";
@@ -24,7 +25,7 @@ pub struct AccessRecord {
     pub source: Party,
     pub destination: Party,
     /// CONNECT authority.
-    pub hbone_address: Option<SocketAddr>,
+    pub hbone_address: Option<TunnelAuthority>,
     /// Host name of the service that the client asked for.
     pub service: Option<Arc<str>>,
     pub direction: Direction,

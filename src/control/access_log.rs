@@ -84,7 +84,7 @@ pub fn push_record(out: &mut Vec<u8>, format: Format, record: &AccessRecord) {
         &record.source,
     );
     line.bare("dst.addr", record.destination.address);
-    if let Some(address) = record.hbone_address {
+    if let Some(address) = &record.hbone_address {
         line.bare("dst.hbone_addr", address);
     }
     if let Some(service) = &record.service {

@@ -141,6 +141,13 @@ impl Peer {
         out.filled().to_vec()
     }
 
+    /// Ends without a word.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.socket)
+            .set_linger(Some(Duration::ZERO))
+            .expect("an open socket");
+    }
+
     pub fn set_receive_buffer_size(&self, bytes: usize) {
         socket2::SockRef::from(&self.socket)
             .set_recv_buffer_size(bytes)

@@ -24,7 +24,8 @@ use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
 use crate::mesh::{
-    ConnectionFacts, Delivery, Denial, InboundTarget, Permit, PolicyEvent, Snapshot, Workload,
+    ConnectionFacts, Delivery, Denial, InboundTarget, Permit, PolicyEvent, Snapshot, TunnelAuthority,
+    Workload,
 };
 use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
@@ -169,9 +170,13 @@ async fn identify<D: Driver + 'static>(
             )));
         }
     };
-    if let InboundTarget::Address(address) = &target {
-        account.hbone_address = Some(*address);
-    }
+    account.hbone_address = Some(match &target {
+        InboundTarget::Address(address) => TunnelAuthority::Address(*address),
+        InboundTarget::Host { host, port } => TunnelAuthority::Host {
+            hostname: host.as_str().into(),
+            port: *port,
+        },
+    });
     let own = own_workload(shell, &origin.pod).await?;
     if let InboundTarget::Address(address) = &target
         && address.ip().to_canonical() != origin.local.ip().to_canonical()
@@ -376,9 +381,11 @@ impl<D: Driver + 'static> Core<D> {
 /// In the spans that ztunnel's lines about policies have: whose connection it is, and which. They are made only where
 /// somebody reads them: most policies say something about every connection.
 fn tell_of_policy(as_info: bool, own: &Workload, facts: &Facts<'_>, event: &PolicyEvent<'_>) {
-    let is_read = match as_info {
-        true => tracing::enabled!(target: "rbac", tracing::Level::INFO),
-        false => tracing::enabled!(target: "rbac", tracing::Level::DEBUG),
+    let is_unknown = matches!(event, PolicyEvent::Unknown(_));
+    let is_read = match (is_unknown, as_info) {
+        (true, _) => tracing::enabled!(target: "rbac", tracing::Level::WARN),
+        (false, true) => tracing::enabled!(target: "rbac", tracing::Level::INFO),
+        (false, false) => tracing::enabled!(target: "rbac", tracing::Level::DEBUG),
     };
     if !is_read {
         return;
@@ -389,8 +396,10 @@ fn tell_of_policy(as_info: bool, own: &Workload, facts: &Facts<'_>, event: &Poli
     let inbound = tracing::info_span!(target: "rbac", parent: &proxy, "inbound", %id, %peer);
     let _inbound = inbound.enter();
     let (policy, rule) = (event.policy(), event.rule());
-    match as_info {
-        true => tracing::info!(target: "rbac", policy, rule, "{}", event.message()),
-        false => tracing::debug!(target: "rbac", policy, rule, "{}", event.message()),
+    let message = event.message();
+    match (is_unknown, as_info) {
+        (true, _) => tracing::warn!(target: "rbac", policy, "{message} {}", policy.unwrap_or_default()),
+        (false, true) => tracing::info!(target: "rbac", policy, rule, "{message}"),
+        (false, false) => tracing::debug!(target: "rbac", policy, rule, "{message}"),
     }
 }

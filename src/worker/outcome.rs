@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::AlertDescription;
 
+use super::owner::Side;
 use crate::bridge::lookups::LookupError;
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
@@ -27,8 +28,10 @@ pub enum Outcome {
     HboneConnectTimeout(#[source] io::Error),
     #[error("io error: {0}")]
     Io(#[source] io::Error),
+    /// On the way from the client to the server.
     #[error("send: {0}")]
     Send(#[source] io::Error),
+    /// On the way back.
     #[error("receive: {0}")]
     Receive(#[source] io::Error),
     #[error("tls error: {0}")]
@@ -43,6 +46,9 @@ pub enum Outcome {
     Http2(String),
     #[error("h2 failed: session closed: {0}")]
     SessionClosed(String),
+    /// By its peer, or because the way to it broke: as ordinary an end as that of a copy whose peer resets.
+    #[error("h2 failed: session closed: {0}")]
+    SessionLost(String),
     #[error("connection closed: {0}")]
     Revoked(Revoked),
     #[error("stream reset by the peer: {0:?}")]
@@ -123,6 +129,15 @@ impl std::fmt::Display for HttpStatus {
 }
 
 impl Outcome {
+    /// Reading what an end says, or writing that to the other end, failed.
+    pub fn of_copy(from: Side, error: io::Error) -> Self {
+        match from {
+            _ if ends_a_copy(&error) => Self::Complete,
+            Side::Client => Self::Send(error),
+            Side::Server => Self::Receive(error),
+        }
+    }
+
     /// What happened on a leg. What names its leg already stays as it is.
     pub fn on_leg(leg: Leg, gateway: SocketAddr, cause: Rc<Self>) -> Self {
         let (leg, gateway, cause) = match &*cause {
@@ -150,6 +165,7 @@ impl Outcome {
             | Self::Io(_)
             | Self::Tls(TlsError::Handshake(_) | TlsError::Record(_) | TlsError::Alert(_))
             | Self::SessionClosed(_)
+            | Self::SessionLost(_)
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Deadline { .. } => true,
@@ -187,6 +203,7 @@ impl Outcome {
             | Self::Handshake(_)
             | Self::Http2(_)
             | Self::SessionClosed(_)
+            | Self::SessionLost(_)
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Route(_)
@@ -222,6 +239,10 @@ impl Outcome {
                 ResponseFlag::CertRevoked
             }
             Self::Tls(TlsError::Credential(_)) => ResponseFlag::TlsFailure,
+            Self::SessionLost(_) => match phase {
+                Phase::SettingUp => ResponseFlag::H2HandshakeFailure,
+                Phase::Relaying => ResponseFlag::None,
+            },
             Self::Handshake(_) | Self::Http2(_) | Self::SessionClosed(_) | Self::StreamReset(_) => {
                 match phase {
                     Phase::SettingUp => ResponseFlag::H2HandshakeFailure,
@@ -248,10 +269,12 @@ impl Outcome {
     /// Why there was no connection at all.
     pub fn refusal(&self) -> Refusal {
         match self {
+            Self::RecursiveCall
+            | Self::Route(RouteError::Recursive)
+            | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,
             Self::Route(_) | Self::Lookup(_) => Refusal::Route,
             Self::OnLeg { cause, .. } => cause.refusal(),
             Self::WorkloadUnknown(_) => Refusal::WorkloadUnknown,
-            Self::RecursiveCall | Self::Inbound(InboundError::Recursive) => Refusal::Recursive,
             Self::Inbound(
                 InboundError::Mismatch { .. }
                 | InboundError::UnknownHost(_)
@@ -274,6 +297,7 @@ impl Outcome {
             | Self::Handshake(_)
             | Self::Http2(_)
             | Self::SessionClosed(_)
+            | Self::SessionLost(_)
             | Self::Revoked(_)
             | Self::StreamReset(_)
             | Self::Deadline { .. } => Refusal::Handshake,
@@ -345,6 +369,121 @@ mod tests {
         ] {
             let flags = [Phase::SettingUp, Phase::Relaying].map(|phase| outcome.flag(phase));
             assert_eq!(flags, [setting_up, relaying], "{outcome}");
+        }
+    }
+
+    /// Contract: data-plane.md section 16.
+    #[test]
+    fn a_copy_fails_by_its_direction_and_a_reset_is_an_ordinary_end() {
+        let of = |from, kind: io::ErrorKind| Outcome::of_copy(from, kind.into()).error();
+        let timed_out = io::ErrorKind::TimedOut;
+        assert_eq!(of(Side::Client, timed_out).as_deref(), Some("send: timed out"));
+        assert_eq!(of(Side::Server, timed_out).as_deref(), Some("receive: timed out"));
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe] {
+            assert_eq!(
+                [Side::Client, Side::Server].map(|from| of(from, kind)),
+                [None, None]
+            );
+        }
+    }
+
+    /// What an inbound CONNECT is answered, whether another endpoint may do better, and what a connection that never
+    /// was one is counted as. Contract: data-plane.md section 11; DEVIATIONS.md has the reasons.
+    #[test]
+    fn statuses_retries_and_reasons_of_outcomes() {
+        let broken = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let at: SocketAddr = ([198, 18, 0, 1], 15008).into();
+        let handshake = |error| Outcome::Tls(TlsError::Handshake(error));
+        let on_leg = |cause| Outcome::on_leg(Leg::Inside, at, Rc::new(cause));
+        let deadline = Outcome::Deadline {
+            peer: at,
+            what: "answer",
+            limit: Duration::from_secs(5),
+        };
+        let full = Outcome::Overloaded {
+            what: "connections",
+            limit: 1,
+        };
+        for (outcome, status, is_about_an_endpoint, refusal) in [
+            (Outcome::Complete, 200, false, Refusal::Ending),
+            (Outcome::ConnectFailed(broken()), 503, true, Refusal::Handshake),
+            (
+                Outcome::HboneConnectTimeout(broken()),
+                503,
+                true,
+                Refusal::Handshake,
+            ),
+            (Outcome::Io(broken()), 503, true, Refusal::Handshake),
+            (
+                handshake(HandshakeError::UnknownIssuer),
+                503,
+                true,
+                Refusal::Handshake,
+            ),
+            (Outcome::SessionClosed("x".into()), 503, true, Refusal::Handshake),
+            (Outcome::SessionLost("x".into()), 503, true, Refusal::Handshake),
+            (
+                Outcome::StreamReset(ErrorCode::Cancel),
+                503,
+                true,
+                Refusal::Handshake,
+            ),
+            (deadline, 503, true, Refusal::Handshake),
+            (Outcome::Status(HttpStatus(503)), 503, true, Refusal::Handshake),
+            (Outcome::Status(HttpStatus(401)), 503, false, Refusal::Handshake),
+            (Outcome::Status(HttpStatus(400)), 503, false, Refusal::Handshake),
+            (Outcome::Http2("x".into()), 503, false, Refusal::Handshake),
+            (Outcome::Handshake("x".into()), 503, false, Refusal::Handshake),
+            (
+                Outcome::Identity(CertificateError::no_longer_needed()),
+                503,
+                false,
+                Refusal::Handshake,
+            ),
+            (Outcome::Malformed("x".into()), 400, false, Refusal::Request),
+            (Outcome::Denied(Denial::NotAllowed), 401, false, Refusal::Request),
+            (
+                Outcome::Inbound(InboundError::Recursive),
+                503,
+                false,
+                Refusal::Recursive,
+            ),
+            (
+                Outcome::Route(RouteError::Recursive),
+                503,
+                false,
+                Refusal::Recursive,
+            ),
+            (Outcome::RecursiveCall, 503, false, Refusal::Recursive),
+            (
+                Outcome::Route(RouteError::NoHealthyUpstream(at)),
+                503,
+                false,
+                Refusal::Route,
+            ),
+            (
+                Outcome::WorkloadUnknown("x".into()),
+                503,
+                false,
+                Refusal::WorkloadUnknown,
+            ),
+            (full, 503, false, Refusal::Capacity),
+            (Outcome::PodRemoved, 503, false, Refusal::Ending),
+            (Outcome::Drained, 503, false, Refusal::Ending),
+            (on_leg(Outcome::Io(broken())), 503, true, Refusal::Handshake),
+            (
+                on_leg(Outcome::Status(HttpStatus(401))),
+                503,
+                false,
+                Refusal::Handshake,
+            ),
+        ] {
+            let found = (
+                outcome.connect_status(),
+                outcome.is_about_an_endpoint(),
+                outcome.refusal(),
+            );
+            assert_eq!(found, (status, is_about_an_endpoint, refusal), "{outcome}");
         }
     }
 }

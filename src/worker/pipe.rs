@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::core::Core;
-use super::outcome::{Outcome, ends_a_copy};
+use super::outcome::Outcome;
 use super::owner::{Owned, Side};
 use super::pods::PodState;
 use super::telemetry::Account;
@@ -125,8 +125,7 @@ impl<D: Driver + 'static> Core<D> {
         match data {
             Received::Data(buffer) => self.pipe_data(key, from, buffer),
             Received::End => self.pipe_end(key, from),
-            Received::Failed(error) if ends_a_copy(&error) => self.break_pipe(key, from, Outcome::Complete),
-            Received::Failed(error) => self.break_pipe(key, from, Outcome::Receive(error)),
+            Received::Failed(error) => self.break_pipe(key, from, Outcome::of_copy(from, error)),
         }
     }
 
@@ -162,8 +161,7 @@ impl<D: Driver + 'static> Core<D> {
         }
         match error {
             None => self.read_pipe(key, from),
-            Some(error) if ends_a_copy(&error) => self.break_pipe(key, from.other(), Outcome::Complete),
-            Some(error) => self.break_pipe(key, from.other(), Outcome::Send(error)),
+            Some(error) => self.break_pipe(key, from.other(), Outcome::of_copy(from, error)),
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::core::Core;
-use super::hbone::session::Session;
+use super::hbone::session::{Ending, Session};
 use super::listen::Listener;
 use super::outcome::Outcome;
 use super::owner::Owned;
@@ -340,7 +340,7 @@ impl<D: Driver + 'static> Core<D> {
             .map(|(key, _)| key)
             .collect();
         for key in sessions {
-            self.close_session(key, "the pod was removed");
+            self.close_session(key, &Ending::PodRemoved);
         }
         self.cut_remains(&entry.state);
         for key in self.pipes.keys() {

@@ -21,7 +21,7 @@ use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, Lo
 use crate::bridge::traffic::{Original, Refusal, Series, Shard};
 use crate::clock;
 use crate::identity::Identity;
-use crate::mesh::{Service, Workload};
+use crate::mesh::{Service, TunnelAuthority, Workload};
 use crate::wire::baggage::Baggage;
 
 /// Collects the records and counts of one worker.
@@ -47,8 +47,8 @@ pub struct Account {
     pub source_identity: Option<Identity>,
     /// Outbound: the next hop. Inbound HBONE: the local address. Plaintext: the captured destination.
     pub destination_address: SocketAddr,
-    /// The CONNECT authority, when it is an address.
-    pub hbone_address: Option<SocketAddr>,
+    /// What CONNECT asks for.
+    pub hbone_address: Option<TunnelAuthority>,
     pub service: Option<Arc<Service>>,
     pub destination: Option<Arc<Workload>>,
     /// What a destination in another network says about itself. It goes before what the mesh knows, which is about the

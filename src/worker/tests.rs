@@ -9,14 +9,18 @@ use std::time::Duration;
 use super::core::{Core, Wait};
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
-use super::hbone::session::{Held, Role, Session, Transport};
+use super::hbone::session::{Ending, Held, Role, Session, Transport};
 use super::inbound;
 use super::owner::Owned;
 use super::pods::PodState;
 use super::shell::Shell;
+use super::telemetry::Telemetry;
 use super::tunnel::TunnelParts;
 use super::turn::{Life, Worker};
+use crate::bridge::Traffic;
+use crate::bridge::log::log_queue;
 use crate::bridge::orders::{self, Order};
+use crate::bridge::traffic::ResponseFlag;
 use crate::clock;
 use crate::identity::Identity;
 use crate::limits;
@@ -53,7 +57,8 @@ pub struct Relay {
 /// A tunnel between a peer and an application that does not read yet.
 pub fn relay(executor: &Executor) -> Relay {
     let mut core = fixture::core(executor);
-    let pod = fixture::pod();
+    core.add_pod(fixture::pod().pod.clone(), None);
+    let pod = core.pods.iter().next().expect("just added").clone();
     let (session, mut peer) = fixture::session(&mut core, &pod);
     let stream = peer.http2.open(0, &REQUEST).expect("the first stream");
     peer.send(&[]);
@@ -198,7 +203,7 @@ fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it()
     let mut relay = relay(&executor);
     let said = relay.say_all(ANSWER_BYTES);
     let session = relay.session;
-    relay.core.close_session(session, "test");
+    relay.core.close_session(session, &Ending::Said("test".into()));
     fixture::turn(&mut relay.core);
     assert!(relay.core.sessions.is_empty());
     assert!(relay.core.remains_bytes > 0);
@@ -212,7 +217,7 @@ fn what_streams_left_behind_is_cut_with_their_pod() {
     let mut relay = relay(&executor);
     relay.say_all(ANSWER_BYTES);
     let session = relay.session;
-    relay.core.close_session(session, "test");
+    relay.core.close_session(session, &Ending::Said("test".into()));
     assert_eq!(relay.core.tunnels.len(), 1);
     let pod = relay.pod.clone();
     relay.core.cut_remains(&pod);
@@ -226,9 +231,57 @@ fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
     relay.say_all(ANSWER_BYTES);
     relay.core.remains_bytes = limits::REMAINS_BYTES_MAX;
     let session = relay.session;
-    relay.core.close_session(session, "test");
+    relay.core.close_session(session, &Ending::Said("test".into()));
     assert_eq!(relay.core.tunnels.len(), 0);
     assert_eq!(relay.core.remains_bytes, limits::REMAINS_BYTES_MAX);
+}
+
+/// A session ends under a connection in one way or another: the flag by which the connection counts as closed.
+#[test]
+fn a_connection_fails_by_what_breaks_rules_and_not_by_ends_of_pods_and_peers() {
+    type Ends = fn(Relay) -> Core<EpollDriver>;
+    let pod_goes: Ends = |mut relay| {
+        let uid = relay.pod.pod.uid.clone();
+        relay.core.remove_pod(&uid);
+        relay.core
+    };
+    let peer_ends: Ends = |relay| relay.core;
+    let peer_resets: Ends = |relay| {
+        relay.peer.reset();
+        relay.core
+    };
+    let peer_breaks_rules: Ends = |mut relay| {
+        // RFC 9113 section 6.1: DATA of stream 0.
+        let no_stream = [0, 0, 0, 0, 0, 0, 0, 0, 0];
+        relay.peer.send(&no_stream);
+        while !relay.core.sessions.is_empty() {
+            fixture::turn(&mut relay.core);
+        }
+        relay.core
+    };
+    for (ends, flag) in [
+        (pod_goes, ResponseFlag::None),
+        (peer_ends, ResponseFlag::None),
+        (peer_resets, ResponseFlag::None),
+        (peer_breaks_rules, ResponseFlag::Connect),
+    ] {
+        let executor = Executor::default();
+        let mut relay = relay(&executor);
+        let (traffic, (sink, _lines)) = (Traffic::default(), log_queue());
+        relay.core.telemetry = Telemetry::new(sink, traffic.shard());
+        for key in relay.core.tunnels.keys() {
+            let tunnel = relay.core.tunnels.get_mut(key).expect("just listed");
+            relay.core.telemetry.open(&mut tunnel.account);
+        }
+        let mut core = ends(relay);
+        while !core.tunnels.is_empty() {
+            fixture::turn(&mut core);
+        }
+        let sums = traffic.series().into_values().next().expect("one connection");
+        let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
+        let closed: Vec<_> = closed.filter(|(_, count)| *count > 0).collect();
+        assert_eq!(closed, [(flag, 1)]);
+    }
 }
 
 #[test]
@@ -403,7 +456,7 @@ fn a_full_worker_refuses_further_streams() {
             "nothing is set up"
         );
         core.flush();
-        core.close_session(session, "test");
+        core.close_session(session, &Ending::Said("test".into()));
         core.flush();
     });
     // The status of the answer, as it stands in the header block.

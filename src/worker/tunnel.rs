@@ -12,12 +12,13 @@ use std::rc::Rc;
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
 use super::hbone::session::{Blocked, Held, Listed, Session, UserState};
-use super::outcome::{Outcome, ends_a_copy};
-use super::owner::Owned;
+use super::outcome::Outcome;
+use super::owner::{Owned, Side};
 use super::pods::PodState;
 use super::telemetry::Account;
 use super::tenants::Tenant;
 use crate::bridge::load::LoadShare;
+use crate::bridge::log::Direction;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::Key;
@@ -224,8 +225,10 @@ impl<D: Driver + 'static> Core<D> {
                 self.send_app_bytes(key, buffer, more);
             }
             Received::End => self.end_app_reading(key),
-            Received::Failed(error) if ends_a_copy(&error) => self.reset_stream(key, Outcome::Complete),
-            Received::Failed(error) => self.reset_stream(key, Outcome::Receive(error)),
+            Received::Failed(error) => {
+                let outcome = Outcome::of_copy(tunnel.application(), error);
+                self.reset_stream(key, outcome);
+            }
         }
     }
 
@@ -444,12 +447,10 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {
-        let outcome = if ends_a_copy(&error) {
-            Outcome::Complete
-        } else {
-            Outcome::Send(error)
-        };
-        self.reset_stream(key, outcome);
+        if let Some(tunnel) = self.tunnels.get(key) {
+            let outcome = Outcome::of_copy(tunnel.application().other(), error);
+            self.reset_stream(key, outcome);
+        }
     }
 
     /// Everything that the peer sent was delivered: the application sees the end of the stream.
@@ -595,6 +596,14 @@ fn beyond_minimum(bytes: usize) -> usize {
 }
 
 impl Tunnel {
+    /// Which end of the connection the application is.
+    fn application(&self) -> Side {
+        match self.account.direction {
+            Direction::Outbound => Side::Client,
+            Direction::Inbound => Side::Server,
+        }
+    }
+
     fn adapt_read(&mut self, asked: usize, got: usize) {
         self.read_bytes = adapted_read(self.read_bytes, asked, got);
     }

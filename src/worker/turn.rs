@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::core::{Core, TimerEvent};
+use super::hbone::session::Ending;
 use super::hbone::{revocation, serve};
 use super::outcome::Outcome;
 use super::shell::Shell;
@@ -206,7 +207,8 @@ impl<D: Driver + 'static> Core<D> {
             self.cut_pipe(key, Outcome::Drained);
         }
         for key in self.sessions.keys() {
-            self.close_session(key, "connection closed due to connection drain");
+            let why = Ending::Said(Outcome::Drained.to_string());
+            self.close_session(key, &why);
         }
         self.drain_over = true;
     }

@@ -70,8 +70,56 @@ impl<D: Driver + 'static> Core<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::identity::Identity;
+    use crate::mesh::{Builder, Locale};
     use crate::runtime::tasks::Executor;
     use crate::worker::fixture;
+
+    #[test]
+    fn a_connection_waits_for_its_pods_workload_and_no_longer_than_it_may() {
+        let executor = Executor::default();
+        let shell = Shell::new(fixture::core(&executor), executor.spawner());
+        let told = Rc::<RefCell<Option<String>>>::default();
+        let ask = || {
+            let (asking, telling) = (shell.clone(), told.clone());
+            shell.spawn(async move {
+                let outcome = own_workload(&asking, &fixture::pod()).await;
+                *telling.borrow_mut() = Some(match outcome {
+                    Ok(workload) => workload.uid.to_string(),
+                    Err(error) => error.to_string(),
+                });
+            });
+            executor.run(10);
+            told.take()
+        };
+        let pass = |wait| {
+            shell.with(|core| fixture::pass(core, wait));
+            executor.run(10);
+            told.take()
+        };
+        let short = Duration::from_millis(10);
+        assert_eq!(ask(), None);
+        assert_eq!(pass(limits::OWN_WORKLOAD_WAIT - short), None);
+        assert_eq!(
+            pass(short * 2).as_deref(),
+            Some("failed to fetch information about local workload: till.shop (till)")
+        );
+
+        assert_eq!(ask(), None);
+        let mut builder = Builder::new(Locale::default());
+        let till = Identity::new("cluster.local", "shop", "till");
+        builder.insert_workload(Workload::new("c1//Pod/shop/till", "till", till));
+        shell.with(|core| {
+            core.snapshot.publish(builder.build());
+            core.snapshot_waiters.clear();
+        });
+        executor.run(10);
+        assert_eq!(told.take().as_deref(), Some("c1//Pod/shop/till"));
+    }
 
     #[test]
     fn tasks_that_gave_up_waiting_do_not_pile_up_and_the_others_stay() {
@@ -80,7 +128,7 @@ mod tests {
         for _ in 0..10_000 {
             drop(core.wait_for_snapshot());
         }
-        assert!(core.snapshot_waiters.len() <= 2 * super::WAITERS_GROWTH_MIN);
+        assert!(core.snapshot_waiters.len() <= 2 * WAITERS_GROWTH_MIN);
         assert!(
             core.snapshot_waiters
                 .iter()

@@ -40,6 +40,24 @@ pub fn connect(stream: u32, authority: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &connect_block(authority))
 }
 
+/// The same with one header more, as a literal that is not indexed (RFC 7541 section 6.2.2).
+pub fn connect_with(stream: u32, authority: &str, [name, value]: [&str; 2]) -> Vec<u8> {
+    let mut block = connect_block(authority);
+    block.push(0x00);
+    for text in [name, value] {
+        block.push(text.len() as u8);
+        block.extend_from_slice(text.as_bytes());
+    }
+    frame(HEADERS, END_HEADERS, stream, &block)
+}
+
+/// A request that is no CONNECT: three entries of the static table, and whom it is for.
+pub fn get(stream: u32, authority: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x84, 0x01, authority.len() as u8];
+    block.extend_from_slice(authority.as_bytes());
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
+}
+
 /// The first byte of the header block that answers `stream`, once it is there: an index into the static table
 /// for the common statuses.
 pub fn answer(received: &[u8], stream: u32) -> Option<u8> {

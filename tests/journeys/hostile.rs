@@ -570,7 +570,7 @@ fn a_storm_of_handshakes_costs_honest_clients_nothing() {
 }
 
 #[test]
-fn a_connect_to_an_address_that_is_not_this_pod_is_answered_400() {
+fn a_request_that_is_not_for_this_pod_is_answered_by_what_is_wrong_with_it() {
     let world = two_nodes();
     let server = serve_http(world.pod("server"));
     let target = world.pod("server").address(Family::V4, 15008);
@@ -582,16 +582,24 @@ fn a_connect_to_an_address_that_is_not_this_pod_is_answered_400() {
         frames::connect(1, &foreign),
         frames::connect(3, "no-authority"),
         frames::connect(5, &authority(&world, HTTP_PORT)),
+        frames::get(7, &authority(&world, HTTP_PORT)),
+        frames::connect(9, "nobody.shop.svc.cluster.local:80"),
     ];
     assert!(peer.send(&requests.concat()));
     for (stream, expected) in [
         (1, frames::STATUS_400),
         (3, frames::STATUS_400),
         (5, frames::STATUS_200),
+        (7, frames::STATUS_400),
     ] {
         let status = peer.wait_for("an answer", |received| frames::answer(received, stream));
         assert_eq!(status, expected, "stream {stream}");
     }
+    // No entry of the static table, so the status stands there.
+    let unknown = peer.wait_for("an answer", |received| {
+        frames::answer_block(received, 9).map(<[u8]>::to_vec)
+    });
+    assert!(unknown.ends_with(b"503"), "{unknown:?}");
     // The kernel takes a connection before the application does.
     let peers = wait_until("the one that is for this pod", || {
         Some(server.peers()).filter(|peers| !peers.is_empty())

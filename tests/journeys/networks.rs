@@ -249,6 +249,7 @@ fn a_service_of_another_network_is_called_by_its_name_at_the_gateway_and_again_i
     assert_eq!(near.field("dst.identity"), world.pod("server").identity());
     assert_eq!(near.field("dst.workload"), "server");
     assert_eq!(near.field("dst.service"), SERVICE);
+    assert_eq!(near.field("dst.hbone_addr"), format!("{SERVICE}:80"));
     assert_eq!(near.field("error"), "");
     let labels = [
         "reporter=\"source\"",
@@ -269,6 +270,7 @@ fn a_service_of_another_network_is_called_by_its_name_at_the_gateway_and_again_i
     assert_eq!(far.field("src.workload"), "client");
     assert_eq!(far.field("dst.workload"), "server");
     assert_eq!(far.field("dst.service"), SERVICE);
+    assert_eq!(far.field("dst.hbone_addr"), format!("{SERVICE}:80"));
     assert_eq!(server.peers()[0].ip(), gateway.addresses.of(Family::V4));
 }
 

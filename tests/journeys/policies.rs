@@ -11,11 +11,14 @@ use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource};
 use uztunnel_rig::{Blueprint, ControlPlane, Family, PATIENCE, World, sys, wait_until};
 
 use crate::admin::dump;
+use crate::frames;
+use crate::openssl::{Credentials, Peer};
 use crate::setup::{options, workload};
 
 /// What istiod sent, byte for byte.
 const CAPTURED: &[u8] = include_bytes!("../data/xds-authorization.binpb");
 
+const HBONE_PORT: u16 = 15008;
 const PORT: u16 = 4000;
 const OTHER_PORT: u16 = 4001;
 const EXEMPT_PORT: u16 = 6001;
@@ -211,6 +214,24 @@ fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
         "{line}"
     );
 
+    // A peer that names its trace finds the connection by that.
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let credentials = Credentials::valid(&world, world.pod("client").identity());
+    let target = world.pod("server").address(Family::V4, HBONE_PORT);
+    let mut peer = Peer::connect_h2(&world.pod("stranger").namespace, target, &credentials);
+    let asked = world.pod("server").address(Family::V4, PORT).to_string();
+    let trace = ["traceparent", &format!("00-{TRACE}-b7ad6b7169203331-01")];
+    assert!(peer.send(&[frames::opening(), frames::connect_with(1, &asked, trace)].concat()));
+    let refused = peer.wait_for("an answer", |received| {
+        frames::answer_block(received, 1).map(<[u8]>::to_vec)
+    });
+    assert!(refused.ends_with(b"401"), "{refused:?}");
+    let logs = &world.nodes[1].proxy().logs;
+    let traced = logs.wait_for("the trace", |line| {
+        line.contains("deny policy match") && line.contains(&format!("inbound{{id={TRACE} peer="))
+    });
+    traced.expect("a line");
+
     // The same policy is about somebody else from now on.
     let about_strangers = deny(
         "no-entry",
@@ -291,8 +312,18 @@ fn a_workload_that_comes_under_a_policy_loses_the_live_connections_that_it_is_ab
     let (denied, other) = (open("client"), open("cart"));
 
     let before = select(istiod, &[]);
-    istiod.update(ADDRESS, vec![select(istiod, &["shop/selecting"])]);
+    istiod.update(ADDRESS, vec![select(istiod, &["shop/selecting", "shop/nowhere"])]);
     denied.wait_for_reset();
+    assert!(Live::open(&world, "client", PORT).is_err());
+    let logs = &world.nodes[1].proxy().logs;
+    let line = logs.wait_for("the policy that is not there", |line| {
+        line.contains("skipping unknown policy shop/nowhere")
+    });
+    let line = line.expect("a line");
+    assert!(
+        line.contains("\twarn\trbac:proxy{wl=shop/server}:inbound{"),
+        "{line}"
+    );
     assert_closed(&world, &["client"], "explicitly denied by: shop/selecting");
     istiod.update(ADDRESS, vec![before]);
     let back = wait_until("the policy to let go", || Live::open(&world, "client", PORT).ok());

@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::*;
 use crate::bridge::log::log_queue;
 use crate::clock::{Duration, SystemTime};
+use crate::mesh::TunnelAuthority;
 
 macro_rules! captured {
     ($name:literal) => {
@@ -204,7 +205,8 @@ fn check(line: &str, format: Format, time: &str, level_text: &str, message: &str
         event,
         source: party("src"),
         destination: party("dst"),
-        hbone_address: get("dst.hbone_addr").map(|address| address.parse().expect("an address")),
+        hbone_address: get("dst.hbone_addr")
+            .map(|address| TunnelAuthority::Address(address.parse().expect("an address"))),
         service: get("dst.service").map(Into::into),
         direction: match get("direction") {
             Some("inbound") => Direction::Inbound,

@@ -283,7 +283,7 @@ impl<D: Driver + 'static> Core<D> {
         carrier.has_ended = true;
         match carrier.owner {
             Owner::Task { .. } => carrier.tell(),
-            Owner::Session(inside) => self.close_session(inside, "the peer closed the connection"),
+            Owner::Session(inside) => self.close_session(inside, &Ending::by_peer()),
         }
     }
 

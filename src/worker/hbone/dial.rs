@@ -277,7 +277,7 @@ pub async fn connect<D: Driver + 'static>(
             }
             // The peer may have ended a session that was not used for long just as this asked for a stream on it.
             // Nothing of the client's was said, so that asking another session is safe.
-            Some(Answer::SessionClosed(Ending::Said(_)))
+            Some(Answer::SessionClosed(Ending::Said(_) | Ending::Lost(_)))
                 if again < limits::REFUSED_RETRIES_MAX && !shell.with(|core| core.draining) =>
             {
                 again += 1

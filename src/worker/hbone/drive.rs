@@ -28,8 +28,10 @@ impl<D: Driver + 'static> Core<D> {
                     }
                     self.session_received(key, buffer.bytes());
                 }
-                Received::End => self.close_session(key, "the peer closed the connection"),
-                Received::Failed(error) => self.close_session(key, &format!("receive: {error}")),
+                Received::End => self.close_session(key, &Ending::by_peer()),
+                Received::Failed(error) => {
+                    self.close_session(key, &Ending::of_transport("receive", &error));
+                }
             },
             Event::Sent { error, payload, .. } => self.session_sent(key, error, payload),
             Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::Connected { .. } | Event::Woken => {}
@@ -163,7 +165,7 @@ impl<D: Driver + 'static> Core<D> {
                 }
             }
             SessionEvent::SettingsReceived => {}
-            SessionEvent::Closed => self.close_session(key, "the peer closed the connection"),
+            SessionEvent::Closed => self.close_session(key, &Ending::by_peer()),
         }
     }
 
@@ -285,7 +287,7 @@ impl<D: Driver + 'static> Core<D> {
             }
             SendStatus::Failed { error, payload, .. } => {
                 self.recycle(payload);
-                self.drop_session(key, &Ending::Said(format!("send: {error}")));
+                self.drop_session(key, &Ending::of_transport("send", &error));
             }
         }
     }
@@ -302,7 +304,7 @@ impl<D: Driver + 'static> Core<D> {
                 self.unblock_room(key);
                 self.mark_session(key);
             }
-            Some(error) => self.drop_session(key, &Ending::Said(format!("send: {error}"))),
+            Some(error) => self.drop_session(key, &Ending::of_transport("send", &error)),
         }
     }
 
@@ -348,9 +350,8 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Ends every stream of the session, says goodbye, and closes when that has been sent. One that lingers stops
     /// that.
-    pub fn close_session(&mut self, key: Key<Session>, why: &str) {
-        let why = Ending::Said(why.to_owned());
-        self.end_session(key, ErrorCode::NoError, &why, false);
+    pub fn close_session(&mut self, key: Key<Session>, why: &Ending) {
+        self.end_session(key, ErrorCode::NoError, why, false);
     }
 
     pub(super) fn end_session(&mut self, key: Key<Session>, code: ErrorCode, why: &Ending, lingers: bool) {
@@ -418,7 +419,9 @@ impl<D: Driver + 'static> Core<D> {
                 UserState::Relaying(tunnel) => {
                     let tunnel = *tunnel;
                     match why {
-                        Ending::Said(_) => self.abort_tunnel(tunnel, why.outcome()),
+                        Ending::Said(_) | Ending::Lost(_) | Ending::PodRemoved => {
+                            self.abort_tunnel(tunnel, why.outcome())
+                        }
                         // Not even what had arrived before is delivered.
                         Ending::Revoked(_) => self.cut_tunnel(tunnel, why.outcome()),
                     }

@@ -5,6 +5,7 @@
 //! a record, and everything of a turn goes out with one send at its end, never by a timer.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
@@ -27,7 +28,7 @@ use crate::worker::buffers::Buffers;
 use crate::worker::hbone::carrier::Carrier;
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::hbone::source::Unsent;
-use crate::worker::outcome::Outcome;
+use crate::worker::outcome::{Outcome, ends_a_copy};
 use crate::worker::pods::{CountedSession, PodState};
 use crate::worker::tenants::Tenant;
 use crate::worker::tunnel::Tunnel;
@@ -185,6 +186,9 @@ pub enum Answer {
 pub enum Ending {
     /// In words.
     Said(String),
+    /// The peer ended it, or the way to the peer broke.
+    Lost(String),
+    PodRemoved,
     Revoked(Revoked),
 }
 
@@ -192,14 +196,32 @@ impl Ending {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Said(why) => Outcome::SessionClosed(why.clone()),
+            Self::Lost(why) => Outcome::SessionLost(why.clone()),
+            Self::PodRemoved => Outcome::PodRemoved,
             Self::Revoked(revoked) => Outcome::Revoked(revoked.clone()),
+        }
+    }
+
+    pub fn by_peer() -> Self {
+        Self::Lost("the peer closed the connection".to_owned())
+    }
+
+    /// Its transport failed when it should `receive` or `send`.
+    pub fn of_transport(what: &str, error: &io::Error) -> Self {
+        let why = format!("{what}: {error}");
+        match ends_a_copy(error) {
+            true => Self::Lost(why),
+            false => Self::Said(why),
         }
     }
 
     /// The same for the sessions that its streams carried.
     pub fn of_gateway(&self) -> Self {
+        let why = |why| format!("the session to the network gateway ended: {why}");
         match self {
-            Self::Said(why) => Self::Said(format!("the session to the network gateway ended: {why}")),
+            Self::Said(said) => Self::Said(why(said)),
+            Self::Lost(said) => Self::Lost(why(said)),
+            Self::PodRemoved => Self::PodRemoved,
             Self::Revoked(revoked) => Self::Revoked(revoked.clone()),
         }
     }

@@ -21,7 +21,7 @@ impl Account {
         self.is_through_gateway = matches!(plan.way, Way::DoubleHbone(_));
         self.source = Some(source.clone());
         self.destination_address = plan.way.next_hop();
-        self.hbone_address = hop.and_then(|hop| hop.authority.address());
+        self.hbone_address = hop.map(|hop| hop.authority.clone());
         self.source_identity = is_tunnelled.then(|| source.identity.clone());
         let destination = plan.destination.as_ref().filter(|_| is_tunnelled);
         self.destination_identity = destination.map(|to| to.identity.clone());

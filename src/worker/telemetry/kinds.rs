@@ -257,6 +257,55 @@ mod tests {
         Arc::new(workload)
     }
 
+    /// Contract: observability.md sections 3.1 and 3.2.
+    #[test]
+    fn what_peers_say_about_themselves_has_its_place_in_the_labels() {
+        const TOLD: &str = "k8s.cluster.name=c2,k8s.namespace.name=bank,k8s.deployment.name=teller,\
+                            service.name=money,service.version=v7,cloud.region=north,\
+                            cloud.availability_zone=north-1";
+        let told = EndLabels {
+            workload: "teller".into(),
+            canonical_service: "money".into(),
+            canonical_revision: "v7".into(),
+            namespace: "bank".into(),
+            app: "teller".into(),
+            version: "v7".into(),
+            cluster: "c2".into(),
+            region: "north".into(),
+            zone: "north-1".into(),
+        };
+        assert_eq!(labels(&account(None, Some(TOLD))).source, told);
+        let known = workload("web");
+        assert_eq!(
+            labels(&account(Some(&known), Some(TOLD))).source,
+            of_workload(&known)
+        );
+
+        // Of a destination in another network the mesh knows the gateway only.
+        let gateway = workload("gateway");
+        let teller = Identity::new("cluster.local", "bank", "teller");
+        for (header, destination, principal) in [
+            (Some(TOLD), told, &teller),
+            (None, EndLabels::default(), &teller),
+            (
+                Some("k8s.namespace.name=caf\u{e9}"),
+                of_workload(&gateway),
+                &gateway.identity,
+            ),
+        ] {
+            let mut account = account(Some(&known), None);
+            account.destination = Some(gateway.clone());
+            account.describe_remote(Some(teller.clone()), header);
+            let labels = labels(&account);
+            assert_eq!(labels.destination, destination, "{header:?}");
+            assert_eq!(
+                labels.destination_principal.as_ref(),
+                Some(principal),
+                "{header:?}"
+            );
+        }
+    }
+
     #[test]
     fn another_value_with_the_same_labels_is_counted_in_the_same_series() {
         let traffic = Traffic::default();

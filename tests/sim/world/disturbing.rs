@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use uztunnel::mesh::TunnelAuthority;
 use uztunnel::worker::outcome::Outcome;
 
 use super::{Agenda, Excuse, Whom, World};
@@ -124,10 +125,8 @@ impl World {
                     let keys = core.tunnels.keys();
                     let key = *keys.get(draw as usize % keys.len().max(1))?;
                     let account = &core.tunnels.get(key)?.account;
-                    let port = account
-                        .hbone_address
-                        .unwrap_or(account.destination_address)
-                        .port();
+                    let asked = account.hbone_address.as_ref().and_then(TunnelAuthority::address);
+                    let port = asked.unwrap_or(account.destination_address).port();
                     core.cut_tunnel(key, Outcome::Drained);
                     core.flush();
                     Some(Some(port))

@@ -129,7 +129,7 @@ impl World {
             worker.look(|core| {
                 let port_of = |tunnel| {
                     let account = &core.tunnels.get(tunnel)?.account;
-                    account.hbone_address.map(|address| address.port())
+                    Some(account.hbone_address.as_ref()?.address()?.port())
                 };
                 core.sessions
                     .iter()

@@ -7,7 +7,7 @@ use crate::tls::{Channel, FakeCa, Output, RecordMode};
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{Connection, Settings};
 use crate::worker::fixture::{self, Peer};
-use crate::worker::hbone::session::{Role, SessionParts, Transport};
+use crate::worker::hbone::session::{Ending, Role, SessionParts, Transport};
 
 const REQUEST: ConnectRequest<'static> = ConnectRequest {
     authority: "shop.example:80",
@@ -179,7 +179,7 @@ fn a_stream_that_is_reset_takes_the_session_inside_and_what_waits_with_it() {
 fn a_session_inside_that_is_given_up_leaves_nothing_in_the_outer_one() {
     let mut carried = carried();
     carried.send_too_much();
-    let why = Ending::Said("test".to_owned());
+    let why = Ending::Said("test".into());
     carried.core.drop_session(carried.inside, &why);
     assert!(carried.inside().is_none());
     carried.assert_forgotten();
@@ -202,7 +202,7 @@ fn a_session_inside_ends_in_order_when_its_stream_does() {
 fn a_session_inside_does_not_outlive_the_one_that_carries_it() {
     let mut carried = carried();
     let outer = carried.outer;
-    carried.core.close_session(outer, "test");
+    carried.core.close_session(outer, &Ending::Said("test".into()));
     assert!(carried.inside().is_none());
     assert!(carried.core.carriers.is_empty());
 }

@@ -15,7 +15,7 @@ use crate::tls::{FakeCa, Handshake, RecordMode};
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{Connection, Settings};
 use crate::worker::fixture;
-use crate::worker::hbone::session::Role;
+use crate::worker::hbone::session::{Ending, Role};
 use crate::worker::shell::Socket;
 
 fn key() -> Rc<PoolKey> {
@@ -46,7 +46,7 @@ fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
     let (session, _peer) = fixture::session(&mut core, &pod);
     let key = key();
     assert!(dials(&mut core, &key));
-    core.close_session(session, "test");
+    core.close_session(session, &Ending::Said("test".into()));
     assert!(!core.dialled(&key, Ok(session)));
     assert!(matches!(core.find_session(&key), Step::Fail(_)));
     assert!(core.pool.entries[&key].sessions.is_empty());

@@ -8,7 +8,7 @@ use super::*;
 use crate::runtime::tasks::Executor;
 use crate::sys::epoll::EpollDriver;
 use crate::worker::fixture::{self, Peer};
-use crate::worker::hbone::session::Transport;
+use crate::worker::hbone::session::{Ending, Transport};
 use crate::worker::tests::{Relay, relay};
 
 /// Where all sessions of the fixture come from.
@@ -121,7 +121,7 @@ fn a_session_of_a_source_that_holds_much_takes_little_and_goes_on_when_its_own_p
     while !is_said(&core) || core.sources.bytes() > limits::SOURCE_UNSENT_BYTES_SOFT {
         fixture::turn(&mut core);
     }
-    core.close_session(key, "test");
+    core.close_session(key, &Ending::Said("test".into()));
     while !reading.is_finished() {
         fixture::turn(&mut core);
     }

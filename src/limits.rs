@@ -431,13 +431,13 @@ pub const TASKS_BATCH: usize = 8;
 /// A turn of that cost is long: some 0.3 ms. Costs are counted in bytes relayed: some 0.4 ns each.
 pub const LONG_TURN_COST: i64 = 768 << 10;
 /// So long a worker may be crowded after a long turn (`worker/tenants/crowd.rs`).
-pub const CROWDED_TURNS: u64 = 128;
+pub const CROWDED_TURNS: u64 = 1024;
 /// What tenants did is compared after so many turns, or after those of that cost.
 pub const STRETCH_TURNS: u64 = 64;
 pub const STRETCH_COST: i64 = 16 << 20;
 /// Somebody has little to do who uses no more than this part of what the busiest tenant uses in a stretch, and is taken
 /// for such for so many turns.
-pub const MODEST_PART: i64 = 8;
+pub const MODEST_PART: i64 = 4;
 pub const MODEST_TURNS: u64 = 4096;
 /// What is done for a connection, or a stream, until its relay starts; and for a handshake beside that.
 pub const SETUP_COST: i64 = 128 << 10;

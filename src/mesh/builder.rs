@@ -3,13 +3,14 @@
 //! Owned by the control thread. Invariants: whatever leads to a workload or a service leads to its one place; no empty
 //! lists remain; however many endpoints of a service change between two builds, another version of it is made once, and
 //! before anybody sees that a workload is another one, so are all versions that it is in. Endpoints may arrive before
-//! their service: they are staged until it comes.
+//! their service, or outlive it: they are staged until it comes, or comes again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use foldhash::HashMap;
 
+use self::outside::Outside;
 use self::pending::{Change, Pending, Taken};
 use super::address::NamespacedHostname;
 use super::backing::Backed;
@@ -23,6 +24,7 @@ use super::workload::{Role, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
 
+mod outside;
 mod pending;
 
 #[derive(Debug, Default)]
@@ -31,6 +33,7 @@ pub struct Builder {
     workload_numbers: Numbers<Workload>,
     service_numbers: Numbers<Backed>,
     pending: Pending,
+    outside: Outside,
     /// Services of which another version is needed, for whatever other reason.
     stale: BTreeSet<NamespacedHostname>,
     /// Which services name an endpoint themselves, whether its workload is there or not. The services that their
@@ -167,16 +170,23 @@ impl Builder {
             backed = before.next();
             backed.service = service.clone();
             if policy != service.health_policy() {
-                self.index.evict(&mut backed);
+                for workload in self.index.evict(&mut backed) {
+                    self.outside.insert(place, workload);
+                }
             }
         }
         let staged = self.index.staged.remove(&key).unwrap_or_default();
-        for place in staged.keys() {
-            self.index.admit(&mut backed, *place);
+        for workload in staged.keys() {
+            self.index.admit(&mut backed, *workload);
+            if !backed.members.contains_key(workload) {
+                self.outside.insert(place, *workload);
+            }
         }
         for (uid, endpoint) in given.iter().filter(|(_, it)| service.includes(it.status)) {
-            if let Some(place) = self.index.workloads.by_uid.get(uid) {
-                backed.members.remove(place);
+            if let Some(workload) = self.index.workloads.by_uid.get(uid)
+                && backed.members.remove(workload).is_some()
+            {
+                self.outside.insert(place, *workload);
             }
             backed.given.insert(uid.clone(), endpoint.clone());
         }
@@ -187,18 +197,25 @@ impl Builder {
         self.stale.insert(key);
     }
 
-    /// Removes a service with all its endpoints; false if it was not there.
+    /// Removes a service with the endpoints that it named itself; false if it was not there. Workloads that name it do so
+    /// all the same: they are staged, so that it has them at once when it comes again. What waits to be applied follows
+    /// them there.
     pub fn remove_service(&mut self, key: &NamespacedHostname) -> bool {
-        self.index.staged.remove(key);
-        self.pending.forget(key);
-        self.stale.remove(key);
         let place = self.index.service_place(&key.namespace, &key.hostname);
         let old = place.and_then(|place| Some((place, self.index.take_service(place)?)));
         let Some((place, old)) = old else {
             return false;
         };
+        self.stale.remove(key);
         self.service_numbers.take_back(place);
         self.pending.places_changed();
+        let mut waiting = old.members.clone();
+        for workload in self.outside.take(place).keys() {
+            waiting.insert(*workload, ());
+        }
+        if !waiting.is_empty() {
+            self.index.staged.insert(key.clone(), waiting);
+        }
         for uid in old.given.keys() {
             self.unrefer(key, uid);
         }
@@ -317,6 +334,9 @@ impl Builder {
             return;
         };
         let changes = &taken.changes;
+        if let Some(backed) = self.index.services.get(place) {
+            self.outside.apply(place, &backed.service, changes);
+        }
         self.renew(place, |index, backed| {
             if backed.len() == 0 {
                 backed.members = joined(&backed.service, changes);

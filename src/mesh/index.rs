@@ -224,8 +224,8 @@ impl Index {
         }
     }
 
-    /// Takes out whom the health policy does not let in.
-    pub fn evict(&self, backed: &mut Backed) {
+    /// Takes out whom the health policy does not let in, and gives those who were members.
+    pub fn evict(&self, backed: &mut Backed) -> Vec<Place<Workload>> {
         let is_out = |place: &Place<Workload>| {
             let workload = self.workloads.by_place.get(*place);
             workload.is_some_and(|workload| !backed.service.includes(workload.status))
@@ -240,6 +240,7 @@ impl Index {
         for uid in &given {
             backed.given.remove(uid);
         }
+        members
     }
 
     /// Adds a service to every view. By address there is one service per namespace: the latest.

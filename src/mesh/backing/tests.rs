@@ -1,9 +1,11 @@
 //! Who builds the tables of a service, when, and of what.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::super::balance::{Draw, Purpose};
 use super::*;
 use crate::mesh::fixture::*;
-use crate::mesh::{Builder, Snapshot};
+use crate::mesh::{BalanceMode, Builder, HealthPolicy, LoadBalancer, Snapshot};
 
 const ADDRESS: [&str; 3] = ["10.0.0.2", "10.0.0.3", "10.0.0.4"];
 
@@ -154,9 +156,22 @@ fn no_worker_builds_the_tables_of_a_large_service() {
 fn step(builder: &mut Builder, random: &mut impl FnMut(u64) -> u64) {
     let at = random(6);
     let name = format!("p{at}");
-    match random(8) {
+    match random(9) {
         0 => builder.remove(&format!("c1//Pod/shop/{name}")),
         1 => builder.remove(&format!("shop/s{}.shop", random(3))),
+        // Comes anew, and lets in whom it may have kept out until then: an update alone does not bring them back.
+        8 => {
+            let number = random(3);
+            let name = format!("s{number}");
+            builder.remove(&format!("shop/{}", host(&name)));
+            builder.insert_service(Service {
+                load_balancer: Some(LoadBalancer {
+                    health_policy: HealthPolicy::AllowAll,
+                    ..balancer(BalanceMode::Standard, &[]).expect("one")
+                }),
+                ..service(&name, &format!("10.96.{}.{number}", random(2)))
+            });
+        }
         2 | 3 => {
             let number = random(3);
             builder.insert_service(service(
@@ -236,20 +251,18 @@ fn tables_are_those_of_their_version_from_whichever_snapshot_they_are_built() {
 
 #[test]
 fn a_history_ends_in_the_state_of_a_mesh_that_was_told_only_its_end() {
+    let mut waited = 0;
     for seed in 0..60 {
         let (mut builder, mut random) = (Builder::new(locale()), random(seed));
         for at in 0..3 {
             builder.insert_service(service(&format!("s{at}"), &format!("10.96.0.{at}")));
         }
         for _ in 0..200 {
-            // A service that was removed has lost its endpoints, which is not what this is about.
-            let mut without_removals = |below| match (below, random(below)) {
-                (8, 1) => 2,
-                (_, drawn) => drawn,
-            };
-            step(&mut builder, &mut without_removals);
-            if random(3) == 0 {
-                builder.build();
+            step(&mut builder, &mut random);
+            match random(4) {
+                0 => drop(builder.build()),
+                1 => drop(builder.settle(1)),
+                _ => {}
             }
         }
         let grown = builder.build();
@@ -268,7 +281,19 @@ fn a_history_ends_in_the_state_of_a_mesh_that_was_told_only_its_end() {
             };
             assert_eq!(words(&grown), words(&told), "seed {seed}, {}", service.key());
         }
+        assert_eq!(staged(&grown), staged(&told), "seed {seed}");
+        waited += grown.staged().count();
     }
+    assert!(waited > 20, "{waited} services had somebody waiting in the end");
+}
+
+/// Who waits for which service.
+fn staged(snapshot: &Snapshot) -> BTreeMap<String, BTreeSet<Arc<str>>> {
+    let uids = |list: Vec<Endpoint>| list.into_iter().map(|it| it.workload_uid).collect();
+    let staged = snapshot.staged();
+    staged
+        .map(|(key, endpoints)| (key.to_string(), uids(endpoints)))
+        .collect()
 }
 
 #[test]

@@ -95,13 +95,9 @@ impl Pending {
 
     /// The first, and then the others: what is pushed meanwhile comes after all of them.
     pub fn take(&mut self) -> Option<Taken> {
-        while let Some(queue) = self.waiting.pop_front() {
-            let changes = std::mem::take(&mut self.queues[queue].changes);
-            if !changes.is_empty() {
-                return Some(Taken { queue, changes });
-            }
-        }
-        None
+        let queue = self.waiting.pop_front()?;
+        let changes = std::mem::take(&mut self.queues[queue].changes);
+        Some(Taken { queue, changes })
     }
 
     /// Whose changes they are.
@@ -128,13 +124,6 @@ impl Pending {
     /// A service came or went.
     pub fn places_changed(&mut self) {
         self.is_outdated = true;
-    }
-
-    /// Nothing waits for this service any more.
-    pub fn forget(&mut self, service: &NamespacedHostname) {
-        if let Some(queue) = self.by_service.get(service) {
-            self.queues[*queue].changes = Vec::new();
-        }
     }
 
     /// Everything was taken. What is remembered is let go of when it is not right any more, or too much: a list that
@@ -202,16 +191,6 @@ mod tests {
         pending.rested();
         assert!(pending.by_list.is_empty() && pending.queues.is_empty());
         assert_eq!(found(&mut pending, Some(after)), Some(after));
-    }
-
-    #[test]
-    fn what_was_forgotten_is_not_taken() {
-        let mut pending = Pending::default();
-        let services = list(&["a", "b"]);
-        pending.push(&services, Numbers::default().next(), Change::Left);
-        pending.forget(&services[0].0);
-        assert_eq!(taken(&mut pending), Some(("b".to_owned(), 1)));
-        assert_eq!(taken(&mut pending), None);
     }
 
     #[test]

@@ -20,9 +20,23 @@ fn web() -> Service {
     service("web", "10.96.0.1")
 }
 
+fn with_health_policy(health_policy: HealthPolicy) -> Service {
+    let load_balancer = LoadBalancer {
+        routing_preferences: vec![],
+        mode: crate::mesh::BalanceMode::Standard,
+        health_policy,
+    };
+    Service {
+        load_balancer: Some(load_balancer),
+        ..web()
+    }
+}
+
 fn builder() -> Builder {
     Builder::new(locale())
 }
+
+mod away;
 
 const SERVER: &str = "c1//Pod/shop/server";
 
@@ -196,28 +210,17 @@ fn a_workload_that_becomes_unhealthy_is_evicted() {
 
 #[test]
 fn what_a_health_policy_dropped_stays_away_until_it_is_sent_again() {
-    let with = |health_policy| {
-        let load_balancer = LoadBalancer {
-            routing_preferences: vec![],
-            mode: crate::mesh::BalanceMode::Standard,
-            health_policy,
-        };
-        Service {
-            load_balancer: Some(load_balancer),
-            ..web()
-        }
-    };
     let sick = || Workload {
         status: Health::Unhealthy,
         ..server()
     };
     let mut builder = builder();
     builder.insert_workload(sick());
-    builder.insert_service(with(HealthPolicy::AllowAll));
+    builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
     assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
-    builder.insert_service(with(HealthPolicy::OnlyHealthy));
+    builder.insert_service(with_health_policy(HealthPolicy::OnlyHealthy));
     assert!(endpoints(&builder.build(), "web").is_empty());
-    builder.insert_service(with(HealthPolicy::AllowAll));
+    builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
     assert!(endpoints(&builder.build(), "web").is_empty());
     builder.insert_workload(sick());
     assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
@@ -242,33 +245,6 @@ fn an_update_of_a_service_keeps_its_endpoints_and_moves_its_addresses() {
             .service_by_address("net1", ip("10.96.0.2"), None)
             .is_some()
     );
-}
-
-#[test]
-fn a_removed_service_loses_its_endpoints() {
-    let mut builder = builder();
-    builder.insert_service(web());
-    builder.insert_workload(server());
-    builder.build();
-    builder.remove("shop/web.shop");
-    assert!(
-        builder
-            .build()
-            .service_by_address("net1", ip("10.96.0.1"), None)
-            .is_none()
-    );
-    builder.insert_service(web());
-    assert!(endpoints(&builder.build(), "web").is_empty());
-}
-
-#[test]
-fn a_removed_service_loses_also_the_endpoints_that_no_snapshot_has_seen() {
-    let mut builder = builder();
-    builder.insert_service(web());
-    builder.insert_workload(server());
-    builder.remove("shop/web.shop");
-    builder.insert_service(web());
-    assert!(endpoints(&builder.build(), "web").is_empty());
 }
 
 #[test]

@@ -443,6 +443,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_source_has_with_one_pod_takes_nothing_from_what_others_offer_it() {
+        let source = IpAddr::from([10, 0, 0, 1]);
+        let whole = Settings::server();
+        let pods = [fixture::pod(), fixture::pod()];
+        let places = |pod: &Rc<PodState>| -> Vec<_> {
+            (0..2 * limits::SESSIONS_SOURCE_WHOLE)
+                .map(|_| CountedSession::new(pod, source).expect("a place"))
+                .collect()
+        };
+        for places in pods.each_ref().map(places) {
+            assert_eq!(places[0].share(whole), whole);
+            assert_ne!(places.last().expect("many").share(whole), whole);
+        }
+    }
+
+    #[test]
     fn handshakes_of_one_source_leave_room_for_others() {
         let pod = fixture::pod();
         let [greedy, honest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);

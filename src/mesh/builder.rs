@@ -163,20 +163,21 @@ impl Builder {
             self.service_numbers.next()
         });
         let mut backed = Backed::new(service.clone());
+        let mut waiting = self.index.staged.remove(&key).unwrap_or_default();
         if let Some(before) = before {
             let policy = before.service.health_policy();
-            // All endpoints stay, as far as the new health policy lets them in. As control planes rely on: what the old
-            // one kept out does not come back by itself.
+            // All endpoints stay, as far as the new health policy lets them in, and whom the old one kept out it may let
+            // in as well.
             backed = before.next();
             backed.service = service.clone();
             if policy != service.health_policy() {
+                waiting = self.outside.take(place);
                 for workload in self.index.evict(&mut backed) {
                     self.outside.insert(place, workload);
                 }
             }
         }
-        let staged = self.index.staged.remove(&key).unwrap_or_default();
-        for workload in staged.keys() {
+        for workload in waiting.keys() {
             self.index.admit(&mut backed, *workload);
             if !backed.members.contains_key(workload) {
                 self.outside.insert(place, *workload);

@@ -114,6 +114,16 @@ pub fn deny(name: &str, matched: security::Match) -> Resource {
     policy(name, security::Scope::Namespace, security::Action::Deny, matched)
 }
 
+/// The same policy, which only says what it would do.
+fn rehearsed(resource: &Resource) -> Resource {
+    let mut policy = security::Authorization::decode(&*resource.value).expect("a policy");
+    policy.dry_run = true;
+    Resource {
+        value: policy.encode_to_vec(),
+        ..resource.clone()
+    }
+}
+
 fn allow(name: &str, pod: &str) -> Resource {
     let matched = security::Match {
         principals: vec![principal(pod)],
@@ -254,6 +264,45 @@ fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
         live.finish();
     }
     assert_closed(&world, &["client", ""], "explicitly denied by: shop/no-entry");
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_it_once_it_is_none() {
+    let world = world();
+    let istiod = world.istiod();
+    let _servers = serve(&world);
+    let about_client = deny(
+        "rehearsal",
+        security::Match {
+            principals: vec![principal("client")],
+            ..security::Match::default()
+        },
+    );
+    let nobody = allow("casting", "nobody");
+    let rehearsals = [&about_client, &nobody].map(rehearsed).to_vec();
+    acknowledged(istiod, istiod.update(AUTHORIZATION, rehearsals));
+    let logs = &world.nodes[1].proxy().logs;
+    // Answered comes before in force.
+    let live = wait_until("the rehearsal to be told", || {
+        let live = Live::open(&world, "client", PORT).expect("nothing is enforced");
+        let told =
+            |line: &String| line.contains("dry-run: deny policy match") && line.contains("shop/rehearsal");
+        logs.lines().iter().any(told).then_some(live)
+    });
+    let line = logs.wait_for("the other one", |line| {
+        line.contains("dry-run: no allow policies match")
+    });
+    line.expect("a line");
+
+    acknowledged(istiod, istiod.update(AUTHORIZATION, vec![about_client]));
+    live.wait_for_reset();
+    let closed = logs.wait_for_access("the end", |record| {
+        record.field("error") == "connection closed due to policy change"
+    });
+    assert_eq!(closed.expect("a record").field("src.workload"), "client");
+    assert!(Live::open(&world, "client", PORT).is_err());
+    // The other one is a dry run still.
+    Live::open(&world, "cart", PORT).expect("allowed").finish();
 }
 
 #[test]

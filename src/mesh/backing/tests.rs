@@ -159,11 +159,10 @@ fn step(builder: &mut Builder, random: &mut impl FnMut(u64) -> u64) {
     match random(9) {
         0 => builder.remove(&format!("c1//Pod/shop/{name}")),
         1 => builder.remove(&format!("shop/s{}.shop", random(3))),
-        // Comes anew, and lets in whom it may have kept out until then: an update alone does not bring them back.
+        // Lets in whom it may have kept out until then.
         8 => {
             let number = random(3);
             let name = format!("s{number}");
-            builder.remove(&format!("shop/{}", host(&name)));
             builder.insert_service(Service {
                 load_balancer: Some(LoadBalancer {
                     health_policy: HealthPolicy::AllowAll,

@@ -209,21 +209,25 @@ fn a_workload_that_becomes_unhealthy_is_evicted() {
 }
 
 #[test]
-fn what_a_health_policy_dropped_stays_away_until_it_is_sent_again() {
-    let sick = || Workload {
+fn whom_a_health_policy_keeps_out_the_next_one_may_let_in() {
+    let sick = Workload {
         status: Health::Unhealthy,
         ..server()
     };
     let mut builder = builder();
-    builder.insert_workload(sick());
+    builder.insert_workload(sick);
     builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
     assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
+    for _ in 0..2 {
+        builder.insert_service(with_health_policy(HealthPolicy::OnlyHealthy));
+        assert!(endpoints(&builder.build(), "web").is_empty());
+        builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
+        assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
+    }
+    builder.remove(SERVER);
     builder.insert_service(with_health_policy(HealthPolicy::OnlyHealthy));
-    assert!(endpoints(&builder.build(), "web").is_empty());
     builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
     assert!(endpoints(&builder.build(), "web").is_empty());
-    builder.insert_workload(sick());
-    assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
 }
 
 #[test]

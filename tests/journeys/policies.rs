@@ -226,7 +226,7 @@ fn a_deny_closes_the_live_connections_that_it_is_about_and_no_others() {
 
     // A peer that names its trace finds the connection by that.
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-    let credentials = Credentials::valid(&world, world.pod("client").identity());
+    let credentials = Credentials::valid(&world, &world.pod("client").identity());
     let target = world.pod("server").address(Family::V4, HBONE_PORT);
     let mut peer = Peer::connect_h2(&world.pod("stranger").namespace, target, &credentials);
     let asked = world.pod("server").address(Family::V4, PORT).to_string();

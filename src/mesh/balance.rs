@@ -192,9 +192,12 @@ impl Ranked {
         let (preferences, strict): (Box<[Scope]>, bool) = match &service.load_balancer {
             None => (Box::default(), false),
             Some(balancer) => match balancer.mode {
-                BalanceMode::Standard | BalanceMode::Passthrough => (Box::default(), false),
+                BalanceMode::Standard => (Box::default(), false),
                 BalanceMode::Strict => (balancer.routing_preferences.clone().into(), true),
-                BalanceMode::Failover => (balancer.routing_preferences.clone().into(), false),
+                // An endpoint of a service that passes through is chosen only when a waypoint or gateway is named by it.
+                BalanceMode::Failover | BalanceMode::Passthrough => {
+                    (balancer.routing_preferences.clone().into(), false)
+                }
             },
         };
         let remote = match &*preferences {

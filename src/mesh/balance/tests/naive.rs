@@ -169,7 +169,12 @@ prop_compose! {
 
 prop_compose! {
     fn balancing()(
-        mode in prop::sample::select(vec![BalanceMode::Standard, BalanceMode::Strict, BalanceMode::Failover]),
+        mode in prop::sample::select(vec![
+            BalanceMode::Standard,
+            BalanceMode::Strict,
+            BalanceMode::Failover,
+            BalanceMode::Passthrough,
+        ]),
         routing_preferences in prop::sample::subsequence(
             vec![Scope::Network, Scope::Region, Scope::Zone, Scope::Node], 0..=4,
         ).prop_shuffle(),

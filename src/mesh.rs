@@ -37,7 +37,7 @@ pub use address::{
 };
 pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
-pub use inbound::{Delivery, InboundError, InboundTarget, Preamble};
+pub use inbound::{Delivery, InboundError, Preamble};
 pub use interner::{Interner, Memberships};
 pub use local::{LocalError, LocalState};
 pub use plan::{Decision, DoubleHop, Hop, Plan, TunnelAuthority, Unresolved, Way};

@@ -24,8 +24,8 @@ use uztunnel::control::roster::Roster;
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{
-    Builder, ConnectionFacts, Decision, Hop, InboundTarget, Locale, Plan, Snapshot, TunnelAuthority,
-    TunnelProtocol, Way, Workload,
+    Builder, ConnectionFacts, Decision, Hop, Locale, Plan, Snapshot, TunnelAuthority, TunnelProtocol, Way,
+    Workload,
 };
 use uztunnel::wire::hbone::{IncomingRequest, Method, forwarded_value};
 use uztunnel::worker::outcome::{HttpStatus, Outcome};
@@ -263,12 +263,12 @@ fn inbound(
         forwarded: Some(forwarded_value(peer, host)),
         forwarded_network: None,
     };
-    let target = InboundTarget::Address(authority);
+    let target = TunnelAuthority::Address(authority);
     let delivery = node.snapshot.validate_inbound(&own, hop.next_hop.ip(), &target);
     let delivery = delivery.expect("it is the pod's");
     let mut account = Account::new(Direction::Inbound, clock::now(), peer, hop.next_hop);
     account.source_identity = Some(source.identity.clone());
-    account.hbone_address = Some(TunnelAuthority::Address(authority));
+    account.hbone_address = Some(target);
     account.describe_inbound(&node.snapshot, &own, &request, &delivery, true);
     deliver(node, account, &own, delivery.address, step)
 }

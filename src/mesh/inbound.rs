@@ -7,15 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Snapshot;
+use super::plan::TunnelAuthority;
 use super::service::Service;
 use super::workload::{ApplicationProtocol, Workload};
-
-/// What a CONNECT asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InboundTarget {
-    Address(SocketAddr),
-    Host { host: String, port: u16 },
-}
 
 /// Where an accepted stream goes.
 #[derive(Debug, Clone)]
@@ -83,16 +77,16 @@ impl Snapshot {
         &self,
         own: &Arc<Workload>,
         local: IpAddr,
-        target: &InboundTarget,
+        target: &TunnelAuthority,
     ) -> Result<Delivery, InboundError> {
         let local = local.to_canonical();
         let (port, service) = match target {
-            InboundTarget::Address(requested) => {
+            TunnelAuthority::Address(requested) => {
                 self.check_address(own, local, requested.ip().to_canonical())?;
                 (requested.port(), None)
             }
-            InboundTarget::Host { host, port } => {
-                let (service, port) = self.resolve_host(own, host, *port)?;
+            TunnelAuthority::Host { hostname, port } => {
+                let (service, port) = self.resolve_host(own, hostname, *port)?;
                 (port, Some(service))
             }
         };
@@ -193,17 +187,17 @@ impl Snapshot {
     /// For a host name: an address of its service, preferably of our network and there an IPv4 one.
     fn tunnel_destination(
         &self,
-        target: &InboundTarget,
+        target: &TunnelAuthority,
         service: Option<&Arc<Service>>,
     ) -> Result<SocketAddr, InboundError> {
         match target {
-            InboundTarget::Address(address) => Ok(*address),
-            InboundTarget::Host { host, port } => service
+            TunnelAuthority::Address(address) => Ok(*address),
+            TunnelAuthority::Host { hostname, port } => service
                 .iter()
                 .flat_map(|service| &service.vips)
                 .min_by_key(|vip| (vip.network != self.locale().network, vip.ip.is_ipv6()))
                 .map(|vip| SocketAddr::new(vip.ip, *port))
-                .ok_or_else(|| InboundError::NoAddress(host.clone())),
+                .ok_or_else(|| InboundError::NoAddress(hostname.to_string())),
         }
     }
 }

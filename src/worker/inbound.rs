@@ -24,8 +24,7 @@ use crate::bridge::log::Direction;
 use crate::identity::Identity;
 use crate::limits;
 use crate::mesh::{
-    ConnectionFacts, Delivery, Denial, InboundTarget, Permit, PolicyEvent, Snapshot, TunnelAuthority,
-    Workload,
+    ConnectionFacts, Delivery, Denial, Permit, PolicyEvent, Snapshot, TunnelAuthority, Workload,
 };
 use crate::planted::{Bug, is_planted};
 use crate::runtime::oneshot;
@@ -162,23 +161,20 @@ async fn identify<D: Driver + 'static>(
         )));
     }
     let target = match request.authority.parse::<Authority>() {
-        Ok(Authority::Ip(address)) => InboundTarget::Address(address),
-        Ok(Authority::Host { host, port }) => InboundTarget::Host { host, port },
+        Ok(Authority::Ip(address)) => TunnelAuthority::Address(address),
+        Ok(Authority::Host { host, port }) => TunnelAuthority::Host {
+            hostname: host.into(),
+            port,
+        },
         Err(error) => {
             return Err(Outcome::Malformed(format!(
                 "no valid authority pseudo header: {error}"
             )));
         }
     };
-    account.hbone_address = Some(match &target {
-        InboundTarget::Address(address) => TunnelAuthority::Address(*address),
-        InboundTarget::Host { host, port } => TunnelAuthority::Host {
-            hostname: host.as_str().into(),
-            port: *port,
-        },
-    });
+    account.hbone_address = Some(target.clone());
     let own = own_workload(shell, &origin.pod).await?;
-    if let InboundTarget::Address(address) = &target
+    if let TunnelAuthority::Address(address) = &target
         && address.ip().to_canonical() != origin.local.ip().to_canonical()
         && own.application_tunnel.is_none()
     {
@@ -186,8 +182,8 @@ async fn identify<D: Driver + 'static>(
         let network = shell.with(|core| core.snapshot.load().locale().network.clone());
         lookups::know(shell, &origin.pod, &network, address.ip()).await?;
     }
-    if let InboundTarget::Host { host, .. } = &target
-        && let Some(service) = shell.with(|core| core.snapshot.load().missing_service(&own, host))
+    if let TunnelAuthority::Host { hostname, .. } = &target
+        && let Some(service) = shell.with(|core| core.snapshot.load().missing_service(&own, hostname))
     {
         lookups::ask_for(shell, &origin.pod, &service, &mut Vec::new()).await?;
     }
@@ -338,7 +334,7 @@ impl<D: Driver + 'static> Core<D> {
         &mut self,
         origin: &Origin,
         own: &Arc<Workload>,
-        target: &InboundTarget,
+        target: &TunnelAuthority,
         request: &IncomingRequest,
         account: &mut Account,
     ) -> Result<Delivery, Outcome> {

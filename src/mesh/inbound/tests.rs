@@ -10,23 +10,23 @@ fn server() -> Workload {
     behind(pod("server", LOCAL), "web", &[])
 }
 
-fn check(snapshot: &Snapshot, target: &InboundTarget) -> Result<Delivery, InboundError> {
+fn check(snapshot: &Snapshot, target: &TunnelAuthority) -> Result<Delivery, InboundError> {
     let own = snapshot.workload("c1//Pod/shop/server").expect("there").clone();
     snapshot.validate_inbound(&own, ip(LOCAL), target)
 }
 
-fn address(text: &str) -> InboundTarget {
-    InboundTarget::Address(socket(text))
+fn address(text: &str) -> TunnelAuthority {
+    TunnelAuthority::Address(socket(text))
 }
 
-fn hostname(host: &str, port: u16) -> InboundTarget {
-    InboundTarget::Host {
-        host: host.to_owned(),
+fn hostname(host: &str, port: u16) -> TunnelAuthority {
+    TunnelAuthority::Host {
+        hostname: host.into(),
         port,
     }
 }
 
-fn refused(snapshot: &Snapshot, target: &InboundTarget) -> (u16, String) {
+fn refused(snapshot: &Snapshot, target: &TunnelAuthority) -> (u16, String) {
     let error = check(snapshot, target).expect_err("refused");
     (error.status(), error.to_string())
 }
@@ -272,7 +272,7 @@ fn only_tunnels_with_a_header_are_delivered_on_loopback() {
         });
         let snapshot = mesh(vec![own], vec![], vec![]);
         let own = snapshot.workload("c1//Pod/shop/server").expect("there").clone();
-        let target = InboundTarget::Address(SocketAddr::new(ip(local), 80));
+        let target = TunnelAuthority::Address(SocketAddr::new(ip(local), 80));
         let delivery = snapshot
             .validate_inbound(&own, ip(local), &target)
             .expect("valid");

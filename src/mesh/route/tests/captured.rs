@@ -1,7 +1,7 @@
 //! The example world of the local file: every kind of call in it, both directions.
 
 use super::*;
-use crate::mesh::{InboundTarget, LocalState};
+use crate::mesh::LocalState;
 
 const EXAMPLE: &str = include_str!("../../../../tests/data/mesh.yaml");
 
@@ -117,7 +117,7 @@ fn streams_into_the_example_world_are_delivered_as_the_contract_says() {
         .expect("there")
         .clone();
     let to_waypoint = |target| snapshot.validate_inbound(&wp, ip("10.1.0.9"), &target);
-    let by_address = to_waypoint(InboundTarget::Address(socket("10.1.0.5:8080"))).expect("its pod");
+    let by_address = to_waypoint(TunnelAuthority::Address(socket("10.1.0.5:8080"))).expect("its pod");
     assert_eq!(by_address.address, socket("10.1.0.9:15088"));
     assert_eq!(by_address.connect_address(true), socket("127.0.0.1:15088"));
     assert_eq!(
@@ -125,13 +125,13 @@ fn streams_into_the_example_world_are_delivered_as_the_contract_says() {
         socket("10.1.0.5:8080")
     );
     let cart_target = |target| snapshot.validate_inbound(&cart, ip("10.1.0.5"), &target);
-    let by_name = InboundTarget::Host {
-        host: "cart.shop.svc.cluster.local".to_owned(),
+    let by_name = TunnelAuthority::Host {
+        hostname: "cart.shop.svc.cluster.local".into(),
         port: 443,
     };
     let delivery = cart_target(by_name).expect("its service");
     assert_eq!(delivery.address, socket("10.1.0.5:8443"));
     assert_eq!(delivery.connect_address(true), delivery.address);
-    let stranger = cart_target(InboundTarget::Address(socket("10.1.0.9:80")));
+    let stranger = cart_target(TunnelAuthority::Address(socket("10.1.0.9:80")));
     assert_eq!(stranger.expect_err("another pod").status(), 400);
 }

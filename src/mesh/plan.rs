@@ -29,11 +29,12 @@ pub struct Plan {
     pub destination: Option<Arc<Workload>>,
     /// The service the client called, if it called one.
     pub service: Option<Arc<Service>>,
-    /// The next hop was drawn from the endpoints of a service, which may have others.
+    /// The next hop was drawn, so that there may be another one.
     pub drawn: Option<Drawn>,
 }
 
-/// A choice among endpoints: of the service that was called, of its waypoint's or of a network gateway's.
+/// A choice among the endpoints of a service (the one that was called, a waypoint's, a network gateway's), or among the
+/// waypoints of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drawn {
     /// As `Service::failover_scopes`.

@@ -177,7 +177,9 @@ impl<'a> Call<'a> {
             authority: self.target,
             accepted: chosen.accepted.clone(),
         };
-        let drawn = Drawn::from(&[chosen.service]);
+        let has_several = || service.is_some_and(|service| service.waypoints().nth(1).is_some());
+        let among_waypoints = || has_several().then_some(Drawn { failover_scopes: 0 });
+        let drawn = Drawn::from(&[chosen.service]).or_else(among_waypoints);
         decide(chosen, leg, resolved.family_of, service.cloned(), drawn)
     }
 

@@ -340,6 +340,7 @@ fn weighted_waypoints_share_the_connections() {
             .route(&source, ip(CLIENT), socket("10.96.0.1:80"), &mut || at)
             .map(self::plan)
             .expect("routed");
+        assert!(plan.drawn.is_some(), "there is another one");
         *hits.entry(plan.way.next_hop()).or_insert(0) += 1;
     }
     assert_eq!(hits[&socket("10.0.0.9:15008")], 300);

@@ -73,14 +73,19 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 }
 
 /// A plan, with what is needed to carry it out.
-enum Course {
-    Plain { next_hop: SocketAddr, has_choice: bool },
+struct Course {
+    lead: Lead,
+    /// There may be another one.
+    has_choice: bool,
+}
+
+enum Lead {
+    Plain { next_hop: SocketAddr },
     Tunnel(Request),
 }
 
 /// A CONNECT, and on which sessions it may be asked.
 struct Request {
-    has_choice: bool,
     key: Rc<PoolKey>,
     authority: String,
     words: Errand,
@@ -90,24 +95,16 @@ struct Request {
 
 impl Course {
     fn next_hop(&self) -> SocketAddr {
-        match self {
-            Self::Plain { next_hop, .. } => *next_hop,
-            Self::Tunnel(request) => request.key.destination,
-        }
-    }
-
-    /// Whether the service that its endpoint belongs to may have another one.
-    fn has_choice(&self) -> bool {
-        match self {
-            Self::Plain { has_choice, .. } => *has_choice,
-            Self::Tunnel(request) => request.has_choice,
+        match &self.lead {
+            Lead::Plain { next_hop } => *next_hop,
+            Lead::Tunnel(request) => request.key.destination,
         }
     }
 
     fn opens(&self) -> Opens {
-        match self {
-            Self::Tunnel(request) if request.key.through.is_some() => Opens::Connected,
-            Self::Tunnel(_) | Self::Plain { .. } => Opens::AtOnce,
+        match &self.lead {
+            Lead::Tunnel(request) if request.key.through.is_some() => Opens::Connected,
+            Lead::Tunnel(_) | Lead::Plain { .. } => Opens::AtOnce,
         }
     }
 }
@@ -129,8 +126,8 @@ async fn decide<D: Driver + 'static>(
     if let Some(plan) = shell.with(|core| core.route_unidentified(pod, target)) {
         let next_hop = plan.way.next_hop();
         account.destination_address = next_hop;
-        return Ok(Course::Plain {
-            next_hop,
+        return Ok(Course {
+            lead: Lead::Plain { next_hop },
             has_choice: false,
         });
     }
@@ -184,7 +181,7 @@ async fn connect<D: Driver + 'static>(
         let other = {
             let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
             let mut work = pin!(attempt(shell, pod, &course));
-            if !course.has_choice() || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
+            if !course.has_choice || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
                 return work.await;
             }
             match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
@@ -250,10 +247,10 @@ async fn attempt<D: Driver + 'static>(
     course: &Course,
 ) -> Result<End<D>, Rc<Outcome>> {
     let _budget = Counted::setup(pod)?;
-    match course {
-        Course::Plain { next_hop, has_choice } => {
+    match &course.lead {
+        Lead::Plain { next_hop } => {
             let connected = pass_through(shell, pod, *next_hop).await;
-            if *has_choice {
+            if course.has_choice {
                 let key = (pod.pod.uid.clone(), *next_hop);
                 shell.with(|core| match &connected {
                     Ok(_) => core.plain_is_well(&key),
@@ -262,7 +259,7 @@ async fn attempt<D: Driver + 'static>(
             }
             connected.map(End::Socket)
         }
-        Course::Tunnel(request) => tunnel(shell, pod, request).await,
+        Lead::Tunnel(request) => tunnel(shell, pod, request).await,
     }
 }
 
@@ -427,13 +424,14 @@ impl<D: Driver + 'static> Core<D> {
         plan: Plan,
         account: &mut Account,
     ) -> Result<Course, Outcome> {
-        let course = match &plan.way {
-            Way::Tcp { next_hop } => Course::Plain {
-                next_hop: *next_hop,
-                has_choice: plan.drawn.is_some(),
-            },
-            Way::Hbone(hop) => Course::Tunnel(self.request(pod, source, hop, &plan, account)),
-            Way::DoubleHbone(hop) => Course::Tunnel(self.request_inside(pod, source, hop, &plan, account)),
+        let lead = match &plan.way {
+            Way::Tcp { next_hop } => Lead::Plain { next_hop: *next_hop },
+            Way::Hbone(hop) => Lead::Tunnel(self.request(pod, source, hop, &plan, account)),
+            Way::DoubleHbone(hop) => Lead::Tunnel(self.request_inside(pod, source, hop, &plan, account)),
+        };
+        let course = Course {
+            lead,
+            has_choice: plan.drawn.is_some(),
         };
         account.describe_outbound(source, &plan);
         Ok(course)
@@ -450,7 +448,6 @@ impl<D: Driver + 'static> Core<D> {
         let peer = account.source_address;
         let hostname = plan.service.as_ref().map(|service| &*service.hostname);
         Request {
-            has_choice: plan.drawn.is_some(),
             key: Rc::new(pool_key(pod, source, peer, hop, plan)),
             authority: hop.authority.to_string(),
             words: Errand {
@@ -505,12 +502,12 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     fn avoid(&mut self, pod: &PodState, course: &Course) {
-        match course {
-            Course::Tunnel(request) => {
+        match &course.lead {
+            Lead::Tunnel(request) => {
                 let through = request.key.through.as_ref();
                 self.pool_is_slow(through.map_or(&request.key, |through| &through.gateway));
             }
-            Course::Plain { next_hop, .. } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
+            Lead::Plain { next_hop } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
         }
     }
 

@@ -207,8 +207,7 @@ impl<D: Driver + 'static> Core<D> {
             self.cut_pipe(key, Outcome::Drained);
         }
         for key in self.sessions.keys() {
-            let why = Ending::Said(Outcome::Drained.to_string());
-            self.close_session(key, &why);
+            self.close_session(key, &Ending::Drained);
         }
         self.drain_over = true;
     }

@@ -419,11 +419,11 @@ impl<D: Driver + 'static> Core<D> {
                 UserState::Relaying(tunnel) => {
                     let tunnel = *tunnel;
                     match why {
-                        Ending::Said(_) | Ending::Lost(_) | Ending::PodRemoved => {
-                            self.abort_tunnel(tunnel, why.outcome())
-                        }
                         // Not even what had arrived before is delivered.
                         Ending::Revoked(_) => self.cut_tunnel(tunnel, why.outcome()),
+                        Ending::Said(_) | Ending::Lost(_) | Ending::PodRemoved | Ending::Drained => {
+                            self.abort_tunnel(tunnel, why.outcome())
+                        }
                     }
                 }
                 UserState::Carrying(carrier) => {

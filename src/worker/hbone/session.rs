@@ -189,6 +189,7 @@ pub enum Ending {
     /// The peer ended it, or the way to the peer broke.
     Lost(String),
     PodRemoved,
+    Drained,
     Revoked(Revoked),
 }
 
@@ -198,6 +199,7 @@ impl Ending {
             Self::Said(why) => Outcome::SessionClosed(why.clone()),
             Self::Lost(why) => Outcome::SessionLost(why.clone()),
             Self::PodRemoved => Outcome::PodRemoved,
+            Self::Drained => Outcome::Drained,
             Self::Revoked(revoked) => Outcome::Revoked(revoked.clone()),
         }
     }
@@ -222,6 +224,7 @@ impl Ending {
             Self::Said(said) => Self::Said(why(said)),
             Self::Lost(said) => Self::Lost(why(said)),
             Self::PodRemoved => Self::PodRemoved,
+            Self::Drained => Self::Drained,
             Self::Revoked(revoked) => Self::Revoked(revoked.clone()),
         }
     }

@@ -141,6 +141,13 @@ impl Peer {
         out.filled().to_vec()
     }
 
+    /// Ends in order, and without a goodbye.
+    pub fn end(&self) {
+        self.socket
+            .shutdown(std::net::Shutdown::Write)
+            .expect("an open socket");
+    }
+
     /// Ends without a word.
     pub fn reset(self) {
         socket2::SockRef::from(&self.socket)

@@ -239,25 +239,24 @@ fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
 /// A session ends under a connection in one way or another: the flag by which the connection counts as closed.
 #[test]
 fn a_connection_fails_by_what_breaks_rules_and_not_by_ends_of_pods_and_peers() {
-    type Ends = fn(Relay) -> Core<EpollDriver>;
-    let pod_goes: Ends = |mut relay| {
-        let uid = relay.pod.pod.uid.clone();
-        relay.core.remove_pod(&uid);
-        relay.core
+    type Ends = fn(&mut Core<EpollDriver>, Peer) -> Option<Peer>;
+    let pod_goes: Ends = |core, peer| {
+        let uid = core.pods.iter().next().expect("the only one").pod.uid.clone();
+        core.remove_pod(&uid);
+        Some(peer)
     };
-    let peer_ends: Ends = |relay| relay.core;
-    let peer_resets: Ends = |relay| {
-        relay.peer.reset();
-        relay.core
+    let peer_ends: Ends = |_, peer| {
+        peer.end();
+        Some(peer)
     };
-    let peer_breaks_rules: Ends = |mut relay| {
+    let peer_resets: Ends = |_, peer| {
+        peer.reset();
+        None
+    };
+    let peer_breaks_rules: Ends = |_, mut peer| {
         // RFC 9113 section 6.1: DATA of stream 0.
-        let no_stream = [0, 0, 0, 0, 0, 0, 0, 0, 0];
-        relay.peer.send(&no_stream);
-        while !relay.core.sessions.is_empty() {
-            fixture::turn(&mut relay.core);
-        }
-        relay.core
+        peer.send(&[0; 9]);
+        Some(peer)
     };
     for (ends, flag) in [
         (pod_goes, ResponseFlag::None),
@@ -273,7 +272,13 @@ fn a_connection_fails_by_what_breaks_rules_and_not_by_ends_of_pods_and_peers() {
             let tunnel = relay.core.tunnels.get_mut(key).expect("just listed");
             relay.core.telemetry.open(&mut tunnel.account);
         }
-        let mut core = ends(relay);
+        let Relay {
+            mut core,
+            peer,
+            application: _application,
+            ..
+        } = relay;
+        let _peer = ends(&mut core, peer);
         while !core.tunnels.is_empty() {
             fixture::turn(&mut core);
         }

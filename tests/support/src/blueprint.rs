@@ -206,6 +206,11 @@ impl Blueprint {
         found.unwrap_or_else(|| panic!("the blueprint has no pod {pod:?}"))
     }
 
+    /// Where the service of this name stands, if there is one.
+    pub fn service_position(&self, service: &str) -> Option<usize> {
+        self.services.iter().position(|spec| spec.name == service)
+    }
+
     pub fn pod(mut self, pod: PodSpec) -> Self {
         self.pods.push(pod);
         self

@@ -127,7 +127,7 @@ fn write_waypoint(
     let Some(waypoint) = waypoint else {
         return Ok(());
     };
-    let address = match blueprint.services.iter().position(|it| it.name == waypoint) {
+    let address = match blueprint.service_position(waypoint) {
         Some(service) => addresses::service(service).v4,
         None => addresses_of(blueprint.position(waypoint)).v4,
     };

@@ -254,11 +254,7 @@ impl World {
 
     /// Address of a service, by its place in the blueprint's list.
     pub fn service(&self, name: &str, family: Family, port: u16) -> SocketAddr {
-        let index = self
-            .blueprint
-            .services
-            .iter()
-            .position(|service| service.name == name);
+        let index = self.blueprint.service_position(name);
         let index = index.unwrap_or_else(|| panic!("the blueprint has no service {name:?}"));
         SocketAddr::new(addresses::service(index).of(family), port)
     }

@@ -136,8 +136,7 @@ fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
 
 fn waypoint(world: &World, name: Option<&str>) -> Option<wire::GatewayAddress> {
     let name = name?;
-    let service = world.blueprint.services.iter().position(|it| it.name == name);
-    let address = match service {
+    let address = match world.blueprint.service_position(name) {
         Some(service) => addresses::service(service).v4,
         None => world.pod(name).addresses.v4,
     };

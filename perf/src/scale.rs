@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use uztunnel_rig::istiod::{ADDRESS, Crowd, Istiod};
-use uztunnel_rig::proxy::Output;
+use uztunnel_rig::proxy::{CpuTimes, Output};
 use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
 
 use crate::echo::{self, Echo};
@@ -48,8 +48,9 @@ pub struct Phase {
     /// Of both proxies.
     pub cpu_s: f64,
     /// Of both proxies, by the names of their threads: what the control plane costs is that of the threads that carry
-    /// nothing, since the echo costs the others as much without.
-    pub cpu_s_by_thread: BTreeMap<String, f64>,
+    /// nothing, since the echo costs the others as much without, and how long workers wait for it is what their
+    /// waiting differs by from a quiet time.
+    pub by_thread: BTreeMap<String, CpuTimes>,
     /// Of both proxies, at its end.
     pub resident_bytes: u64,
 }
@@ -206,7 +207,7 @@ struct Meter<'a> {
     echo: &'a Echo,
     begun: Instant,
     cpu_ns: u64,
-    by_thread_ns: BTreeMap<String, u64>,
+    by_thread: BTreeMap<String, CpuTimes>,
 }
 
 impl<'a> Meter<'a> {
@@ -217,17 +218,17 @@ impl<'a> Meter<'a> {
             echo,
             begun: Instant::now(),
             cpu_ns: world.proxies_cpu_ns()?,
-            by_thread_ns: by_thread_ns(world)?,
+            by_thread: by_thread(world)?,
         })
     }
 
     /// Ends a phase, and begins the next one.
     fn phase(&mut self, name: &'static str) -> Result<Phase> {
         let cpu_ns = self.world.proxies_cpu_ns()?;
-        let by_thread_ns = by_thread_ns(self.world)?;
-        let since = |(name, ns): (&String, &u64)| {
-            let before = self.by_thread_ns.get(name).copied().unwrap_or(0);
-            (name.clone(), ns.saturating_sub(before) as f64 / 1e9)
+        let by_thread = by_thread(self.world)?;
+        let since = |(name, times): (&String, &CpuTimes)| {
+            let before = self.by_thread.get(name).copied().unwrap_or_default();
+            (name.clone(), times.since(before))
         };
         let resident = self.world.nodes.iter().map(|node| node.proxy().resident_bytes());
         let phase = Phase {
@@ -235,21 +236,21 @@ impl<'a> Meter<'a> {
             took: self.begun.elapsed(),
             echo_us: self.echo.take(),
             cpu_s: (cpu_ns - self.cpu_ns) as f64 / 1e9,
-            cpu_s_by_thread: by_thread_ns.iter().map(since).collect(),
+            by_thread: by_thread.iter().map(since).collect(),
             resident_bytes: resident.sum::<Result<u64>>()?,
         };
         (self.begun, self.cpu_ns) = (Instant::now(), cpu_ns);
-        self.by_thread_ns = by_thread_ns;
+        self.by_thread = by_thread;
         Ok(phase)
     }
 }
 
 /// Of both proxies.
-fn by_thread_ns(world: &World) -> Result<BTreeMap<String, u64>> {
-    let mut sums = BTreeMap::new();
+fn by_thread(world: &World) -> Result<BTreeMap<String, CpuTimes>> {
+    let mut sums: BTreeMap<String, CpuTimes> = BTreeMap::new();
     for node in &world.nodes {
-        for (name, ns) in node.proxy().cpu_ns_by_thread()? {
-            *sums.entry(name).or_default() += ns;
+        for (name, times) in node.proxy().times_by_thread()? {
+            *sums.entry(name).or_default() += times;
         }
     }
     Ok(sums)
@@ -290,10 +291,16 @@ impl Outcome {
                 mib(phase.resident_bytes) - quiet,
             )?;
         }
-        writeln!(out, "\nCPU s of both proxies, by the names of their threads:\n")?;
+        writeln!(
+            out,
+            "\nCPU s of both proxies, by the names of their threads (how long each waited for a CPU on average, us):\n"
+        )?;
         for phase in &self.phases {
-            let of_thread = phase.cpu_s_by_thread.iter();
-            let threads = of_thread.map(|(name, cpu_s)| format!("{name} {cpu_s:.3}"));
+            let of_thread = phase.by_thread.iter();
+            let threads = of_thread.map(|(name, times)| {
+                let waited_us = times.waited_ns as f64 / 1e3 / times.runs.max(1) as f64;
+                format!("{name} {:.3} ({waited_us:.0})", times.ran_ns as f64 / 1e9)
+            });
             let threads: Vec<String> = threads.collect();
             writeln!(out, "- {}: {}", phase.name, threads.join(", "))?;
         }

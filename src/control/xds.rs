@@ -288,6 +288,7 @@ impl Client {
             self.perform(chore).await;
             return Ok(());
         }
+        self.state.woke();
         let until = clock::now() + limits::XDS_GATHERING_MAX;
         while clock::now() < until {
             let received = tokio::select! {
@@ -296,6 +297,7 @@ impl Client {
                 () = std::future::ready(()) => break,
             };
             self.received(stream, received).await?;
+            self.state.give_way().await;
         }
         self.perform(chore).await;
         let is_waited_for = |lookups: &Lookups| lookups.names.is_waiting();

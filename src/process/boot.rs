@@ -379,5 +379,7 @@ fn start_workers(
         traffic: shared.traffic.shard(),
     };
     let workers = worker::start((0..threads).map(setup).collect()).map_err(BootError::Workers)?;
+    // They would have it from this thread.
+    cpu::stand_back(limits::CONTROL_NICE);
     Ok((Orders::new(workers.handles), queue))
 }

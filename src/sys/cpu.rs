@@ -44,6 +44,13 @@ pub fn run_in_slices(slice: Duration) -> io::Result<()> {
     }
 }
 
+/// Leaves the calling thread, and those that it starts from now on, behind others where a CPU is short: by how many
+/// levels of nice. There is no way back without a privilege.
+pub fn stand_back(levels: u8) {
+    // SAFETY: an integer. On Linux it is about the calling thread; to be nicer is always allowed (nice(2)).
+    unsafe { libc::nice(libc::c_int::from(levels)) };
+}
+
 /// How the calling thread is scheduled.
 fn attributes() -> io::Result<libc::sched_attr> {
     // SAFETY: all fields are integers.
@@ -218,9 +225,7 @@ mod tests {
     #[test]
     fn a_thread_asks_for_short_slices_and_keeps_its_priority() {
         std::thread::spawn(|| {
-            // SAFETY: three integers; 0 is the calling thread, and everybody may have the lowest priority.
-            let lowered = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-            assert_eq!(lowered, 0);
+            stand_back(19);
             run_in_slices(Duration::from_micros(200)).expect("everybody may");
             let attributes = attributes().expect("own attributes");
             assert_eq!(attributes.sched_nice, 19);
@@ -230,6 +235,21 @@ mod tests {
         })
         .join()
         .expect("asked");
+    }
+
+    #[test]
+    fn a_thread_stands_back_and_others_do_not() {
+        let before = attributes().expect("own attributes").sched_nice;
+        std::thread::spawn(move || {
+            let nice = || attributes().expect("own attributes").sched_nice;
+            stand_back(2);
+            assert_eq!(nice(), (before + 2).min(19));
+            let child = std::thread::spawn(move || attributes().expect("own attributes").sched_nice);
+            assert_eq!(child.join().expect("told"), nice());
+        })
+        .join()
+        .expect("stood back");
+        assert_eq!(attributes().expect("own attributes").sched_nice, before);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How the program starts, falls back and refuses to start.
 
+use std::path::{Path, PathBuf};
+
 use uztunnel_rig::{Backend, ControlPlane, Family, ProxyOptions, World, http};
 
 use crate::setup::{
@@ -107,6 +109,35 @@ fn as_many_workers_run_as_the_setting_says() {
         .collect();
     names.sort_unstable();
     assert_eq!(names, ["uztunnel-0", "uztunnel-1", "uztunnel-2"]);
+}
+
+#[test]
+fn the_control_thread_stands_back_behind_the_workers() {
+    let world = two_nodes();
+    let process = world.nodes[0].proxy().pid();
+    let nice = |thread: &Path| {
+        let stat = std::fs::read_to_string(thread.join("stat")).expect("it runs");
+        // proc_pid_stat(5): field 19, and what follows the name begins with field 3.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+        let nice = fields
+            .split(' ')
+            .nth(16)
+            .and_then(|field| field.parse::<i32>().ok());
+        nice.unwrap_or_else(|| panic!("a level of nice in {stat}"))
+    };
+    let ours = nice(Path::new("/proc/self"));
+    let tasks = PathBuf::from(format!("/proc/{process}/task"));
+    assert_eq!(nice(&tasks.join(process.to_string())), (ours + 5).min(19));
+    let mut workers = 0;
+    for thread in std::fs::read_dir(&tasks).expect("it runs") {
+        let thread = thread.expect("listed").path();
+        let name = std::fs::read_to_string(thread.join("comm")).expect("it runs");
+        if name.starts_with("uztunnel-") {
+            workers += 1;
+            assert_eq!(nice(&thread), ours, "{name}");
+        }
+    }
+    assert!(workers > 0);
 }
 
 #[test]

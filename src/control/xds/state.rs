@@ -94,6 +94,11 @@ impl State {
         }
     }
 
+    /// The thread has most likely just woken: what was done before does not count.
+    pub fn woke(&mut self) {
+        self.gave_way_at = clock::now();
+    }
+
     /// After a slice of long work: if enough was done since the last time, workers on the same CPU and other tasks of this
     /// thread get their turn. Some kernels let a worker that wakes in only when their clock ticks, which is every 4 or
     /// 10 ms, unless somebody gives way before.
@@ -103,7 +108,7 @@ impl State {
         }
         std::thread::yield_now();
         task::yield_now().await;
-        self.gave_way_at = clock::now();
+        self.woke();
     }
 
     /// Begins with a response of so many bytes.
@@ -186,8 +191,6 @@ impl State {
         if self.publish_at.is_none() {
             return;
         }
-        // What was done before does not count: most likely the thread has just woken.
-        self.gave_way_at = clock::now();
         while self.builder.settle(limits::XDS_SERVICES_SLICE) {
             self.give_way().await;
         }

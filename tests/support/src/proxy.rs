@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::ops::AddAssign;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,6 +30,46 @@ impl Backend {
             Self::Uring => "uring",
             Self::Epoll => "epoll",
         }
+    }
+}
+
+/// What the scheduler says of threads (`/proc/PID/task/TID/schedstat`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuTimes {
+    /// On a CPU, user and kernel.
+    pub ran_ns: u64,
+    /// Ready to run, while others had the CPU.
+    pub waited_ns: u64,
+    /// How often it got a CPU.
+    pub runs: u64,
+}
+
+impl CpuTimes {
+    fn parse(schedstat: &str) -> Self {
+        let mut fields = schedstat.split_whitespace();
+        let mut next = || fields.next().and_then(|it| it.parse().ok()).unwrap_or(0);
+        Self {
+            ran_ns: next(),
+            waited_ns: next(),
+            runs: next(),
+        }
+    }
+
+    /// Without what was there before.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            ran_ns: self.ran_ns.saturating_sub(before.ran_ns),
+            waited_ns: self.waited_ns.saturating_sub(before.waited_ns),
+            runs: self.runs.saturating_sub(before.runs),
+        }
+    }
+}
+
+impl AddAssign for CpuTimes {
+    fn add_assign(&mut self, other: Self) {
+        self.ran_ns += other.ran_ns;
+        self.waited_ns += other.waited_ns;
+        self.runs += other.runs;
     }
 }
 
@@ -221,12 +262,11 @@ impl Proxy {
             .map_err(|error| RigError::new(format!("reading the CPU clock of process {}", self.pid()), error))
     }
 
-    /// CPU time of the threads that run, by their names: `worker-0` and `worker-1` are `worker-*` (nanoseconds; user and
-    /// kernel).
-    pub fn cpu_ns_by_thread(&self) -> Result<BTreeMap<String, u64>> {
+    /// What the threads that run had of CPUs, by their names: `worker-0` and `worker-1` are `worker-*`.
+    pub fn times_by_thread(&self) -> Result<BTreeMap<String, CpuTimes>> {
         let tasks = format!("/proc/{}/task", self.pid());
         let failed = |error| RigError::new(format!("reading {tasks}"), error);
-        let mut by_name = BTreeMap::new();
+        let mut by_name: BTreeMap<String, CpuTimes> = BTreeMap::new();
         for task in std::fs::read_dir(&tasks).map_err(failed)? {
             let task = task.map_err(failed)?.path();
             let read = |file: &str| std::fs::read_to_string(task.join(file));
@@ -239,8 +279,7 @@ impl Proxy {
                 kind if kind.len() < name.len() => format!("{kind}*"),
                 _ => name.to_owned(),
             };
-            let ns = times.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
-            *by_name.entry(name).or_default() += ns.unwrap_or(0);
+            *by_name.entry(name).or_default() += CpuTimes::parse(&times);
         }
         Ok(by_name)
     }

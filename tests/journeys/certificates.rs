@@ -9,11 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use uztunnel_rig::authority::Authority;
 use uztunnel_rig::ca::{Answer, Script, bundle};
 use uztunnel_rig::istiod::ROOTS_FILE;
 use uztunnel_rig::{Blueprint, ControlPlane, Family, ProxyOptions, World, http, wait_until};
 
+use crate::admin::dump;
 use crate::setup::{HTTP_PORT, number, options, serve_http};
 use crate::traffic::Traffic;
 
@@ -100,6 +102,14 @@ fn roots_that_are_swapped_in_one_step_part_the_mesh_only_until_a_handshake_tells
     let server = world.pod("server");
     let agent = &world.nodes[1].agent;
     agent.delete(&server.uid).expect("acknowledged");
+    // Acknowledged before it is forgotten; a pod that is back by then is served with the old one.
+    wait_until("the certificate to be forgotten", || {
+        let dump = dump(&world, 1);
+        let certificates = dump["certificates"].as_array().expect("a list");
+        let identity = server.identity();
+        let is_servers = |it: &Value| it["identity"] == identity;
+        (!certificates.iter().any(is_servers)).then_some(())
+    });
     agent
         .add(&server.uid, server.workload_info(), server.namespace.fd())
         .expect("acknowledged");

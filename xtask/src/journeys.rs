@@ -144,12 +144,21 @@ impl Journeys {
             .env("JOURNEYS_DURATION_SECONDS", duration.to_string())
             .env("JOURNEYS_RESTARTS", lengths.restarts.to_string());
         command.arg("--").args(self.filter.as_deref());
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            command.arg(format!("--test-threads={}", side_by_side()));
+        }
         if self.duration.is_some() {
             // Somebody waits for the figures.
             command.arg("--show-output");
         }
         run_tests(&mut command, tally)
     }
+}
+
+/// Journeys wait for about half of their time: three for every two CPUs.
+fn side_by_side() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    cpus + cpus.div_ceil(2)
 }
 
 #[cfg(test)]

@@ -101,6 +101,8 @@ pub struct ServiceSpec {
     pub endpoints: Vec<String>,
     /// Name of the pod, or of the service, that calls to the service go through.
     pub waypoint: Option<String>,
+    /// Such names with their weights, of which calls go through one.
+    pub weighted_waypoints: Vec<(String, u32)>,
     /// Further addresses: all that share the leading bits of one.
     pub ranges: Vec<(IpAddr, u8)>,
     pub balancing: Option<Balancing>,
@@ -114,6 +116,7 @@ impl ServiceSpec {
             ports: ports.to_vec(),
             endpoints: endpoints.iter().map(|name| (*name).to_owned()).collect(),
             waypoint: None,
+            weighted_waypoints: Vec::new(),
             ranges: Vec::new(),
             balancing: None,
         }
@@ -121,6 +124,11 @@ impl ServiceSpec {
 
     pub fn waypoint(mut self, name: &str) -> Self {
         self.waypoint = Some(name.to_owned());
+        self
+    }
+
+    pub fn weighted_waypoint(mut self, name: &str, weight: u32) -> Self {
+        self.weighted_waypoints.push((name.to_owned(), weight));
         self
     }
 

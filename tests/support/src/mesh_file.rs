@@ -31,13 +31,16 @@ pub fn write(blueprint: &Blueprint, addresses_of: impl Fn(usize) -> addresses::A
             "Healthy"
         };
         write_workload(&mut yaml, blueprint, pod, addresses_of(index), protocol, health)
-            .and_then(|()| write_waypoint(&mut yaml, blueprint, pod.waypoint.as_deref(), &addresses_of))
+            .and_then(|()| write_waypoints(&mut yaml, blueprint, pod.waypoint.as_deref(), &[], &addresses_of))
             .expect("invariant: writing to a string cannot fail");
     }
     yaml.push_str("services:\n");
     for (index, service) in blueprint.services.iter().enumerate() {
         write_service(&mut yaml, index, service)
-            .and_then(|()| write_waypoint(&mut yaml, blueprint, service.waypoint.as_deref(), &addresses_of))
+            .and_then(|()| {
+                let (one, weighted) = (service.waypoint.as_deref(), &service.weighted_waypoints);
+                write_waypoints(&mut yaml, blueprint, one, weighted, &addresses_of)
+            })
             .expect("invariant: writing to a string cannot fail");
     }
     if blueprint.services.is_empty() {
@@ -118,24 +121,31 @@ fn write_service(yaml: &mut String, index: usize, service: &ServiceSpec) -> std:
     writeln!(yaml, "  ports: {}", port_map(service))
 }
 
-fn write_waypoint(
+/// Of a pod or a service; a service may have several that share its calls.
+fn write_waypoints(
     yaml: &mut String,
     blueprint: &Blueprint,
     waypoint: Option<&str>,
+    weighted: &[(String, u32)],
     addresses_of: impl Fn(usize) -> addresses::Addresses,
 ) -> std::fmt::Result {
-    let Some(waypoint) = waypoint else {
-        return Ok(());
+    let gateway = |name: &str| {
+        let address = match blueprint.service_position(name) {
+            Some(service) => addresses::service(service).v4,
+            None => addresses_of(blueprint.position(name)).v4,
+        };
+        format!("{{destination: \"/{address}\", hboneMtlsPort: {}}}", hbone::PORT)
     };
-    let address = match blueprint.service_position(waypoint) {
-        Some(service) => addresses::service(service).v4,
-        None => addresses_of(blueprint.position(waypoint)).v4,
-    };
-    writeln!(
-        yaml,
-        "  waypoint: {{destination: \"/{address}\", hboneMtlsPort: {}}}",
-        hbone::PORT
-    )
+    if let Some(name) = waypoint {
+        writeln!(yaml, "  waypoint: {}", gateway(name))?;
+    }
+    if !weighted.is_empty() {
+        writeln!(yaml, "  weightedWaypoints:")?;
+    }
+    for (name, weight) in weighted {
+        writeln!(yaml, "  - {{destination: {}, weight: {weight}}}", gateway(name))?;
+    }
+    Ok(())
 }
 
 fn port_map(service: &ServiceSpec) -> String {

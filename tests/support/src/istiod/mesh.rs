@@ -92,7 +92,7 @@ fn workload(world: &World, pod: &Pod) -> Option<Resource> {
         tunnel_protocol: protocol.into(),
         status: status.into(),
         services: services.collect(),
-        waypoint: waypoint(world, spec.waypoint.as_deref()),
+        waypoint: spec.waypoint.as_deref().map(|name| waypoint(world, name)),
         application_tunnel: spec.tunnel_port.map(|port| wire::ApplicationTunnel {
             protocol: wire::application_tunnel::Protocol::Proxy.into(),
             port: port.into(),
@@ -121,6 +121,11 @@ fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
         mode: balancing.mode.into(),
         health_policy: balancing.health_policy.into(),
     });
+    let weighted = spec.weighted_waypoints.iter();
+    let weighted = weighted.map(|(name, weight)| wire::WeightedWaypoint {
+        destination: Some(waypoint(world, name)),
+        weight: *weight,
+    });
     let service = wire::Service {
         name: spec.name.clone(),
         namespace: spec.namespace.clone(),
@@ -128,23 +133,23 @@ fn service(world: &World, index: usize, spec: &ServiceSpec) -> Resource {
         addresses: own.into_iter().chain(ranges).collect(),
         ports: ports(spec),
         load_balancing,
-        waypoint: waypoint(world, spec.waypoint.as_deref()),
+        waypoint: spec.waypoint.as_deref().map(|name| waypoint(world, name)),
+        weighted_waypoints: weighted.collect(),
         ..wire::Service::default()
     };
     resource(key(spec), wire::address::Type::Service(service))
 }
 
-fn waypoint(world: &World, name: Option<&str>) -> Option<wire::GatewayAddress> {
-    let name = name?;
+fn waypoint(world: &World, name: &str) -> wire::GatewayAddress {
     let address = match world.blueprint.service_position(name) {
         Some(service) => addresses::service(service).v4,
         None => world.pod(name).addresses.v4,
     };
     let address = network_address(address.octets().to_vec(), None);
-    Some(wire::GatewayAddress {
+    wire::GatewayAddress {
         destination: Some(wire::gateway_address::Destination::Address(address)),
         hbone_mtls_port: hbone::PORT.into(),
-    })
+    }
 }
 
 fn network_address(address: Vec<u8>, length: Option<u32>) -> wire::NetworkAddress {

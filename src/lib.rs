@@ -43,6 +43,7 @@
 //! | `runtime::timer::Wheel`, `runtime::tasks::Executor` | worker | `Core`; `worker::start` | with the worker |
 //! | `worker::pods::PodState` | worker | order `AddPod` | order `RemovePod`, when its connections have let go |
 //! | `worker::tenants::Tenant` | worker | with its `PodState`; `Tenants::of_source` | when all that it caused has let go, and its source is forgotten |
+//! | `worker::room::Place` | worker | `Core::take_place`, for each connection | with the connection |
 //! | `worker::listen::Listener` | worker (the pod's home) | order `AddPod` | order `RemovePod`, or a drain |
 //! | `worker::listen::Captured` | worker; may cross to another before | `Core::accepted` | becomes a journey |
 //! | a journey (`outbound`, `inbound`, `passthrough`, `hbone::serve`) | worker, as a task | `worker::turn` | when the relay starts, or it is refused |

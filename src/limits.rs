@@ -484,6 +484,24 @@ pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 pub const REVOCATION_SESSIONS_AT_ONCE: usize = 256;
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
+/// What a tenant that is alone leaves of them for others.
+pub const PLACES_LEFT: usize = CONNECTIONS_WORKER_MAX / 8;
+
+/// A tenant with so many connections gets no further one while so many places are free. Falls with the square of those:
+/// of n tenants that take what they get, one after the other, all leave some n-th part of `PLACES_LEFT`; with a bound in
+/// proportion to what is free it would be 1 of 8^n, and with equal parts of the whole nothing.
+pub const fn places_tenant_max(free: usize) -> usize {
+    let most = (CONNECTIONS_WORKER_MAX - PLACES_LEFT) * free / PLACES_LEFT * free / PLACES_LEFT;
+    // Who has none gets one as long as there is any.
+    if most == 0 { 1 } else { most }
+}
+
+/// How often the log says that a tenant gets no further connections.
+pub const ROOM_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+const _: () = assert!(places_tenant_max(PLACES_LEFT) == CONNECTIONS_WORKER_MAX - PLACES_LEFT);
+// Nobody is kept from anything before that.
+const _: () = assert!(places_tenant_max(PLACES_LEFT + 1) >= CONNECTIONS_WORKER_MAX - PLACES_LEFT);
 /// TLS handshakes that the peers of one pod have under way on one worker.
 pub const HANDSHAKES_POD_MAX: usize = 256;
 /// The part of them that one source address may have: half-open handshakes of one peer must not keep all others

@@ -22,6 +22,7 @@ pub mod placement;
 pub mod pods;
 pub mod recheck;
 pub mod report;
+pub mod room;
 pub mod settings;
 pub mod shell;
 pub mod telemetry;

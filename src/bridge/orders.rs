@@ -172,6 +172,8 @@ pub struct WorkerReport {
     pub pipes: usize,
     /// Waits of tasks that set connections up.
     pub waits: usize,
+    /// Connections that take room, those being set up included.
+    pub places: usize,
     pub listeners: usize,
     /// Destinations with a session, a dial or a remembered failure.
     pub pooled: usize,
@@ -179,7 +181,7 @@ pub struct WorkerReport {
     pub buffered_bytes: usize,
     /// Chunks of opened plaintext that something still refers to.
     pub chunks_pinned: usize,
-    /// Connections closed, and streams refused, at once because the worker was full.
+    /// Connections closed, and streams refused, at once because the worker had no room for them.
     pub shed: u64,
 }
 

@@ -66,20 +66,26 @@ pub enum Refusal {
     Request,
     /// No TLS session, or no certificate for one.
     Handshake,
-    /// A bound of this proxy.
+    /// A bound for one pod or peer.
     Capacity,
+    /// The worker has few places left, and the pod or the source of its peer's session has more than its part of them.
+    TenantPart,
+    /// The worker has no place left for anybody.
+    WorkerFull,
     /// The pod or the proxy is on its way out.
     Ending,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Route,
         Self::WorkloadUnknown,
         Self::Recursive,
         Self::Request,
         Self::Handshake,
         Self::Capacity,
+        Self::TenantPart,
+        Self::WorkerFull,
         Self::Ending,
     ];
 
@@ -91,6 +97,8 @@ impl Refusal {
             Self::Request => "request",
             Self::Handshake => "handshake",
             Self::Capacity => "capacity",
+            Self::TenantPart => "tenant_part",
+            Self::WorkerFull => "worker_full",
             Self::Ending => "ending",
         }
     }

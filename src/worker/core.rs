@@ -28,6 +28,7 @@ use super::owner::Owned;
 use super::pipe::Pipe;
 use super::pods::Pods;
 use super::recheck::Recheck;
+use super::room::Room;
 use super::settings::Settings;
 use super::telemetry::Telemetry;
 use super::tenants::Tenants;
@@ -112,6 +113,8 @@ pub struct Core<D: Driver> {
     pub fence: Fence,
     /// Who shares this worker, and what waits for its turn.
     pub tenants: Tenants,
+    /// How many connections it has, and may have.
+    pub room: Room,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
     pub spawner: Spawner,
@@ -135,7 +138,7 @@ pub struct Core<D: Driver> {
     pub draining: bool,
     /// Set when the drain's deadline has passed.
     pub drain_over: bool,
-    /// Connections closed, and streams refused, at once because the worker was full.
+    /// Connections closed, and streams refused, at once because the worker had no room for them.
     pub shed: u64,
     /// Of `limits::REMAINS_BYTES_MAX`.
     pub remains_bytes: usize,
@@ -182,6 +185,7 @@ impl<D: Driver + 'static> Core<D> {
             recheck: Recheck::default(),
             fence: Fence::default(),
             tenants: Tenants::default(),
+            room: Room::default(),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
@@ -414,15 +418,5 @@ impl<D: Driver + 'static> Core<D> {
 
     pub fn local_address(&self, id: SocketId) -> Option<SocketAddr> {
         self.driver.local_address(id).ok()
-    }
-
-    /// Connections that this worker serves now.
-    pub fn connections(&self) -> usize {
-        self.tunnels.len() + self.pipes.len()
-    }
-
-    /// Whether a further connection may be set up; the newest is shed when the worker is full.
-    pub fn has_room(&self) -> bool {
-        self.connections() + self.waits.len() < limits::CONNECTIONS_WORKER_MAX
     }
 }

@@ -12,6 +12,7 @@ use super::core::Core;
 use super::hbone::session::{Role, Session, SessionParts, Transport};
 use super::owner::Owned;
 use super::pods::PodState;
+use super::room::Place;
 use super::settings::Settings;
 use super::telemetry::Account;
 use super::tenants::Tenants;
@@ -96,6 +97,21 @@ pub fn connection() -> (TcpStream, TcpStream) {
 pub fn account(core: &Core<EpollDriver>) -> Box<Account> {
     let nowhere = (Ipv4Addr::LOCALHOST, 1).into();
     Box::new(Account::new(Direction::Inbound, core.now, nowhere, nowhere))
+}
+
+/// For a connection of the pod's own.
+pub fn place(core: &Core<EpollDriver>, pod: &PodState) -> Place {
+    core.room.take(&pod.tenant).expect("room")
+}
+
+/// All places of the worker, taken by as many tenants as that needs.
+pub fn fill(core: &mut Core<EpollDriver>) -> Vec<Place> {
+    let mut places = Vec::new();
+    while core.room.taken() < limits::CONNECTIONS_WORKER_MAX {
+        let tenant = core.tenants.admit();
+        places.extend(std::iter::from_fn(|| core.room.take(&tenant).ok()));
+    }
+    places
 }
 
 /// One turn that waits at most 20 ms.

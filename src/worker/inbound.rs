@@ -16,8 +16,10 @@ use super::lookups;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
+use super::room::Place;
 use super::shell::{Medium, Shell, Socket};
 use super::telemetry::Account;
+use super::tenants::Tenant;
 use super::tunnel::TunnelParts;
 use super::workload::{own_workload, pod_workload};
 use crate::bridge::log::Direction;
@@ -40,6 +42,7 @@ struct Origin {
     peer: SocketAddr,
     local: SocketAddr,
     identity: Identity,
+    tenant: Rc<Tenant>,
 }
 
 /// Serves one CONNECT up to its relay, or up to the answer that refuses it.
@@ -68,7 +71,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
         .pod
         .while_present(identify(&shell, &origin, &request, &mut account))
         .await;
-    let (own, delivery) = match identified.and_then(|identified| identified) {
+    let (place, own, delivery) = match identified.and_then(|identified| identified) {
         Ok(identified) => identified,
         Err(outcome) => return refuse(&shell, stream, account, &outcome, Refusal::BeforeConnection),
     };
@@ -113,6 +116,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
             pod: origin.pod,
             actual: delivery.address,
             share,
+            place,
         };
         core.attach_tunnel(parts);
     });
@@ -147,14 +151,14 @@ fn refuse<D: Driver + 'static>(
     stream.answered();
 }
 
-/// Checks the request and finds out where it goes.
+/// Takes a place, as a captured connection has one, checks the request and finds out where it goes.
 async fn identify<D: Driver + 'static>(
     shell: &Shell<D>,
     origin: &Origin,
     request: &IncomingRequest,
     account: &mut Account,
-) -> Result<(Arc<Workload>, Delivery), Outcome> {
-    shell.with(Core::check_room)?;
+) -> Result<(Place, Arc<Workload>, Delivery), Outcome> {
+    let place = shell.with(|core| core.take_place(&origin.tenant, &origin.pod, origin.peer.ip()))?;
     if let Method::Other(method) = &request.method {
         return Err(Outcome::Malformed(format!(
             "expected method CONNECT, got {method}"
@@ -188,7 +192,7 @@ async fn identify<D: Driver + 'static>(
         lookups::ask_for(shell, &origin.pod, &service, &mut Vec::new()).await?;
     }
     let delivery = shell.with(|core| core.validate(origin, &own, &target, request, account))?;
-    Ok((own, delivery))
+    Ok((place, own, delivery))
 }
 
 /// Authorizes and connects to the application: a 200 means that it has accepted.
@@ -313,21 +317,9 @@ impl<D: Driver + 'static> Core<D> {
             peer: session.peer_address,
             local: session.local_address,
             identity: session.peer.first().clone(),
+            tenant: session.tenant.clone(),
         };
         Some((origin, given_up))
-    }
-
-    /// A stream is a connection like a captured one: the newest is shed when the worker is full.
-    fn check_room(&mut self) -> Result<(), Outcome> {
-        if self.has_room() {
-            return Ok(());
-        }
-        self.shed += 1;
-        let limit = limits::CONNECTIONS_WORKER_MAX;
-        Err(Outcome::Overloaded {
-            what: "connections of one worker",
-            limit,
-        })
     }
 
     fn validate(

@@ -17,6 +17,7 @@ use super::live::Attempting;
 use super::lookups;
 use super::outcome::{Leg, Outcome};
 use super::pods::{Counted, PodState};
+use super::room::Place;
 use super::shell::{Either, Elapsed, Shell, Socket, either};
 use super::telemetry::{Account, Opens};
 use super::tunnel::TunnelParts;
@@ -34,7 +35,12 @@ use crate::wire::traceparent::TraceContext;
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     drop(captured.unbegun);
     let Captured {
-        pod, fd, peer, share, ..
+        pod,
+        fd,
+        peer,
+        share,
+        place,
+        ..
     } = captured;
     let now = shell.with(|core| core.now);
     let Ok(client) = Socket::adopt(&shell, fd) else {
@@ -67,7 +73,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     }
     shell.with(|core| core.telemetry.open(&mut account));
     match connected.map_err(Rc::new).and_then(|connected| connected) {
-        Ok(end) => relay(&shell, pod, client, end, Box::new(account), share),
+        Ok(end) => relay(&shell, pod, client, end, Box::new(account), share, place),
         Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }
 }
@@ -308,6 +314,7 @@ fn relay<D: Driver + 'static>(
     end: End<D>,
     account: Box<Account>,
     share: LoadShare,
+    place: Place,
 ) {
     match end {
         End::Stream(stream) | End::Inside(Reached { stream, .. }) => {
@@ -324,6 +331,7 @@ fn relay<D: Driver + 'static>(
                     pod,
                     actual,
                     share,
+                    place,
                 };
                 core.attach_tunnel(parts);
             });
@@ -331,7 +339,7 @@ fn relay<D: Driver + 'static>(
         }
         End::Socket(server) => {
             let (client, server) = (client.release(), server.release());
-            shell.with(|core| core.attach_pipe(pod, client, server, account, share));
+            shell.with(|core| core.attach_pipe(pod, client, server, account, share, place));
         }
     }
 }

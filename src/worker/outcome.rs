@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::AlertDescription;
 
 use super::owner::Side;
+use super::room::NoRoom;
 use crate::bridge::lookups::LookupError;
 use crate::bridge::orders::CertificateError;
 use crate::bridge::traffic::{Refusal, ResponseFlag};
@@ -73,6 +74,8 @@ pub enum Outcome {
     Drained,
     #[error("too many {what} at once: {limit} are allowed")]
     Overloaded { what: &'static str, limit: usize },
+    #[error("{0}")]
+    NoRoom(#[from] NoRoom),
     #[error("timed out: {peer} did not {what} within {limit:?}")]
     Deadline {
         peer: SocketAddr,
@@ -213,6 +216,7 @@ impl Outcome {
             | Self::PodRemoved
             | Self::Drained
             | Self::Overloaded { .. }
+            | Self::NoRoom(_)
             | Self::Deadline { .. } => 503,
         }
     }
@@ -261,6 +265,7 @@ impl Outcome {
             | Self::WorkloadUnknown(_)
             | Self::RecursiveCall
             | Self::Overloaded { .. }
+            | Self::NoRoom(_)
             | Self::Deadline { .. }
             | Self::Malformed(_) => ResponseFlag::Connect,
         }
@@ -285,6 +290,7 @@ impl Outcome {
             | Self::Denied(_)
             | Self::NoLongerAllowed(_) => Refusal::Request,
             Self::Overloaded { .. } => Refusal::Capacity,
+            Self::NoRoom(why) => why.refusal(),
             Self::Complete | Self::Drained | Self::PodRemoved => Refusal::Ending,
             Self::ConnectFailed(_)
             | Self::HboneConnectTimeout(_)
@@ -468,6 +474,13 @@ mod tests {
                 Refusal::WorkloadUnknown,
             ),
             (full, 503, false, Refusal::Capacity),
+            (NoRoom::Worker.into(), 503, false, Refusal::WorkerFull),
+            (
+                NoRoom::Tenant { limit: 1 }.into(),
+                503,
+                false,
+                Refusal::TenantPart,
+            ),
             (Outcome::PodRemoved, 503, false, Refusal::Ending),
             (Outcome::Drained, 503, false, Refusal::Ending),
             (on_leg(Outcome::Io(broken())), 503, true, Refusal::Handshake),

@@ -22,7 +22,12 @@ use crate::sys::driver::Driver;
 pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     drop(captured.unbegun);
     let Captured {
-        pod, fd, peer, share, ..
+        pod,
+        fd,
+        peer,
+        share,
+        place,
+        ..
     } = captured;
     let now = shell.with(|core| core.now);
     let Ok(client) = Socket::adopt(&shell, fd) else {
@@ -56,7 +61,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     match connected {
         Ok(server) => {
             let (client, server) = (client.release(), server.release());
-            shell.with(|core| core.attach_pipe(pod, client, server, Box::new(account), share));
+            shell.with(|core| core.attach_pipe(pod, client, server, Box::new(account), share, place));
         }
         Err(outcome) => shell.with(|core| core.telemetry.fail(account, core.now, &outcome)),
     }

@@ -8,6 +8,7 @@ use super::core::Core;
 use super::outcome::Outcome;
 use super::owner::{Owned, Side};
 use super::pods::PodState;
+use super::room::Place;
 use super::telemetry::Account;
 use super::tunnel::adapted_read;
 use crate::bridge::load::LoadShare;
@@ -22,6 +23,7 @@ pub struct Pipe {
     pub pod: Rc<PodState>,
     pub account: Box<Account>,
     _share: LoadShare,
+    _place: Place,
 }
 
 /// One socket and the direction that reads from it.
@@ -61,7 +63,13 @@ impl Pipe {
 #[cfg(test)]
 impl Pipe {
     /// One that no driver knows: it only waits.
-    pub fn idle(pod: Rc<PodState>, sockets: [SocketId; 2], account: Box<Account>, share: LoadShare) -> Self {
+    pub fn idle(
+        pod: Rc<PodState>,
+        sockets: [SocketId; 2],
+        account: Box<Account>,
+        share: LoadShare,
+        place: Place,
+    ) -> Self {
         let [client, server] = sockets.map(End::new);
         Self {
             client,
@@ -69,6 +77,7 @@ impl Pipe {
             pod,
             account,
             _share: share,
+            _place: place,
         }
     }
 }
@@ -81,6 +90,7 @@ impl<D: Driver + 'static> Core<D> {
         server: SocketId,
         account: Box<Account>,
         share: LoadShare,
+        place: Place,
     ) {
         let pipe = Pipe {
             client: End::new(client),
@@ -88,6 +98,7 @@ impl<D: Driver + 'static> Core<D> {
             pod,
             account,
             _share: share,
+            _place: place,
         };
         let key = self.pipes.insert(pipe);
         self.driver
@@ -241,7 +252,10 @@ mod tests {
             .expect("an open socket");
         let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
         let (account, share) = (fixture::account(&core), core.load.share(0));
-        core.attach_pipe(fixture::pod(), near_client, near_server, account, share);
+        let pod = fixture::pod();
+        let place = fixture::place(&core, &pod);
+        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        assert_eq!(core.room.taken(), 1);
         let said = vec![7; 100 << 10];
         client.write_all(&said).expect("sent");
         client.shutdown(Shutdown::Write).expect("ended");
@@ -262,5 +276,6 @@ mod tests {
         let mut received = Vec::new();
         server.read_to_end(&mut received).expect("an orderly end");
         assert!(received == said, "{} bytes arrived", received.len());
+        assert_eq!(core.room.taken(), 0);
     }
 }

@@ -28,6 +28,7 @@ impl<D: Driver + 'static> Core<D> {
             tunnels: self.tunnels.len(),
             pipes: self.pipes.len(),
             waits: self.waits.len(),
+            places: self.room.taken(),
             listeners: self.listeners.len(),
             pooled: self.pool.len(),
             buffered_bytes: sessions().map(Session::buffered_bytes).sum::<usize>()

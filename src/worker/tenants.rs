@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Instant;
 
 use self::crowd::Crowd;
 use super::core::Core;
@@ -40,6 +41,10 @@ pub struct Tenant {
     queued: Cell<bool>,
     /// Accepted connections whose journeys did not have a turn yet.
     unbegun: Cell<usize>,
+    /// Its connections, those being set up included (`room`).
+    pub(super) places: Cell<usize>,
+    /// When the log said that it gets no further ones.
+    pub(super) warned: Cell<Option<Instant>>,
     /// The last stretch of turns in which it had work, and what that cost.
     stretch: Cell<u64>,
     used: Cell<i64>,
@@ -102,6 +107,8 @@ impl Tenant {
             waiting: RefCell::default(),
             queued: Cell::new(false),
             unbegun: Cell::new(0),
+            places: Cell::new(0),
+            warned: Cell::new(None),
             // Of no stretch.
             stretch: Cell::new(u64::MAX),
             used: Cell::new(0),

@@ -6,15 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Core, Wait};
+use super::core::Core;
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
 use super::hbone::session::{Ending, Held, Role, Session, Transport};
 use super::inbound;
 use super::owner::Owned;
 use super::pods::PodState;
+use super::room::Place;
 use super::shell::Shell;
 use super::telemetry::Telemetry;
+use super::tenants::Tenant;
 use super::tunnel::TunnelParts;
 use super::turn::{Life, Worker};
 use crate::bridge::Traffic;
@@ -78,7 +80,7 @@ pub fn relay(executor: &Executor) -> Relay {
         .driver
         .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner())
         .expect("adopted");
-    let share = core.load.share(0);
+    let (share, place) = (core.load.share(0), fixture::place(&core, &pod));
     let account = fixture::account(&core);
     core.attach_tunnel(TunnelParts {
         app,
@@ -89,6 +91,7 @@ pub fn relay(executor: &Executor) -> Relay {
         pod: pod.clone(),
         actual: (std::net::Ipv4Addr::LOCALHOST, 80).into(),
         share,
+        place,
     });
     Relay {
         core,
@@ -435,8 +438,12 @@ fn a_request_that_crosses_the_goaway_of_a_drain_is_served() {
     }
 }
 
-#[test]
-fn a_full_worker_refuses_further_streams() {
+/// Asks for a stream after `fill` took places of the worker, and has a look at it then. Says what the peer was told
+/// until its session was closed.
+fn stream_after(
+    fill: impl FnOnce(&mut Core<EpollDriver>, &PodState, Key<Session>) -> Vec<Place>,
+    look: impl FnOnce(&Core<EpollDriver>, usize),
+) -> Vec<u8> {
     let executor = Executor::default();
     let mut core = fixture::core(&executor);
     let pod = fixture::pod();
@@ -447,25 +454,60 @@ fn a_full_worker_refuses_further_streams() {
         fixture::turn(&mut core);
     }
     let request = core.requests.remove(0);
-    let places: Vec<_> = (0..limits::CONNECTIONS_WORKER_MAX)
-        .map(|_| core.waits.insert(Wait::default()))
-        .collect();
-    assert!(!core.has_room());
+    let tenant = core.tenants.of_source([10, 0, 0, 1].into());
+    core.sessions.get_mut(session).expect("just made").tenant = tenant;
+    let places = fill(&mut core, &pod, session);
     let shell = Shell::new(core, executor.spawner());
     shell.spawn(inbound::serve(shell.clone(), request));
     executor.run(10);
     shell.with(|core| {
-        assert_eq!(
-            (core.waits.len(), core.shed),
-            (places.len(), 1),
-            "nothing is set up"
-        );
+        look(core, places.len());
         core.flush();
         core.close_session(session, &Ending::Said("test".into()));
         core.flush();
     });
-    // The status of the answer, as it stands in the header block.
-    assert!(peer.read_to_end().windows(3).any(|bytes| bytes == b"503"));
+    peer.read_to_end()
+}
+
+/// The status of a refusal, as it stands in the header block.
+fn is_refused(told: &[u8]) -> bool {
+    told.windows(3).any(|bytes| bytes == b"503")
+}
+
+fn nothing_is_set_up(core: &Core<EpollDriver>, places: usize) {
+    assert_eq!(
+        (core.waits.len(), core.room.taken(), core.shed),
+        (0, places, 1),
+        "nothing is set up"
+    );
+}
+
+fn all_for(core: &Core<EpollDriver>, tenant: &Rc<Tenant>) -> Vec<Place> {
+    std::iter::from_fn(|| core.room.take(tenant).ok()).collect()
+}
+
+#[test]
+fn a_full_worker_refuses_further_streams() {
+    let told = stream_after(|core, _, _| fixture::fill(core), nothing_is_set_up);
+    assert!(is_refused(&told));
+}
+
+#[test]
+fn a_source_with_more_than_its_part_gets_no_further_stream() {
+    let all_for_source = |core: &mut Core<EpollDriver>, _: &PodState, key| {
+        let tenant = core.sessions.get(key).expect("a session").tenant.clone();
+        all_for(core, &tenant)
+    };
+    assert!(is_refused(&stream_after(all_for_source, nothing_is_set_up)));
+}
+
+#[test]
+fn a_pod_with_more_than_its_part_is_still_reached() {
+    let told = stream_after(
+        |core, pod, _| all_for(core, &pod.tenant),
+        |core, places| assert_eq!((core.room.taken(), core.shed), (places + 1, 0)),
+    );
+    assert!(!is_refused(&told));
 }
 
 #[test]
@@ -546,6 +588,7 @@ fn a_peer_that_stops_answering_loses_its_session_and_the_application_is_told_by_
     let executor = Executor::default();
     let mut relay = relay(&executor);
     relay.core.start_session_timer(relay.session);
+    assert_eq!(relay.core.room.taken(), 1);
     let mut seconds = 0;
     while relay.core.sessions.get(relay.session).is_some() {
         fixture::pass(&mut relay.core, SECOND);
@@ -558,7 +601,7 @@ fn a_peer_that_stops_answering_loses_its_session_and_the_application_is_told_by_
         (after.as_secs()..=after.as_secs() + 10).contains(&seconds),
         "{seconds}"
     );
-    assert_eq!(relay.core.tunnels.len(), 0);
+    assert_eq!((relay.core.tunnels.len(), relay.core.room.taken()), (0, 0));
     let end = relay.application.read(&mut [0; 1]).map_err(|error| error.kind());
     assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
 }

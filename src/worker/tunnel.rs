@@ -15,6 +15,7 @@ use super::hbone::session::{Blocked, Held, Listed, Session, UserState};
 use super::outcome::Outcome;
 use super::owner::{Owned, Side};
 use super::pods::PodState;
+use super::room::Place;
 use super::telemetry::Account;
 use super::tenants::Tenant;
 use crate::bridge::load::LoadShare;
@@ -45,6 +46,7 @@ pub struct Tunnel {
     /// Outbound: the next hop. Inbound: where the pod's application takes it.
     pub actual: SocketAddr,
     _share: LoadShare,
+    _place: Place,
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
     pub listed: Listed,
@@ -99,6 +101,7 @@ pub struct TunnelParts {
     pub pod: Rc<PodState>,
     pub actual: SocketAddr,
     pub share: LoadShare,
+    pub place: Place,
 }
 
 impl<D: Driver + 'static> Core<D> {
@@ -114,6 +117,7 @@ impl<D: Driver + 'static> Core<D> {
             pod,
             actual,
             share,
+            place,
         } = parts;
         let session = self.sessions.get(session_key);
         let tenant = session.map_or(&pod.tenant, |session| &session.tenant).clone();
@@ -134,6 +138,7 @@ impl<D: Driver + 'static> Core<D> {
             tenant,
             actual,
             _share: share,
+            _place: place,
             dirty: false,
             listed: Listed::default(),
             remains: None,

@@ -11,7 +11,6 @@ use super::outcome::Outcome;
 use super::shell::Shell;
 use super::{inbound, outbound, passthrough};
 use crate::bridge::orders::{Capture, Inbox, Order};
-use crate::bridge::traffic::Refusal;
 use crate::clock;
 use crate::limits;
 use crate::runtime::tasks::Executor;
@@ -117,23 +116,13 @@ fn start_journeys<D: Driver + 'static>(shell: &Shell<D>) {
     if shell.with(|core| std::mem::take(&mut core.revocations_changed)) {
         shell.spawn(revocation::compare_sessions(shell.clone()));
     }
-    let (captured, requests, has_room) = shell.with(|core| {
+    let (captured, requests) = shell.with(|core| {
         (
             std::mem::take(&mut core.captured),
             std::mem::take(&mut core.requests),
-            core.has_room(),
         )
     });
     for captured in captured {
-        if !has_room {
-            // The newest is shed: closing it tells the application at once.
-            shell.with(|core| {
-                core.shed += 1;
-                core.telemetry
-                    .count_refused(captured.capture.direction(), Refusal::Capacity);
-            });
-            continue;
-        }
         let lane = captured.unbegun.lane();
         match captured.capture {
             Capture::Outbound => shell.spawn_in(lane, outbound::serve(shell.clone(), captured)),

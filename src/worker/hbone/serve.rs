@@ -47,7 +47,13 @@ pub async fn accept<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
 async fn establish<D: Driver + 'static>(shell: &Shell<D>, captured: Captured) -> Result<(), Outcome> {
     drop(captured.unbegun);
     let Captured {
-        pod, fd, peer, share, ..
+        pod,
+        fd,
+        peer,
+        share,
+        // Until there is a session, which is counted for its pod; its streams have places of their own.
+        place: _place,
+        ..
     } = captured;
     let socket = Socket::adopt(shell, fd).map_err(Outcome::Io)?;
     let budget = CountedHandshake::new(&pod, peer.ip())?;

@@ -86,7 +86,14 @@ impl Node {
     fn pipe(&mut self, direction: Direction, source: SocketAddr) -> Key<Pipe> {
         let account = Account::new(direction, self.core.now, source, APPLICATION);
         let share = self.core.load.share(0);
-        let pipe = Pipe::idle(self.pod.clone(), [self.socket; 2], Box::new(account), share);
+        let place = fixture::place(&self.core, &self.pod);
+        let pipe = Pipe::idle(
+            self.pod.clone(),
+            [self.socket; 2],
+            Box::new(account),
+            share,
+            place,
+        );
         self.core.pipes.insert(pipe)
     }
 

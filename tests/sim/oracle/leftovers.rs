@@ -15,6 +15,7 @@ pub fn idle(world: &World) -> Result<(), Finding> {
                 left.count("tunnels", core.tunnels.len());
                 left.count("pipes", core.pipes.len());
                 left.count("waits of tasks", core.waits.len());
+                left.count("places of connections", core.room.taken());
                 left.count("streams that carry sessions", core.carriers.len());
                 left.count("dirty sessions", core.dirty_sessions.len());
                 left.count("dirty tunnels", core.dirty_tunnels.len());
@@ -125,6 +126,7 @@ pub fn empty(world: &World) -> Result<(), Finding> {
                 }
                 left.count("sessions", core.sessions.len());
                 left.count("streams that carry sessions", core.carriers.len());
+                left.count("places of connections", core.room.taken());
                 left.count("listeners", core.listeners.len());
                 left.count("pods", core.pods.len());
                 left.count("timers", core.timers.len());

@@ -391,3 +391,54 @@ fn tell_of_policy(as_info: bool, own: &Workload, facts: &Facts<'_>, event: &Poli
         (false, false) => tracing::debug!(target: "rbac", policy, rule, "{message}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::mesh::{Builder, Locale};
+    use crate::runtime::tasks::Executor;
+    use crate::worker::fixture;
+
+    const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 8080);
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1)), 40_000);
+
+    /// What is taken of the baggage of a peer that the mesh does not know: the name of its workload.
+    fn told(response_baggage: bool) -> Option<String> {
+        let mut core = fixture::core(&Executor::default());
+        let settings = Rc::get_mut(&mut core.settings).expect("nobody else has them");
+        settings.response_baggage = response_baggage;
+        core.snapshot.publish(Builder::new(Locale::default()).build());
+        let pod = fixture::pod();
+        let identity = Identity::new("cluster.local", "shop", "till");
+        let own = Arc::new(Workload::new("c1//Pod/shop/till", "till", identity));
+        let origin = Origin {
+            peer: PEER,
+            local: OWN,
+            identity: Identity::new("cluster.local", "bank", "cart"),
+            tenant: pod.tenant.clone(),
+            pod,
+        };
+        let request = IncomingRequest {
+            method: Method::Connect,
+            authority: OWN.to_string(),
+            baggage: vec!["k8s.namespace.name=bank,k8s.deployment.name=cart".to_owned()],
+            traceparent: None,
+            forwarded: None,
+            forwarded_network: None,
+        };
+        let mut account = Account::new(Direction::Inbound, core.now, PEER, OWN);
+        let target = TunnelAuthority::Address(OWN);
+        core.validate(&origin, &own, &target, &request, &mut account)
+            .expect("its own address");
+        account.source_told.and_then(|told| told.workload_name)
+    }
+
+    /// Contract: data-plane.md section 11.4: one switch for both ways.
+    #[test]
+    fn what_a_peer_says_about_itself_is_read_only_where_response_baggage_is_on() {
+        assert_eq!(told(true).as_deref(), Some("cart"));
+        assert_eq!(told(false), None);
+    }
+}

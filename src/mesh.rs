@@ -135,7 +135,7 @@ impl Snapshot {
             .map(|backed| &backed.service)
     }
 
-    /// The service a client means by a host name.
+    /// The service a client means by a host name, whatever its case: one that is spelled so goes before others.
     pub fn service_by_hostname(
         &self,
         hostname: &str,
@@ -228,8 +228,7 @@ impl Snapshot {
     }
 
     fn backed_by_hostname(&self, hostname: &str, client_namespace: Option<&str>) -> Option<&Arc<Backed>> {
-        let places = self.index.services_by_hostname.get(hostname)?;
-        self.index.preferred(places, client_namespace)
+        self.index.preferred_by_hostname(hostname, client_namespace)
     }
 
     fn backed_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Backed>> {

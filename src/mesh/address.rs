@@ -4,6 +4,7 @@
 //! Plain values, shared by every thread. Every IP address is canonical: an IPv4-mapped IPv6 address is
 //! turned into the IPv4 address when it enters, so that one host has one key.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -24,6 +25,15 @@ pub struct NetworkAddress {
 pub struct NamespacedHostname {
     pub namespace: Arc<str>,
     pub hostname: Arc<str>,
+}
+
+/// What spellings of a host name have in common: their case means nothing (RFC 4343). Nothing is copied where a name has
+/// no capitals, as next to none has.
+pub(super) fn without_case(hostname: &str) -> Cow<'_, str> {
+    match hostname.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(hostname.to_ascii_lowercase()),
+        false => Cow::Borrowed(hostname),
+    }
 }
 
 /// A range of virtual addresses of a service.

@@ -129,8 +129,12 @@ impl Snapshot {
         forwarded_host: Option<&str>,
         requested: Option<&'a Arc<Service>>,
     ) -> Option<&'a Arc<Service>> {
-        let mut candidates = requested.into_iter().chain(self.services_of(own));
-        let named = candidates.find(|service| forwarded_host == Some(&*service.hostname));
+        let candidates = || requested.into_iter().chain(self.services_of(own));
+        let named = forwarded_host.and_then(|host| {
+            candidates()
+                .find(|service| *service.hostname == *host)
+                .or_else(|| candidates().find(|service| service.hostname.eq_ignore_ascii_case(host)))
+        });
         named.or(requested).or_else(|| {
             let leads_here = |ports: &super::PortMap| ports.iter().any(|(_, target)| target == port);
             let mut leading = self.backed_of(own).filter(|backed| {

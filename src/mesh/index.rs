@@ -3,6 +3,7 @@
 //! Invariants: what leads to a workload or a service leads to its one place, and every lookup that should lead to it
 //! does; no empty lists remain.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Locale;
-use super::address::NamespacedHostname;
+use super::address::{NamespacedHostname, without_case};
 use super::backing::{Backed, Workloads};
 use super::few::Few;
 use super::places::{Place, Places};
 use super::policy::Policy;
+use super::service::Service;
 use super::trie::TrieMap;
 use super::workload::{Health, NetworkMode, Workload};
 use crate::identity::Identity;
@@ -37,7 +39,7 @@ pub(super) struct Index {
     /// Namespace, then name; only those of this node.
     pub own_workloads: ByNetwork<Arc<str>, Few<Place<Workload>>>,
     pub services: Places<Backed>,
-    /// By host name, one per namespace.
+    /// By host name without its case; one per namespace and spelling.
     pub services_by_hostname: TrieMap<Arc<str>, Few<Place<Backed>>>,
     /// One per namespace.
     pub services_by_vip: ByNetwork<IpAddr, Few<Place<Backed>>>,
@@ -83,11 +85,19 @@ impl Index {
         places.iter().filter_map(|place| self.services.get(*place))
     }
 
+    /// Of all namespaces, however they spell it.
+    fn services_named(&self, hostname: &str) -> Option<&Few<Place<Backed>>> {
+        self.services_by_hostname.get(&*without_case(hostname))
+    }
+
+    /// By its key, which is spelled as it is: it is a name that the control plane has given.
     pub fn service_place(&self, namespace: &str, hostname: &str) -> Option<Place<Backed>> {
-        let places = self.services_by_hostname.get(hostname)?;
+        let places = self.services_named(hostname)?;
         let is_it = |place: &Place<Backed>| {
-            let backed = self.services.get(*place);
-            backed.is_some_and(|backed| *backed.service.namespace == *namespace)
+            self.services.get(*place).is_some_and(|backed| {
+                let service = &backed.service;
+                *service.namespace == *namespace && *service.hostname == *hostname
+            })
         };
         places.iter().copied().find(is_it)
     }
@@ -96,15 +106,38 @@ impl Index {
         self.services.get(self.service_place(namespace, hostname)?)
     }
 
+    /// The service that a client means by a host name: one that is spelled so goes before others.
+    pub fn preferred_by_hostname(
+        &self,
+        hostname: &str,
+        client_namespace: Option<&str>,
+    ) -> Option<&Arc<Backed>> {
+        let places = self.services_named(hostname)?;
+        let is_spelled_so = |service: &Service| *service.hostname == *hostname;
+        self.preferred_of(places, client_namespace, is_spelled_so)
+            .or_else(|| self.preferred(places, client_namespace))
+    }
+
     /// In the client's namespace, else the last canonical one, else the first.
     pub fn preferred<'a>(
         &'a self,
         places: &'a [Place<Backed>],
         client_namespace: Option<&str>,
     ) -> Option<&'a Arc<Backed>> {
+        self.preferred_of(places, client_namespace, |_| true)
+    }
+
+    /// The same among candidates only.
+    fn preferred_of<'a>(
+        &'a self,
+        places: &'a [Place<Backed>],
+        client_namespace: Option<&str>,
+        is_candidate: impl Fn(&Service) -> bool,
+    ) -> Option<&'a Arc<Backed>> {
         let visible = || {
             self.services_at(places)
                 .filter(|backed| backed.service.is_visible_to(client_namespace))
+                .filter(|backed| is_candidate(&backed.service))
         };
         visible()
             .find(|backed| client_namespace == Some(&*backed.service.namespace))
@@ -246,7 +279,7 @@ impl Index {
     /// Adds a service to every view. By address there is one service per namespace: the latest.
     pub fn place_service(&mut self, place: Place<Backed>, backed: Arc<Backed>) {
         let service = backed.service.clone();
-        push(&mut self.services_by_hostname, service.hostname.clone(), place);
+        push(&mut self.services_by_hostname, key_of(&service.hostname), place);
         for vip in &service.vips {
             let by_ip = self
                 .services_by_vip
@@ -279,7 +312,7 @@ impl Index {
     pub fn take_service(&mut self, place: Place<Backed>) -> Option<Arc<Backed>> {
         let old = self.services.take(place)?;
         let service = &old.service;
-        remove_from(&mut self.services_by_hostname, &service.hostname, place);
+        remove_from(&mut self.services_by_hostname, &key_of(&service.hostname), place);
         for vip in &service.vips {
             remove_nested(&mut self.services_by_vip, &vip.network, &vip.ip, place);
         }
@@ -296,6 +329,14 @@ impl Index {
             }
         }
         Some(old)
+    }
+}
+
+/// The name itself where it has no capitals, so that there is one copy of it.
+fn key_of(hostname: &Arc<str>) -> Arc<str> {
+    match without_case(hostname) {
+        Cow::Borrowed(_) => hostname.clone(),
+        Cow::Owned(key) => key.into(),
     }
 }
 

@@ -36,8 +36,10 @@ impl Snapshot {
     /// The service that is to be asked for before it can be decided about a stream for its name: one that `own` says it
     /// belongs to.
     pub fn missing_service(&self, own: &Workload, host: &str) -> Option<GatewayTarget> {
-        let mut keys = own.services.iter().map(|(key, _)| key);
-        let named = keys.find(|key| *key.hostname == *host)?;
+        let keys = || own.services.iter().map(|(key, _)| key);
+        let named = keys()
+            .find(|key| *key.hostname == *host)
+            .or_else(|| keys().find(|key| key.hostname.eq_ignore_ascii_case(host)))?;
         let target = GatewayTarget::Hostname(named.clone());
         (!self.knows(&target)).then_some(target)
     }
@@ -120,6 +122,7 @@ workloads:
             |snapshot: &Snapshot, host| snapshot.missing_service(own, host).map(|it| it.to_string());
         assert_eq!(missing(&part, "front.shop"), Some("shop/front.shop".to_owned()));
         assert_eq!(missing(&part, "other.shop"), None);
+        assert_eq!(missing(&part, "Front.Shop"), Some("shop/front.shop".to_owned()));
         assert_eq!(missing(&snapshot(WORKLOADS), "front.shop"), None, "it is known");
     }
 

@@ -144,6 +144,32 @@ fn namesakes_are_preferred_by_namespace_then_canonical_then_first() {
 }
 
 #[test]
+fn services_whose_names_differ_in_case_are_two_and_go_one_by_one() {
+    let spelled = |name: &str, hostname: &str| Service::new(name, "a", hostname);
+    let [upper, lower] = [spelled("upper", "API.example"), spelled("lower", "api.example")];
+    let mut builder = Builder::new(locale());
+    for service in [&upper, &lower] {
+        builder.insert_service(service.clone());
+    }
+    fn by_key<'a>(snapshot: &'a Snapshot, hostname: &str) -> Option<&'a str> {
+        name(snapshot.service("a", hostname))
+    }
+    let both = builder.build();
+    assert_eq!(by_key(&both, "API.example"), Some("upper"));
+    assert_eq!(by_key(&both, "api.example"), Some("lower"));
+    assert_eq!(by_key(&both, "Api.example"), None, "keys are spelled as they are");
+    assert!(builder.remove_service(&upper.key()));
+    let one = builder.build();
+    assert_eq!(by_key(&one, "API.example"), None);
+    assert_eq!(name(one.service_by_hostname("API.example", None)), Some("lower"));
+    assert!(builder.remove_service(&lower.key()));
+    assert_eq!(
+        name(builder.build().service_by_hostname("api.example", None)),
+        None
+    );
+}
+
+#[test]
 fn services_of_a_namespace_are_hidden_from_others_but_not_from_nobody() {
     let hidden = Service {
         visibility: Visibility::Namespace,

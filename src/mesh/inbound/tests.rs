@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mesh::fixture::*;
-use crate::mesh::{ApplicationTunnel, NetworkAddress, PortMap, Visibility};
+use crate::mesh::{ApplicationTunnel, NamespacedHostname, NetworkAddress, PortMap, Visibility};
 
 const LOCAL: &str = "10.0.0.2";
 
@@ -122,6 +122,64 @@ fn a_host_name_is_resolved_to_the_target_port_of_its_service() {
     let delivery = check(&snapshot, &hostname("web.shop", 80)).expect("valid");
     assert_eq!(delivery.address, socket("10.0.0.2:8080"));
     assert_eq!(&*delivery.service.expect("known").name, "web");
+}
+
+/// As a ServiceEntry may have it, and istiod passes it on.
+fn spelled(name: &str, hostname: &str, target: u16) -> Service {
+    Service {
+        ports: ports(&[(80, target)]),
+        ..Service::new(name, "shop", hostname)
+    }
+}
+
+/// RFC 4343.
+#[test]
+fn a_host_name_is_found_whatever_its_case() {
+    let mut own = pod("server", LOCAL);
+    own.join(NamespacedHostname::new("shop", "Api.Example"), PortMap::default());
+    let services = vec![spelled("api", "Api.Example", 8080), service("web", "10.96.0.1")];
+    let snapshot = mesh(vec![own], services, vec![]);
+    let own = snapshot.workload("c1//Pod/shop/server").expect("there");
+    for host in ["Api.Example", "api.example", "API.EXAMPLE"] {
+        let delivery = check(&snapshot, &hostname(host, 80)).expect(host);
+        assert_eq!(delivery.address, socket("10.0.0.2:8080"));
+        let service = delivery.service.expect("known");
+        assert_eq!(&*service.hostname, "Api.Example", "shown as it was sent");
+        let named = snapshot.inbound_service(own, 1, Some(host), None);
+        assert_eq!(named.map(|service| &*service.name), Some("api"), "{host}");
+    }
+    let delivery = check(&snapshot, &hostname("Web.Shop", 80)).expect("valid");
+    assert_eq!(&*delivery.service.expect("known").hostname, "web.shop");
+}
+
+#[test]
+fn of_names_that_differ_in_case_the_one_spelled_as_asked_goes_first_and_then_the_usual_choice() {
+    let mut own = pod("server", LOCAL);
+    for spelling in ["Api.Example", "api.Example"] {
+        own.join(NamespacedHostname::new("shop", spelling), PortMap::default());
+    }
+    let elsewhere = Service {
+        namespace: "other".into(),
+        ..spelled("elsewhere", "API.example", 1)
+    };
+    let first = spelled("first", "Api.Example", 2);
+    let second = spelled("second", "api.Example", 3);
+    let snapshot = mesh(vec![own], vec![elsewhere, first, second], vec![]);
+    let own = snapshot.workload("c1//Pod/shop/server").expect("there");
+    for (host, expected) in [
+        ("API.example", "elsewhere"),
+        ("Api.Example", "first"),
+        ("api.Example", "second"),
+        // The first one of the pod's namespace.
+        ("api.example", "first"),
+    ] {
+        let delivery = check(&snapshot, &hostname(host, 80)).expect(host);
+        assert_eq!(&*delivery.service.expect("known").name, expected, "{host}");
+    }
+    for (host, expected) in [("api.Example", "second"), ("api.example", "first")] {
+        let named = snapshot.inbound_service(own, 9, Some(host), None);
+        assert_eq!(named.map(|service| &*service.name), Some(expected), "{host}");
+    }
 }
 
 #[test]

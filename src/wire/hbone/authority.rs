@@ -10,7 +10,7 @@ use crate::limits::AUTHORITY_BYTES_MAX;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Authority {
     Ip(SocketAddr),
-    /// `host` is in lower case: RFC 9110 4.2.3, its case means nothing.
+    /// `host` is spelled as it came. Its case means nothing (RFC 9110 section 4.2.3): who looks for it passes over that.
     Host {
         host: String,
         port: u16,
@@ -77,7 +77,7 @@ impl FromStr for Authority {
             return Ok(Self::Ip(SocketAddr::new(IpAddr::V4(ip), port)));
         }
         check_host(text, host)?;
-        let host = host.to_ascii_lowercase();
+        let host = host.to_owned();
         Ok(Self::Host { host, port })
     }
 }

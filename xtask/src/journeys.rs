@@ -15,6 +15,9 @@ const CONTROL_PLANES: [&str; 2] = ["istiod", "file"];
 /// The profile that the journeys run: optimised, with debug assertions and poisoned buffers.
 pub const PROFILE: &str = "journey";
 
+/// How long a start takes is measured here: the other journeys would be part of it.
+const ALONE: &str = "control_plane::started_without_its_control_plane";
+
 /// One run of all journeys, or of those that a filter leaves.
 #[derive(Debug, Clone)]
 pub struct Journeys {
@@ -128,7 +131,18 @@ impl Journeys {
         }
     }
 
+    /// All of them side by side, after those that would be disturbed by it; or those that the filter leaves.
     pub fn run(&self, binary: &Path, tally: &mut Tally) -> Outcome {
+        let side_by_side = format!("--test-threads={}", side_by_side());
+        if let Some(filter) = &self.filter {
+            return self.run_some(binary, &[filter, &side_by_side], tally);
+        }
+        let alone = self.run_some(binary, &[ALONE, "--test-threads=1"], tally);
+        self.run_some(binary, &["--skip", ALONE, &side_by_side], tally)
+            .and(alone)
+    }
+
+    fn run_some(&self, binary: &Path, which: &[&str], tally: &mut Tally) -> Outcome {
         let lengths = Lengths::of(self.pair, &self.variables);
         let ttl = self.ttl.unwrap_or(lengths.certificate_ttl_seconds);
         let duration = self.duration.unwrap_or(lengths.certificate_seconds);
@@ -143,10 +157,7 @@ impl Journeys {
             .env("JOURNEYS_TTL_SECONDS", ttl.to_string())
             .env("JOURNEYS_DURATION_SECONDS", duration.to_string())
             .env("JOURNEYS_RESTARTS", lengths.restarts.to_string());
-        command.arg("--").args(self.filter.as_deref());
-        if std::env::var_os("RUST_TEST_THREADS").is_none() {
-            command.arg(format!("--test-threads={}", side_by_side()));
-        }
+        command.arg("--").args(which);
         if self.duration.is_some() {
             // Somebody waits for the figures.
             command.arg("--show-output");

@@ -74,7 +74,7 @@ pub enum Outcome {
     Drained,
     #[error("too many {what} at once: {limit} are allowed")]
     Overloaded { what: &'static str, limit: usize },
-    #[error("{0}")]
+    #[error(transparent)]
     NoRoom(#[from] NoRoom),
     #[error("timed out: {peer} did not {what} within {limit:?}")]
     Deadline {

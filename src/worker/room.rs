@@ -81,6 +81,13 @@ impl Room {
     }
 }
 
+impl Place {
+    /// Who causes the connection's work.
+    pub fn tenant(&self) -> &Rc<Tenant> {
+        &self.tenant
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.taken.set(self.taken.get() - 1);

@@ -364,7 +364,7 @@ impl<D: Driver + 'static> Core<D> {
         let tenant = match owned(event)? {
             Owned::Task(_) | Owned::Listener(_) => return None,
             Owned::Session(key) => &self.sessions.get(key)?.tenant,
-            Owned::Tunnel(key) => &self.tunnels.get(key)?.tenant,
+            Owned::Tunnel(key) => self.tunnels.get(key)?.tenant(),
             Owned::Pipe(key, _) => &self.pipes.get(key)?.pod.tenant,
         };
         Some(tenant.clone())

@@ -41,12 +41,10 @@ pub struct Tunnel {
     pub account: Box<Account>,
     /// Whose connection it is; on either side it outlives the session that it came with.
     pub pod: Rc<PodState>,
-    /// Who causes its work.
-    pub tenant: Rc<Tenant>,
     /// Outbound: the next hop. Inbound: where the pod's application takes it.
     pub actual: SocketAddr,
     _share: LoadShare,
-    _place: Place,
+    place: Place,
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
     pub listed: Listed,
@@ -119,8 +117,6 @@ impl<D: Driver + 'static> Core<D> {
             share,
             place,
         } = parts;
-        let session = self.sessions.get(session_key);
-        let tenant = session.map_or(&pod.tenant, |session| &session.tenant).clone();
         let key = self.tunnels.insert(Tunnel {
             app,
             session: session_key,
@@ -135,10 +131,9 @@ impl<D: Driver + 'static> Core<D> {
             },
             account,
             pod,
-            tenant,
             actual,
             _share: share,
-            _place: place,
+            place,
             dirty: false,
             listed: Listed::default(),
             remains: None,
@@ -221,7 +216,7 @@ impl<D: Driver + 'static> Core<D> {
         tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
-                self.tenants.note_read(&tunnel.tenant, buffer.len(), bytes);
+                self.tenants.note_read(tunnel.tenant(), buffer.len(), bytes);
                 tunnel.adapt_read(bytes, buffer.len());
                 let more = match buffer.len() < bytes {
                     true => More::Unlikely,
@@ -367,12 +362,12 @@ impl<D: Driver + 'static> Core<D> {
         if tunnel.queue.is_empty() && !end {
             return;
         }
-        if !self.tenants.may_send(&tunnel.tenant) {
+        if !self.tenants.may_send(tunnel.tenant()) {
             self.send_later(key);
             return;
         }
         if tunnel.queue.is_empty() {
-            self.tenants.note_end(&tunnel.tenant);
+            self.tenants.note_end(tunnel.tenant());
             self.end_app_writing(key);
             return;
         }
@@ -381,7 +376,7 @@ impl<D: Driver + 'static> Core<D> {
             .take_within(self.tenants.send_bytes_max(), &mut self.buffers);
         let payload = Payload::Slices(slices);
         let sending = payload.len();
-        self.tenants.note_sent(&tunnel.tenant, sending);
+        self.tenants.note_sent(tunnel.tenant(), sending);
         let status = match end && tunnel.queue.is_empty() {
             // `end_app_writing` follows as soon as the socket took it.
             true => self.driver.send_last(tunnel.app, payload),
@@ -601,6 +596,11 @@ fn beyond_minimum(bytes: usize) -> usize {
 }
 
 impl Tunnel {
+    /// Who causes its work.
+    pub fn tenant(&self) -> &Rc<Tenant> {
+        self.place.tenant()
+    }
+
     /// Which end of the connection the application is.
     fn application(&self) -> Side {
         match self.account.direction {

@@ -288,7 +288,8 @@ impl Client {
             self.perform(chore).await;
             return Ok(());
         }
-        self.state.woke();
+        // Most likely it is what the thread woke for.
+        self.state.begin_slice();
         let until = clock::now() + limits::XDS_GATHERING_MAX;
         while clock::now() < until {
             let received = tokio::select! {

@@ -94,8 +94,8 @@ impl State {
         }
     }
 
-    /// The thread has most likely just woken: what was done before does not count.
-    pub fn woke(&mut self) {
+    /// What was done before does not count, since the thread has just woken or given way.
+    pub fn begin_slice(&mut self) {
         self.gave_way_at = clock::now();
     }
 
@@ -108,7 +108,7 @@ impl State {
         }
         std::thread::yield_now();
         task::yield_now().await;
-        self.woke();
+        self.begin_slice();
     }
 
     /// Begins with a response of so many bytes.

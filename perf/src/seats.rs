@@ -6,6 +6,8 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use uztunnel_rig::proxy::CpuTimes;
+
 /// Who runs when several want the same CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -69,12 +71,10 @@ pub fn threads(process: u32) -> io::Result<Vec<(u32, String)>> {
     Ok(threads)
 }
 
-/// CPU time of one thread so far (sched-stats.rst of the kernel: the first number).
+/// CPU time of one thread so far.
 pub fn cpu_ns(process: u32, thread: u32) -> io::Result<u64> {
-    let path = format!("/proc/{process}/task/{thread}/schedstat");
-    let text = std::fs::read_to_string(Path::new(&path))?;
-    let first = text.split(' ').next().and_then(|number| number.parse().ok());
-    first.ok_or_else(|| io::Error::other(format!("{path}: {text:?} is no list of numbers")))
+    let task = format!("/proc/{process}/task/{thread}");
+    Ok(CpuTimes::read(Path::new(&task))?.ran_ns)
 }
 
 fn run(program: &str, arguments: &[&str]) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! A proxy process inside a node's namespace: ours or any other program with the same environment variables.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::ops::AddAssign;
 use std::os::unix::process::CommandExt;
@@ -45,13 +45,20 @@ pub struct CpuTimes {
 }
 
 impl CpuTimes {
-    fn parse(schedstat: &str) -> Self {
-        let mut fields = schedstat.split_whitespace();
-        let mut next = || fields.next().and_then(|it| it.parse().ok()).unwrap_or(0);
-        Self {
-            ran_ns: next(),
-            waited_ns: next(),
-            runs: next(),
+    /// Of one thread, so far; `task` is its folder in `/proc`.
+    pub fn read(task: &Path) -> io::Result<Self> {
+        let text = std::fs::read_to_string(task.join("schedstat"))?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        match [(); 3].map(|()| numbers.next()) {
+            [Some(Ok(ran_ns)), Some(Ok(waited_ns)), Some(Ok(runs))] => Ok(Self {
+                ran_ns,
+                waited_ns,
+                runs,
+            }),
+            _ => Err(io::Error::other(format!(
+                "{}: {text:?} is not what schedstat says",
+                task.display()
+            ))),
         }
     }
 
@@ -269,8 +276,8 @@ impl Proxy {
         let mut by_name: BTreeMap<String, CpuTimes> = BTreeMap::new();
         for task in std::fs::read_dir(&tasks).map_err(failed)? {
             let task = task.map_err(failed)?.path();
-            let read = |file: &str| std::fs::read_to_string(task.join(file));
-            let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else {
+            let name = std::fs::read_to_string(task.join("comm"));
+            let (Ok(name), Ok(times)) = (name, CpuTimes::read(&task)) else {
                 // It has ended meanwhile.
                 continue;
             };
@@ -279,7 +286,7 @@ impl Proxy {
                 kind if kind.len() < name.len() => format!("{kind}*"),
                 _ => name.to_owned(),
             };
-            *by_name.entry(name).or_default() += CpuTimes::parse(&times);
+            *by_name.entry(name).or_default() += times;
         }
         Ok(by_name)
     }

@@ -240,20 +240,20 @@ fn a_replica_of_a_waypoint_that_refuses_is_given_up_for_another() {
 #[test]
 fn waypoints_share_the_calls_of_a_service_by_their_weights() {
     let world = with_waypoint(|mut blueprint| {
-        let shop = blueprint.services.remove(0);
-        let shop = shop.waypoint("unused").weighted_waypoint("waypoint", 3);
-        let shop = shop.weighted_waypoint("canary", 1).weighted_waypoint("unused", 0);
-        blueprint.services.insert(0, shop);
+        let shop = &mut blueprint.services[0];
+        shop.waypoint = Some("unused".to_owned());
+        let weights = [("waypoint", 3), ("canary", 1), ("unused", 0)];
+        shop.weighted_waypoints = weights.map(|(name, weight)| (name.to_owned(), weight)).into();
         let replica = |name| PodSpec::new(name, 1).membership(Membership::Unredirected);
         blueprint.pod(replica("canary")).pod(replica("unused"))
     });
-    let [most, some, none] = ["waypoint", "canary", "unused"].map(|pod| serve_tunnels(&world, pod, 200));
+    let servers = ["waypoint", "canary", "unused"].map(|pod| serve_tunnels(&world, pod, 200));
     const CALLS: usize = 200;
     for call in 0..CALLS {
         let (answer, _) = exchange(world.pod("client"), world.service("shop", Family::V4, 80));
         assert_eq!(answer, b"a line\n", "call {call}");
     }
-    let [most, some, none] = [most, some, none].map(|it| it.asked().len());
+    let [most, some, none] = servers.map(|server| server.asked().len());
     assert_eq!((most + some, none), (CALLS, 0));
     // A quarter; drawn by chance, five standard deviations around it.
     assert!((20..=80).contains(&some), "{some} of {CALLS} calls");

@@ -127,11 +127,6 @@ impl ServiceSpec {
         self
     }
 
-    pub fn weighted_waypoint(mut self, name: &str, weight: u32) -> Self {
-        self.weighted_waypoints.push((name.to_owned(), weight));
-        self
-    }
-
     /// One more range, in CIDR notation.
     pub fn range(mut self, cidr: &str) -> Self {
         let parsed = cidr

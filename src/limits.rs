@@ -164,6 +164,10 @@ const _: () = assert!(ACCEPTS_TURN_MAX < EVENTS_TURN_MAX);
 /// message of the library ends at 64 KiB.
 pub const HANDSHAKE_BYTES_MAX: usize = 128 * 1024;
 
+/// Certificates beside its leaf that a peer may present without being asked which of them it needs: that takes as long as
+/// verifying them.
+pub const INTERMEDIATES_PLAIN: usize = 3;
+
 /// Records sealed under one key, the KeyUpdate that ends its life included: 2^24, the bound for AES-GCM with
 /// full records and an advantage of 2^-60 (draft-irtf-cfrg-aead-limits), less a margin. At 10 Gbit/s it is
 /// reached in 220 s.
@@ -370,7 +374,7 @@ const _: () = assert!(EVENTS_TURN_MAX <= 4 * RING_ENTRIES as usize);
 // Section `worker`.
 
 /// Bytes of streams that are over, which a worker keeps for applications that have not read them yet. Beyond it the
-/// newest are cut off.
+/// newest are cut off, those of whoever left the most first (`part_max`).
 pub const REMAINS_BYTES_MAX: usize = 64 << 20;
 
 /// Plaintext that is opened into one piece of memory: a whole receive and then some.
@@ -484,24 +488,44 @@ pub const CERTIFICATE_WAIT: Duration = Duration::from_secs(10);
 pub const REVOCATION_SESSIONS_AT_ONCE: usize = 256;
 /// Connections of one worker, those being set up included.
 pub const CONNECTIONS_WORKER_MAX: usize = 500_000;
-/// What a tenant that is alone leaves of them for others.
-pub const PLACES_LEFT: usize = CONNECTIONS_WORKER_MAX / 8;
 
-/// A tenant with so many connections gets no further one while so many places are free. Falls with the square of those:
-/// of n tenants that take what they get, one after the other, all leave some n-th part of `PLACES_LEFT`; with a bound in
-/// proportion to what is free it would be 1 of 8^n, and with equal parts of the whole nothing.
-pub const fn places_tenant_max(free: usize) -> usize {
-    let most = (CONNECTIONS_WORKER_MAX - PLACES_LEFT) * free / PLACES_LEFT * free / PLACES_LEFT;
+/// Of something of which there are so many for all tenants: one that has as many as this gets no further one while so
+/// many are free. One that is alone leaves an eighth for others. Falls with the square of what is free: of n tenants
+/// that take what they get, one after the other, all leave some n-th part of that eighth; with a bound in proportion to
+/// what is free it would be 1 of 8^n, and with equal parts of the whole nothing.
+pub const fn part_max(all: usize, free: usize) -> usize {
+    let left = if all < 8 { 1 } else { all / 8 };
+    let most = (all - left) as u128 * (free as u128 * free as u128) / (left as u128 * left as u128);
     // Who has none gets one as long as there is any.
-    if most == 0 { 1 } else { most }
+    match most {
+        0 => 1,
+        most if most > all as u128 => all,
+        most => most as usize,
+    }
+}
+
+/// Of the files that the process may have open, so many are not for connections: the control plane's, those of pods'
+/// namespaces, of probes and scrapes, and what is accepted before workers have told each other what they have.
+pub const FILES_KEPT_MAX: usize = 2048;
+
+/// The others. Further ones than could ever be used are not counted.
+pub const fn files_for_connections(allowed: u64) -> usize {
+    const USED_MAX: u64 = (2 * CONNECTIONS_WORKER_MAX * WORKERS_MAX) as u64;
+    let allowed = if allowed > USED_MAX { USED_MAX } else { allowed } as usize;
+    let kept = allowed / 8;
+    allowed
+        - if kept > FILES_KEPT_MAX {
+            FILES_KEPT_MAX
+        } else {
+            kept
+        }
 }
 
 /// How often the log says that a tenant gets no further connections.
 pub const ROOM_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-const _: () = assert!(places_tenant_max(PLACES_LEFT) == CONNECTIONS_WORKER_MAX - PLACES_LEFT);
-// Nobody is kept from anything before that.
-const _: () = assert!(places_tenant_max(PLACES_LEFT + 1) >= CONNECTIONS_WORKER_MAX - PLACES_LEFT);
+const _: () = assert!(part_max(4000, 500) == 3500 && part_max(4000, 499) < 3500);
+const _: () = assert!(part_max(4000, 501) > 3500 && part_max(4000, 4000) == 4000 && part_max(1, 1) == 1);
 /// TLS handshakes that the peers of one pod have under way on one worker.
 pub const HANDSHAKES_POD_MAX: usize = 256;
 /// The part of them that one source address may have: half-open handshakes of one peer must not keep all others
@@ -739,12 +763,18 @@ pub const LOOKUPS_REQUEST_MAX: usize = 1024;
 pub const RESOLUTIONS_MAX: usize = 64;
 /// One of them: its reason is told before those who wait give up.
 pub const RESOLUTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// Of that, for one question to one name server, which is then asked again or another one.
+pub const NAME_SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
+pub const NAME_SERVER_RETRIES: usize = 1;
 /// Answers of name servers that are kept for their time to live. Contract: dns.md section 10.
 pub const RESOLUTIONS_KEPT_MAX: u64 = 4096;
 /// Addresses of one name that are chosen from.
 pub const RESOLVED_ADDRESSES_MAX: usize = 64;
 
 const _: () = assert!(RESOLUTION_TIMEOUT.as_secs() < LOOKUP_WAIT.as_secs());
+const _: () = assert!(
+    NAME_SERVER_TIMEOUT.as_millis() * (1 + NAME_SERVER_RETRIES as u128) < RESOLUTION_TIMEOUT.as_millis()
+);
 const _: () = assert!(LOOKUP_FORGOTTEN_AFTER.as_secs() > LOOKUP_WAIT.as_secs());
 const _: () = assert!(LOOKUPS_POD_MAX < LOOKUPS_WORKER_MAX && LOOKUPS_POD_MAX < SETUPS_POD_MAX);
 // With the longest names that DNS has.

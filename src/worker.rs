@@ -44,6 +44,7 @@ use self::turn::Worker;
 use crate::bridge::demands::{Demand, Demands};
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::LogSink;
+use crate::bridge::open_files::OpenFiles;
 use crate::bridge::orders::{self, WorkerHandle};
 use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
@@ -69,6 +70,7 @@ pub struct Setup {
     pub snapshot: SnapshotCell,
     pub demands: Demands,
     pub load: LoadTable,
+    pub files: OpenFiles,
     pub revocations: Revocations,
     pub log: LogSink,
     /// Where it counts what its connections leave behind.

@@ -68,16 +68,19 @@ pub enum Refusal {
     Handshake,
     /// A bound for one pod or peer.
     Capacity,
-    /// The worker has few places left, and the pod or the source of its peer's session has more than its part of them.
+    /// The worker has few places left, or the process few open files, and the pod or the source of its peer's session has
+    /// more than its part of them.
     TenantPart,
     /// The worker has no place left for anybody.
     WorkerFull,
+    /// The process has as many open files as it may have.
+    OpenFiles,
     /// The pod or the proxy is on its way out.
     Ending,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Route,
         Self::WorkloadUnknown,
         Self::Recursive,
@@ -86,6 +89,7 @@ impl Refusal {
         Self::Capacity,
         Self::TenantPart,
         Self::WorkerFull,
+        Self::OpenFiles,
         Self::Ending,
     ];
 
@@ -99,6 +103,7 @@ impl Refusal {
             Self::Capacity => "capacity",
             Self::TenantPart => "tenant_part",
             Self::WorkerFull => "worker_full",
+            Self::OpenFiles => "open_files",
             Self::Ending => "ending",
         }
     }

@@ -14,7 +14,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
-use crate::bridge::{LogSink, Order, Orders, SnapshotCell};
+use crate::bridge::{LogSink, OpenFiles, Order, Orders, SnapshotCell};
 use crate::config::{
     self, CertificateSource, Config, ConfigError, Environment, IoChoice, LogFormat, RingFeatures,
 };
@@ -363,6 +363,7 @@ fn start_workers(
     let threads = shared.load.workers();
     let cpus = cpu::allowed().unwrap_or_default();
     let pinned = cpu::set_is_ours(&cpus, cpu::online(), cpu::quota(), threads);
+    let files = OpenFiles::new(rlimit::open_files().map_or(u64::MAX, |limit| limit.soft));
     let settings = Settings::new(&config.worker, &config.sockets, &config.tls);
     let (demands, queue) = demand_queue::channel();
     let setup = |index: usize| Setup {
@@ -374,6 +375,7 @@ fn start_workers(
         snapshot: snapshot.clone(),
         demands: demands.clone(),
         load: shared.load.clone(),
+        files: files.clone(),
         revocations: shared.revocations.clone(),
         log: log.clone(),
         traffic: shared.traffic.shard(),

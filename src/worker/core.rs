@@ -113,7 +113,7 @@ pub struct Core<D: Driver> {
     pub fence: Fence,
     /// Who shares this worker, and what waits for its turn.
     pub tenants: Tenants,
-    /// How many connections it has, and may have.
+    /// How many connections and open files it has, and may have.
     pub room: Room,
     /// Tasks that wait for another snapshot.
     pub snapshot_waiters: Vec<oneshot::Sender<()>>,
@@ -185,7 +185,7 @@ impl<D: Driver + 'static> Core<D> {
             recheck: Recheck::default(),
             fence: Fence::default(),
             tenants: Tenants::default(),
-            room: Room::default(),
+            room: Room::new(setup.files),
             settings: Rc::new(setup.settings),
             snapshot: setup.snapshot,
             demands: setup.demands,
@@ -279,6 +279,7 @@ impl<D: Driver + 'static> Core<D> {
         self.send_out();
         self.buffers.end_turn();
         self.telemetry.flush();
+        self.room.tell(self.sessions.len() + self.listeners.len());
         let turn = clock::now().saturating_duration_since(self.now);
         self.busy += turn;
         self.load.record_turn(self.index, self.turn_time.of(turn));

@@ -20,6 +20,7 @@ use crate::bridge::Traffic;
 use crate::bridge::demands;
 use crate::bridge::load::LoadTable;
 use crate::bridge::log::{Direction, log_queue};
+use crate::bridge::open_files::OpenFiles;
 use crate::bridge::orders::{Pod, PodInfo, PodUid};
 use crate::bridge::revocation::Revocations;
 use crate::bridge::snapshot::SnapshotCell;
@@ -62,6 +63,7 @@ pub fn core(executor: &Executor) -> Core<EpollDriver> {
         snapshot: SnapshotCell::new(Snapshot::empty(Locale::default())),
         demands: demands::channel().0,
         load: LoadTable::new(1),
+        files: OpenFiles::new(u64::MAX),
         revocations: Revocations::default(),
         log: log_queue().0,
         traffic: Traffic::default().shard(),
@@ -101,7 +103,7 @@ pub fn account(core: &Core<EpollDriver>) -> Box<Account> {
 
 /// For a connection of the pod's own.
 pub fn place(core: &Core<EpollDriver>, pod: &PodState) -> Place {
-    core.room.take(&pod.tenant).expect("room")
+    core.room.take(&pod.tenant, 1).expect("room")
 }
 
 /// All places of the worker, taken by as many tenants as that needs.
@@ -109,7 +111,7 @@ pub fn fill(core: &mut Core<EpollDriver>) -> Vec<Place> {
     let mut places = Vec::new();
     while core.room.taken() < limits::CONNECTIONS_WORKER_MAX {
         let tenant = core.tenants.admit();
-        places.extend(std::iter::from_fn(|| core.room.take(&tenant).ok()));
+        places.extend(std::iter::from_fn(|| core.room.take(&tenant, 1).ok()));
     }
     places
 }

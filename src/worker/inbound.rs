@@ -158,7 +158,7 @@ async fn identify<D: Driver + 'static>(
     request: &IncomingRequest,
     account: &mut Account,
 ) -> Result<(Place, Arc<Workload>, Delivery), Outcome> {
-    let place = shell.with(|core| core.take_place(&origin.tenant, &origin.pod, origin.peer.ip()))?;
+    let place = shell.with(|core| core.take_place(&origin.tenant, &origin.pod, origin.peer.ip(), 1))?;
     if let Method::Other(method) = &request.method {
         return Err(Outcome::Malformed(format!(
             "expected method CONNECT, got {method}"

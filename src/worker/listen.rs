@@ -93,9 +93,10 @@ impl<D: Driver + 'static> Core<D> {
         share: LoadShare,
     ) {
         let tenant = self.tenants.of_captured(&pod, capture, peer);
-        let cost = match capture {
-            Capture::InboundHbone => limits::HANDSHAKE_COST,
-            Capture::Outbound | Capture::InboundPlaintext => limits::SETUP_COST,
+        let (cost, files) = match capture {
+            Capture::InboundHbone => (limits::HANDSHAKE_COST, 1),
+            // Its own, and perhaps one to where it goes.
+            Capture::Outbound | Capture::InboundPlaintext => (limits::SETUP_COST, 2),
         };
         self.tenants.note(&tenant, cost);
         let Some(unbegun) = Unbegun::new(&tenant) else {
@@ -104,7 +105,7 @@ impl<D: Driver + 'static> Core<D> {
                 .count_refused(capture.direction(), Refusal::Capacity);
             return;
         };
-        let place = match self.take_place(&tenant, &pod, peer.ip()) {
+        let place = match self.take_place(&tenant, &pod, peer.ip(), files) {
             Ok(place) => place,
             Err(why) => {
                 let refusal = why.refusal();
@@ -152,7 +153,7 @@ mod tests {
         let traffic = Traffic::default();
         core.telemetry = Telemetry::new(log_queue().0, traffic.shard());
         let [greedy, modest] = [fixture::pod(), fixture::pod()];
-        let taken: Vec<_> = std::iter::from_fn(|| core.room.take(&greedy.tenant).ok()).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| core.room.take(&greedy.tenant, 1).ok()).collect();
         for shed in [Capture::Outbound, Capture::InboundPlaintext] {
             let mut application = capture(&mut core, &greedy, shed);
             assert_eq!(application.read(&mut [0]).expect("closed in order"), 0);

@@ -475,6 +475,7 @@ mod tests {
             ),
             (full, 503, false, Refusal::Capacity),
             (NoRoom::Worker.into(), 503, false, Refusal::WorkerFull),
+            (NoRoom::Files { limit: 1 }.into(), 503, false, Refusal::OpenFiles),
             (
                 NoRoom::Tenant { limit: 1 }.into(),
                 503,

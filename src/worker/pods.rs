@@ -44,6 +44,8 @@ pub struct PodState {
     /// Sessions that peers of this pod have on this worker.
     pub sessions: Cell<usize>,
     pub sessions_by_source: RefCell<BySource>,
+    /// Bytes of its streams that are over, which its applications have not read yet.
+    pub remains_bytes: Cell<usize>,
     /// The policies that its live connections have been judged by, or are being judged by.
     pub judged_by: RefCell<Option<PolicySet>>,
     /// Its workload, while its live connections are being judged again.
@@ -64,6 +66,7 @@ impl PodState {
             lookups: Cell::new(0),
             sessions: Cell::new(0),
             sessions_by_source: RefCell::default(),
+            remains_bytes: Cell::new(0),
             judged_by: RefCell::default(),
             rejudged: RefCell::default(),
             leaving: RefCell::default(),

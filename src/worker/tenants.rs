@@ -43,6 +43,8 @@ pub struct Tenant {
     unbegun: Cell<usize>,
     /// Its connections, those being set up included (`room`).
     pub(super) places: Cell<usize>,
+    /// The open files that those have, or may need.
+    pub(super) files: Cell<usize>,
     /// When the log said that it gets no further ones.
     pub(super) warned: Cell<Option<Instant>>,
     /// The last stretch of turns in which it had work, and what that cost.
@@ -108,6 +110,7 @@ impl Tenant {
             queued: Cell::new(false),
             unbegun: Cell::new(0),
             places: Cell::new(0),
+            files: Cell::new(0),
             warned: Cell::new(None),
             // Of no stretch.
             stretch: Cell::new(u64::MAX),

@@ -239,6 +239,32 @@ fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
     assert_eq!(relay.core.remains_bytes, limits::REMAINS_BYTES_MAX);
 }
 
+#[test]
+fn who_left_the_most_unread_leaves_room_for_what_others_have_to_read() {
+    let left_is_read = |of_pod: usize| {
+        let executor = Executor::default();
+        let mut relay = relay(&executor);
+        let said = relay.say_all(ANSWER_BYTES);
+        // Nearly all of it is taken, by this pod or by another one.
+        let taken = limits::REMAINS_BYTES_MAX / 8 * 7;
+        relay.core.remains_bytes = taken;
+        relay.pod.remains_bytes.set(of_pod);
+        let session = relay.session;
+        relay.core.close_session(session, &Ending::Said("test".into()));
+        let is_kept = relay.core.tunnels.len() == 1;
+        if is_kept {
+            assert!(relay.read_application() == said, "other bytes than were sent");
+        }
+        assert_eq!(
+            (relay.core.remains_bytes, relay.pod.remains_bytes.get()),
+            (taken, of_pod)
+        );
+        is_kept
+    };
+    assert!(left_is_read(0));
+    assert!(!left_is_read(limits::REMAINS_BYTES_MAX / 8 * 7));
+}
+
 /// A session ends under a connection in one way or another: the flag by which the connection counts as closed.
 #[test]
 fn a_connection_fails_by_what_breaks_rules_and_not_by_ends_of_pods_and_peers() {
@@ -483,7 +509,7 @@ fn nothing_is_set_up(core: &Core<EpollDriver>, places: usize) {
 }
 
 fn all_for(core: &Core<EpollDriver>, tenant: &Rc<Tenant>) -> Vec<Place> {
-    std::iter::from_fn(|| core.room.take(tenant).ok()).collect()
+    std::iter::from_fn(|| core.room.take(tenant, 1).ok()).collect()
 }
 
 #[test]

@@ -115,8 +115,10 @@ impl<D: Driver + 'static> Core<D> {
             pod,
             actual,
             share,
-            place,
+            mut place,
         } = parts;
+        // The other end is the session's.
+        place.needs_one_file();
         let key = self.tunnels.insert(Tunnel {
             app,
             session: session_key,
@@ -500,7 +502,8 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// Lets a tunnel outlive its stream, or its session, until the application has read the rest at its own pace.
-    /// Only when the peer had ended its direction, and within a budget: the stream's window bounds it no more.
+    /// Only when the peer had ended its direction, and within a budget, of which no pod has more than its part: the
+    /// stream's window bounds it no more.
     fn leave_remains(&mut self, key: Key<Tunnel>, outcome: Outcome) -> Result<(), Outcome> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return Err(outcome);
@@ -512,10 +515,14 @@ impl<D: Driver + 'static> Core<D> {
             return Err(outcome);
         };
         let bytes = tunnel.buffered_bytes();
-        if tunnel.pod.gone.get() || self.remains_bytes + bytes > limits::REMAINS_BYTES_MAX {
+        let free = limits::REMAINS_BYTES_MAX.saturating_sub(self.remains_bytes);
+        let of_pod = tunnel.pod.remains_bytes.get() + bytes;
+        if tunnel.pod.gone.get() || bytes > free || of_pod > limits::part_max(limits::REMAINS_BYTES_MAX, free)
+        {
             return Err(outcome);
         }
         self.remains_bytes += bytes;
+        tunnel.pod.remains_bytes.set(of_pod);
         let reading = std::mem::replace(&mut tunnel.reading, Reading::Ended);
         let outcome = match reading {
             Reading::Ended => Outcome::Complete,
@@ -565,6 +572,8 @@ impl<D: Driver + 'static> Core<D> {
         let outcome = match (tunnel.remains, outcome) {
             (Some(remains), ended) => {
                 self.remains_bytes -= remains.bytes;
+                let of_pod = &tunnel.pod.remains_bytes;
+                of_pod.set(of_pod.get() - remains.bytes);
                 match ended {
                     Outcome::Complete => remains.outcome,
                     other => other,

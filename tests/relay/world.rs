@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use uztunnel::bridge::OpenFiles;
 use uztunnel::bridge::{
     CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, Revocations, SnapshotCell,
     Traffic, WorkerHandle, WorkerReport, demands, log, orders,
@@ -203,6 +204,7 @@ impl Node {
         let (demands, demand_queue) = demands::channel();
         let (sink, log) = log::log_queue();
         let setup = Setup {
+            files: OpenFiles::new(u64::MAX),
             index: 0,
             backend: Arc::new(Choice::Epoll(None)),
             cpu: None,

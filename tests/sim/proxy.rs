@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use uztunnel::bridge::{
-    Demand, DemandQueue, LoadTable, LogQueue, Order, Orders, Pod, PodInfo, PodListeners, PodUid, Revocations,
-    SnapshotCell, Traffic, demands, log, orders,
+    Demand, DemandQueue, LoadTable, LogQueue, OpenFiles, Order, Orders, Pod, PodInfo, PodListeners, PodUid,
+    Revocations, SnapshotCell, Traffic, demands, log, orders,
 };
 use uztunnel::clock::simulated;
 use uztunnel::config::Compliance;
@@ -95,6 +95,7 @@ impl Proxy {
                     snapshot: snapshot.clone(),
                     demands: demand_sender.clone(),
                     load: load.clone(),
+                    files: OpenFiles::new(u64::MAX),
                     revocations: Revocations::default(),
                     log: sink.clone(),
                     traffic: traffic.shard(),

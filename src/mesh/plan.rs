@@ -170,23 +170,30 @@ impl Unresolved {
         }
     }
 
-    /// The plan, now that the name was looked up: to any address of the family that is preferred, else to any.
-    pub fn with_addresses(
-        self,
+    /// Whether another choice may lead elsewhere.
+    pub fn is_drawn(&self) -> bool {
+        self.drawn.is_some()
+    }
+
+    /// The addresses of the name in the order in which they shall be tried: by chance, those of the family that is
+    /// preferred first.
+    pub fn in_turn(
+        &self,
         addresses: &[IpAddr],
         random: &mut dyn FnMut() -> u64,
-    ) -> Result<Plan, RouteError> {
-        let preferred = addresses.iter().filter(|ip| ip.is_ipv6() == self.prefers_ipv6);
-        let usable: Vec<&IpAddr> = match preferred.clone().next() {
-            Some(_) => preferred.collect(),
-            None => addresses.iter().collect(),
-        };
-        match usable.len() {
-            0 => Err(RouteError::NoRecords {
+    ) -> Result<Vec<IpAddr>, RouteError> {
+        if addresses.is_empty() {
+            return Err(RouteError::NoRecords {
                 workload: self.destination.uid.clone(),
-            }),
-            count => Ok(self.with_address(*usable[(random() % count as u64) as usize])),
+            });
         }
+        let mut left = addresses.to_vec();
+        let mut in_turn = Vec::with_capacity(left.len());
+        while !left.is_empty() {
+            in_turn.push(left.swap_remove((random() % left.len() as u64) as usize));
+        }
+        in_turn.sort_by_key(|ip| ip.is_ipv6() != self.prefers_ipv6);
+        Ok(in_turn)
     }
 
     /// The plan, now that the name was looked up.

@@ -98,11 +98,12 @@ fn no_answer(asked: Option<&GatewayTarget>) -> Outcome {
     })
 }
 
-/// Looks up the name of the next hop and completes the plan by one of its addresses.
+/// Looks up the name of the next hop and completes the plan by one of its addresses, which `choose` does.
 pub async fn resolve<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
     unresolved: Unresolved,
+    choose: impl FnOnce(&mut Core<D>, &Unresolved, Vec<IpAddr>) -> Result<Plan, RouteError>,
 ) -> Result<Plan, Outcome> {
     let _budget = Counted::lookup(pod)?;
     let question = Question::Host(unresolved.hostname.clone());
@@ -117,12 +118,8 @@ pub async fn resolve<D: Driver + 'static>(
     let addresses = answer.map_err(|reason| unresolved.refusal(reason))?;
     let plan = shell.with(|core| {
         let random = &mut core.random;
-        let plan = unresolved.with_addresses(&addresses, &mut || random.u64(..))?;
-        // A name server may say anything.
-        match core.snapshot.load().is_recursive(plan.way.next_hop()) {
-            true => Err(RouteError::Recursive),
-            false => Ok(plan),
-        }
+        let addresses = unresolved.in_turn(&addresses, &mut || random.u64(..))?;
+        choose(core, &unresolved, addresses)
     });
     Ok(plan?)
 }

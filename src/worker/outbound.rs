@@ -3,7 +3,7 @@
 //!
 //! Captured, identified, decided, connected, relayed; recorded when the relay ends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use super::workload::{own_workload, pod_workload};
 use crate::bridge::load::LoadShare;
 use crate::bridge::log::Direction;
 use crate::limits;
-use crate::mesh::{Decision, DoubleHop, Hop, Plan, RouteError, Way, Workload};
-use crate::sys::driver::{Driver, SocketSpec};
+use crate::mesh::{Decision, DoubleHop, Hop, Plan, RouteError, Unresolved, Way, Workload};
+use crate::sys::driver::{Driver, SocketId, SocketSpec};
 use crate::wire::baggage::Baggage;
 use crate::wire::hbone::forwarded_value;
 use crate::wire::traceparent::TraceContext;
@@ -53,7 +53,7 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, captured: Captured) {
     account.connection_id = shell.with(|core| core.random.u128(1..));
 
     let decided = pod
-        .while_present(decide(&shell, &pod, target, &mut account))
+        .while_present(decide(&shell, &pod, client.id(), target, &mut account))
         .await;
     let course = match decided.and_then(|decided| decided) {
         Ok(course) => course,
@@ -126,9 +126,13 @@ enum End<D: Driver + 'static> {
 async fn decide<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
+    client: SocketId,
     target: SocketAddr,
     account: &mut Account,
 ) -> Result<Course, Outcome> {
+    if shell.with(|core| core.is_aimed_at_us(client, target)) {
+        return Err(Outcome::RecursiveCall);
+    }
     if let Some(plan) = shell.with(|core| core.route_unidentified(pod, target)) {
         let next_hop = plan.way.next_hop();
         account.destination_address = next_hop;
@@ -154,21 +158,40 @@ async fn route<D: Driver + 'static>(
 ) -> Result<Course, Outcome> {
     let peer = account.source_address;
     let mut gateways = Vec::new();
+    // Names that led nowhere.
+    let mut in_vain: Vec<Arc<str>> = Vec::new();
+    let mut draws = 0;
     let plan = loop {
         match shell.with(|core| core.choose(pod, source, peer, target, tried)) {
             Ok(Decision::Go(plan)) => break plan,
             Ok(Decision::Resolve(unresolved)) => {
-                shell.with(|core| core.telemetry.count_lookup(source, &unresolved.hostname));
-                break lookups::resolve(shell, pod, unresolved).await?;
+                let (hostname, has_choice) = (unresolved.hostname.clone(), unresolved.is_drawn());
+                draws += 1;
+                if in_vain.contains(&hostname) && draws < limits::ENDPOINT_DRAWS_MAX {
+                    continue;
+                }
+                shell.with(|core| core.telemetry.count_lookup(source, &hostname));
+                let choose = |core: &mut Core<D>, unresolved: &Unresolved, addresses| {
+                    core.choose_address(pod, source, peer, target, tried, unresolved, addresses)
+                };
+                match lookups::resolve(shell, pod, unresolved, choose).await {
+                    Ok(plan) => break plan,
+                    // Another endpoint may have a better one.
+                    Err(Outcome::Route(_))
+                        if has_choice
+                            && !in_vain.contains(&hostname)
+                            && in_vain.len() + 1 < limits::ENDPOINT_TRIES_MAX =>
+                    {
+                        in_vain.push(hostname);
+                    }
+                    Err(outcome) => return Err(outcome),
+                }
             }
             Err(RouteError::UnknownGateway(gateway))
                 if lookups::ask_for(shell, pod, &gateway.target, &mut gateways).await? => {}
             Err(refused) => return Err(refused.into()),
         }
     };
-    if tried.contains(&plan.way.next_hop()) {
-        return Err(RouteError::NoHealthyUpstream(target).into());
-    }
     shell.with(|core| core.course(pod, source, plan, account))
 }
 
@@ -424,6 +447,36 @@ impl<D: Driver + 'static> Core<D> {
             .ok_or(RouteError::NoHealthyUpstream(target))
     }
 
+    /// The same among the addresses of a name, in the order in which they are given.
+    #[expect(clippy::too_many_arguments, reason = "one more than `choose` has")]
+    fn choose_address(
+        &mut self,
+        pod: &PodState,
+        source: &Workload,
+        peer: SocketAddr,
+        target: SocketAddr,
+        tried: &[SocketAddr],
+        unresolved: &Unresolved,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Plan, RouteError> {
+        let mut why_not = RouteError::NoHealthyUpstream(target);
+        let mut chosen = None;
+        for ip in addresses {
+            let plan = unresolved.clone().with_address(ip);
+            let next_hop = plan.way.next_hop();
+            // A name server may say anything.
+            if self.snapshot.load().is_recursive(next_hop) {
+                why_not = RouteError::Recursive;
+            } else if !tried.contains(&next_hop) {
+                if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
+                    return Ok(plan);
+                }
+                chosen.get_or_insert(plan);
+            }
+        }
+        chosen.ok_or(why_not)
+    }
+
     /// How a plan is carried out; `account` says what it leads to.
     fn course(
         &mut self,
@@ -517,6 +570,12 @@ impl<D: Driver + 'static> Core<D> {
             }
             Lead::Plain { next_hop } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
         }
+    }
+
+    /// Whether a connection was made to our own listener, at whatever address of the pod, and not led there on its way to
+    /// somebody: where it wants to go is where it is, and we would call ourselves for ever.
+    fn is_aimed_at_us(&self, client: SocketId, target: SocketAddr) -> bool {
+        self.snapshot.load().is_captured_port(target.port()) && self.local_address(client) == Some(target)
     }
 
     /// Only while the pod's workload is not known yet.

@@ -103,19 +103,28 @@ fn a_name_that_cannot_be_looked_up_is_refused_with_the_reason() {
 }
 
 #[test]
-fn of_the_addresses_of_a_name_those_of_the_clients_family_are_chosen_from() {
+fn the_addresses_of_a_name_are_tried_by_chance_and_those_of_the_clients_family_first() {
     let web = vec![service("web", "10.96.0.1")];
     let snapshot = mesh(vec![client(), external(TunnelProtocol::Tcp)], web, vec![]);
-    let chosen = |addresses: &[&str], random: u64| {
+    let in_turn = |addresses: &[&str], random: u64| {
         let addresses: Vec<_> = addresses.iter().map(|text| ip(text)).collect();
-        let plan = unresolved(&snapshot, "10.96.0.1:80").with_addresses(&addresses, &mut || random);
-        plan.map(|plan| plan.way.next_hop().ip())
+        unresolved(&snapshot, "10.96.0.1:80").in_turn(&addresses, &mut || random)
     };
     let mixed = ["fd00::1", "192.0.2.1", "fd00::2", "192.0.2.2"];
-    assert_eq!(chosen(&mixed, 0), Ok(ip("192.0.2.1")));
-    assert_eq!(chosen(&mixed, 7), Ok(ip("192.0.2.2")));
-    assert_eq!(chosen(&["fd00::1", "fd00::2"], 1), Ok(ip("fd00::2")));
-    let empty = chosen(&[], 0).expect_err("nothing to choose from").to_string();
+    let order = |texts: [&str; 4]| Ok(texts.map(ip).to_vec());
+    assert_eq!(
+        in_turn(&mixed, 0),
+        order(["192.0.2.2", "192.0.2.1", "fd00::1", "fd00::2"])
+    );
+    assert_eq!(
+        in_turn(&mixed, 1),
+        order(["192.0.2.1", "192.0.2.2", "fd00::2", "fd00::1"])
+    );
+    assert_eq!(
+        in_turn(&["fd00::1", "fd00::2"], 1),
+        Ok(vec![ip("fd00::2"), ip("fd00::1")])
+    );
+    let empty = in_turn(&[], 0).expect_err("nothing to choose from").to_string();
     assert_eq!(
         empty,
         "ip addresses were resolved for workload c1//Pod/shop/api, but valid dns response had no A/AAAA records"

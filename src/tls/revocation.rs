@@ -24,6 +24,7 @@ use x509_parser::asn1_rs::{Any, FromDer as _};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
 
+use crate::limits;
 use crate::tls::error::utc;
 use crate::tls::verify::{Chain, Usage};
 
@@ -176,14 +177,19 @@ impl RevocationLists {
         }
         // webpki lets the first list of an issuer decide, and it may be one that names another certificate.
         let alone = all.chunks(1).take(if all.len() > 1 { all.len() } else { 0 });
+        let mut unusable = None;
         for lists in [&all[..]].into_iter().chain(alone) {
             match chain.ask(&peer.leaf, peer.intermediates, now, usage, lists) {
                 Ok(()) => {}
                 Err(WebpkiError::CertRevoked) => return Err(Verdict::Revoked(self.revoked(peer))),
-                Err(error) => return Err(Verdict::Unusable(self.unusable(peer, &error))),
+                // Another one may say for certain.
+                Err(error) => unusable = unusable.or(Some(error)),
             }
         }
-        Ok(())
+        match unusable {
+            Some(error) => Err(Verdict::Unusable(self.unusable(peer, &error))),
+            None => Ok(()),
+        }
     }
 
     /// The first certificate of the chain that is named: a leaf before the CAs above it.
@@ -304,7 +310,7 @@ impl Check {
 pub struct Revocable {
     chain: Arc<Chain>,
     usage: Usage,
-    /// As presented, the leaf first.
+    /// The leaf first; as presented, unless those are more than a chain needs.
     certificates: Box<[CertificateDer<'static>]>,
     links: Box<[Link]>,
     /// The chain was valid then. Later lists are asked as of that time: a certificate that has expired since must
@@ -323,12 +329,23 @@ impl Revocable {
         lists: Arc<RevocationLists>,
     ) -> Option<Self> {
         let (leaf, intermediates) = presented.split_first()?;
-        let links = Presented::new(leaf, intermediates)?.links.into();
         let owned = |it: &CertificateDer<'_>| it.clone().into_owned();
+        let mut certificates = vec![owned(leaf)];
+        // Whoever presents a crowd of them would have later lists searched for in vain, and all of them kept.
+        let needed = match intermediates.len() {
+            ..=limits::INTERMEDIATES_PLAIN => None,
+            _ => {
+                let leaf = EndEntityCert::try_from(leaf).ok()?;
+                chain.between(&leaf, intermediates, verified, usage).ok()
+            }
+        };
+        certificates.extend(needed.unwrap_or_else(|| intermediates.iter().map(owned).collect()));
+        let (leaf, intermediates) = certificates.split_first()?;
+        let links = Presented::new(leaf, intermediates)?.links.into();
         Some(Self {
             chain,
             usage,
-            certificates: presented.iter().map(owned).collect(),
+            certificates: certificates.into(),
             links,
             verified,
             lists,

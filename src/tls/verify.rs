@@ -150,6 +150,29 @@ impl Chain {
         self.build_path(leaf, intermediates, now, usage, options)
     }
 
+    /// The certificates between a leaf that was found good and its root, as they are used to get there.
+    pub(super) fn between(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: Usage,
+    ) -> Result<Vec<CertificateDer<'static>>, ChainError> {
+        let path = leaf.verify_for_usage(
+            self.algorithms.all,
+            &self.roots.roots,
+            intermediates,
+            now,
+            usage.key_usage(),
+            None,
+            None,
+        )?;
+        Ok(path
+            .intermediate_certificates()
+            .map(|it| it.der().into_owned())
+            .collect())
+    }
+
     fn build_path(
         &self,
         leaf: &EndEntityCert<'_>,

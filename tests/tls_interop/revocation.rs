@@ -251,12 +251,23 @@ impl OddCa {
 
     /// Under `root`, with this authority in between.
     fn issue(&self, identity: &Identity, root: &Self) -> CertifiedIdentity {
+        self.issue_as(identity, root, |_| {})
+    }
+
+    /// The same, and whatever is made of the chain that it presents.
+    fn issue_as(
+        &self,
+        identity: &Identity,
+        root: &Self,
+        change: impl FnOnce(&mut Vec<CertificateDer<'static>>),
+    ) -> CertifiedIdentity {
         let now = clock::wall();
         let day = Duration::from_secs(86_400);
         let mut issued = self.ca.sign(identity, now - day, now + day).expect("signed");
         if self.certificate != root.certificate {
             issued.chain.push(self.certificate.clone());
         }
+        change(&mut issued.chain);
         let roots = vec![root.certificate.clone()];
         CertifiedIdentity::new(identity.clone(), issued.chain, issued.key, roots).expect("usable")
     }
@@ -403,6 +414,44 @@ fn a_live_session_is_compared_with_later_lists() {
         .compare(&lists(&root.list(&[&between.certificate])))
         .expect_err("its CA is");
     assert!(!revoked.is_leaf);
+}
+
+#[test]
+fn a_crowd_of_certificates_does_not_keep_a_live_session_from_being_revoked() {
+    let root = OddCa::new("root", BOTH, None);
+    let between = OddCa::new("between", BOTH, Some(&root));
+    let forger = OddCa::new("root", BOTH, None);
+    let server = root.issue(&till(), &root);
+    // As many as are verified in vain before the search for a path is given up, less what the path itself takes.
+    let forged: Vec<_> = (0..98)
+        .map(|_| OddCa::new("between", BOTH, Some(&forger)).certificate)
+        .collect();
+    let client = between.issue_as(&cart(), &root, |chain| {
+        chain.splice(1..1, forged);
+    });
+    let mut session = accepted(&client, &server);
+    assert_eq!(format!("{session:?}"), "Revocable(2 certificates)");
+    let list = lists(&between.list(&[leaf(&client)]));
+    session.compare(&list).expect_err("revoked");
+}
+
+#[test]
+fn of_several_lists_of_one_issuer_one_that_cannot_be_relied_on_hides_no_other() {
+    let root = OddCa::new("root", BOTH, None);
+    let forger = OddCa::new("root", BOTH, None);
+    let (client, server) = (root.issue(&cart(), &root), root.issue(&till(), &root));
+    let [forged, good] = [&forger, &root].map(|ca| ca.list(&[leaf(&client)]));
+    for text in [format!("{forged}{good}"), format!("{good}{forged}")] {
+        let both = lists(&text);
+        let (told, refused) = meet(&client, &server, &Knows::Server, rules(RecordMode::Own, &both));
+        assert_told(told, AlertDescription::CertificateRevoked);
+        let said = self::text(refused);
+        assert!(
+            said.contains("revoked by CRL") && !said.contains("relied on"),
+            "{said}"
+        );
+        accepted(&client, &server).compare(&both).expect_err("revoked");
+    }
 }
 
 #[test]

@@ -54,6 +54,10 @@ pub struct Watch {
     /// What was tried to be read last.
     read: Seen,
     last: Seen,
+    /// Why that could not be read, which has to be tried again: what keeps a file from being opened may pass without a
+    /// trace at the file.
+    unread: Option<String>,
+    reader: fn(&Path) -> Result<RevocationLists, FileError>,
 }
 
 impl Watch {
@@ -63,11 +67,13 @@ impl Watch {
         // From now on what is needed to look peers up later is kept of each.
         revocations.publish(Arc::default());
         let read = look(&path);
-        let watch = Self {
+        let mut watch = Self {
             path,
             revocations,
             read,
             last: read,
+            unread: None,
+            reader: read_lists,
         };
         match read {
             Seen::Nothing => tracing::warn!(
@@ -97,24 +103,31 @@ impl Watch {
         let seen = look(&self.path);
         // One that is still being written is left alone.
         let is_settled = std::mem::replace(&mut self.last, seen) == seen;
-        if !is_settled || seen == self.read {
+        let is_owed = self.unread.is_some() && matches!(seen, Seen::Something { .. });
+        if !is_settled || seen == self.read && !is_owed {
             return false;
         }
         self.read = seen;
-        let path = self.path.clone();
-        let reading = tokio::task::spawn_blocking(move || read_lists(&path));
+        let (path, reader) = (self.path.clone(), self.reader);
+        let reading = tokio::task::spawn_blocking(move || reader(&path));
         let lists = reading.await.expect("invariant: reading lists does not panic");
         self.take(lists)
     }
 
-    fn take(&self, lists: Result<RevocationLists, FileError>) -> bool {
+    fn take(&mut self, lists: Result<RevocationLists, FileError>) -> bool {
         match lists {
             Ok(lists) => {
+                self.unread = None;
                 self.tell(&lists);
                 self.revocations.publish(Arc::new(lists));
                 true
             }
             Err(error) => {
+                let unread = matches!(error, FileError::Read(_)).then(|| error.to_string());
+                if unread.is_some() && unread == self.unread {
+                    return false;
+                }
+                self.unread = unread;
                 self.revocations.count_failed_load();
                 let in_force = match self.revocations.load().map_or(0, |lists| lists.len()) {
                     0 => "no certificate counts as revoked".to_owned(),

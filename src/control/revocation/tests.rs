@@ -176,3 +176,21 @@ fn what_is_no_file_is_not_waited_for() {
     assert!(!world.look(), "a FIFO without a writer would wait for ever");
     world.assert_in_force(0, 2);
 }
+
+#[test]
+fn a_file_that_could_not_be_opened_for_a_while_is_read_when_it_can_be() {
+    let mut watched = World::start(|_| {});
+    replace(watched.path(), list(1).as_bytes());
+    watched.watch.reader = |_| Err(FileError::Read(io::Error::from_raw_os_error(libc::EMFILE)));
+    while watched.watch.revocations.failed_loads() == 0 {
+        watched.look();
+    }
+    // Tried again and again, and told once.
+    for _ in 0..3 {
+        assert!(!watched.look());
+    }
+    watched.assert_in_force(0, 1);
+    watched.watch.reader = read_lists;
+    assert!(watched.look());
+    watched.assert_in_force(1, 1);
+}

@@ -52,6 +52,9 @@ impl NameServers {
         let mut builder = TokioResolver::builder_tokio().map_err(unusable)?;
         let options = builder.options_mut();
         options.cache_size = limits::RESOLUTIONS_KEPT_MAX;
+        // A question that is swallowed, such as that for IPv6 addresses, must not take what others were answered with it.
+        options.timeout = options.timeout.min(limits::NAME_SERVER_TIMEOUT);
+        options.attempts = options.attempts.min(limits::NAME_SERVER_RETRIES);
         options.ip_strategy = match self.ipv6 {
             true => LookupIpStrategy::Ipv4AndIpv6,
             false => LookupIpStrategy::Ipv4Only,

@@ -28,6 +28,7 @@ pub struct NameServer {
 struct State {
     addresses: BTreeMap<String, (Vec<IpAddr>, Duration)>,
     asked: BTreeMap<(String, RecordType), usize>,
+    ignores_ipv6: bool,
 }
 
 impl NameServer {
@@ -55,6 +56,11 @@ impl NameServer {
     pub fn tell(&self, name: &str, addresses: &[IpAddr], ttl: Duration) {
         let told = (addresses.to_vec(), ttl);
         lock(&self.state).addresses.insert(name.to_owned(), told);
+    }
+
+    /// From now on questions for IPv6 addresses are not answered at all.
+    pub fn ignore_ipv6(&self) {
+        lock(&self.state).ignores_ipv6 = true;
     }
 
     /// How often it was asked for IPv4 addresses of a name.
@@ -90,11 +96,14 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>, ending: &AtomicBool) {
     }
 }
 
-/// `None` for what is no question.
+/// `None` for what is no question, and for what is ignored.
 fn answer(query: &[u8], state: &mut State) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).ok()?;
     let question = query.queries.first()?;
     let kind = question.query_type();
+    if state.ignores_ipv6 && kind == RecordType::AAAA {
+        return None;
+    }
     let name = question.name().to_lowercase().to_string();
     let name = name.trim_end_matches('.').to_owned();
     let mut answer = Message::response(query.metadata.id, query.metadata.op_code);

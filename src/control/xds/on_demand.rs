@@ -160,6 +160,8 @@ impl OnDemand {
                 Some(Entry::Waiting { target, workers, .. }) => {
                     self.waiting -= 1;
                     self.subscribe.remove(&name);
+                    // What it says later is not waited for any more.
+                    self.leave(name.clone());
                     let error = LookupError::NoAnswer {
                         name,
                         seconds: limits::LOOKUP_FORGOTTEN_AFTER.as_secs(),

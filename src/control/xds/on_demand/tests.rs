@@ -185,6 +185,16 @@ fn who_gets_no_answer_is_told_so_in_the_end() {
 }
 
 #[test]
+fn a_server_that_does_not_answer_is_told_that_nobody_waits_any_more() {
+    let mut names = connected();
+    let now = clock::now();
+    names.ask(0, &target("/10.0.0.1"), now);
+    assert_eq!(told(&mut names), (texts(&["/10.0.0.1"]), vec![]));
+    assert_eq!(names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER).len(), 1);
+    assert_eq!(told(&mut names), (vec![], texts(&["/10.0.0.1"])));
+}
+
+#[test]
 fn questions_and_names_are_bounded_and_told_in_portions() {
     let mut names = connected();
     let now = clock::now();

@@ -125,6 +125,7 @@ struct GatewayShape {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct LocalityShape {
     region: Arc<str>,
     zone: Arc<str>,
@@ -171,6 +172,7 @@ struct ServiceShape {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CidrShape {
     network: Arc<str>,
     cidr: IpNet,

@@ -51,7 +51,7 @@ pub struct Clause {
 
 /// Every pair of lists has to agree: some positive entry hits (or there is none), and no negative one does.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Match {
     pub namespaces: Vec<StringMatch>,
     pub not_namespaces: Vec<StringMatch>,
@@ -77,7 +77,7 @@ pub enum StringMatch {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceAccountMatch {
     pub namespace: Box<str>,
     pub service_account: Box<str>,

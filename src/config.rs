@@ -207,7 +207,7 @@ fn drain_deadline(env: &Environment) -> Result<Duration, ConfigError> {
     duration_or(
         env,
         "CONNECTION_TERMINATION_DEADLINE",
-        Duration::from_secs(derived_secs),
+        Duration::from_secs(derived_secs).min(values::DURATION_MAX),
     )
 }
 

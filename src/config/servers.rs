@@ -76,23 +76,23 @@ fn roots(env: &Environment, name: &str) -> TrustRoots {
     match env.get(name) {
         None => TrustRoots::File(env.directory.join(ROOTS)),
         Some("SYSTEM") => TrustRoots::System,
-        Some(text) => {
-            let path = env.directory.join(text);
-            if path.exists() {
-                TrustRoots::File(path)
-            } else {
-                TrustRoots::Pem(text.to_owned())
-            }
-        }
+        Some(text) => existing(env, text).map_or_else(|| TrustRoots::Pem(text.to_owned()), TrustRoots::File),
     }
 }
 
+/// What a text names if it is a path and no literal: not the working directory, which the empty text would lead to.
+fn existing(env: &Environment, text: &str) -> Option<PathBuf> {
+    let path = env.directory.join(text);
+    (!text.is_empty() && path.exists() && !path.is_dir()).then_some(path)
+}
+
 fn auth_token(env: &Environment) -> Option<AuthToken> {
-    let existing = |path: &str| Some(env.directory.join(path)).filter(|path| path.exists());
     match env.get("AUTH_TOKEN") {
-        None => existing(TOKEN).map(AuthToken::File),
+        None => existing(env, TOKEN).map(AuthToken::File),
+        Some("") => None,
         Some(text) => {
-            Some(existing(text).map_or_else(|| AuthToken::Literal(text.to_owned()), AuthToken::File))
+            let file = existing(env, text).map(AuthToken::File);
+            Some(file.unwrap_or_else(|| AuthToken::Literal(text.to_owned())))
         }
     }
 }

@@ -78,7 +78,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// A hundred years stand for ever: sums and multiples with points in time do not overflow, as they would panic.
-const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 

@@ -35,6 +35,10 @@ const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
 /// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
 pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
 
+/// Records that a worker hands over together, and that are dropped together: a drain may end more connections in one turn
+/// than the queue has room for.
+pub const LOG_BATCH_LINES_MAX: usize = 256;
+
 /// How long the log thread gathers lines after it has written some.
 pub const LOG_GATHER_TIME: Duration = Duration::from_millis(5);
 

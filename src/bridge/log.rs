@@ -127,8 +127,19 @@ pub fn log_queue() -> (LogSink, LogQueue) {
 }
 
 impl LogSink {
-    /// A worker's records of one turn. Dropped as a whole when the queue has no room for them.
+    /// A worker's records of one turn. What the queue has no room for is dropped in pieces of
+    /// `limits::LOG_BATCH_LINES_MAX`.
     pub fn access(&self, batch: Vec<AccessRecord>) {
+        if batch.len() <= limits::LOG_BATCH_LINES_MAX {
+            return self.send_records(batch);
+        }
+        let mut records = batch.into_iter();
+        while records.len() > 0 {
+            self.send_records(records.by_ref().take(limits::LOG_BATCH_LINES_MAX).collect());
+        }
+    }
+
+    fn send_records(&self, batch: Vec<AccessRecord>) {
         let lines = batch.len();
         if lines > 0 {
             self.send(LogItem::Access(batch), lines);

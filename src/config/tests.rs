@@ -530,6 +530,14 @@ fn headers_and_trust_of_servers_are_read() {
     assert_eq!(ca.headers, [("x_tenant".to_owned(), "blue".to_owned())]);
     assert_eq!(ca.roots, TrustRoots::System);
     assert_eq!(ca.other_hostname.as_deref(), Some("istiod.other.svc"));
+    // A path that is none leads to the working directory.
+    let directory = tempfile::tempdir().expect("a directory");
+    let in_directory = |variables: &[(&str, &str)]| {
+        Config::from_env(&environment(variables).with_directory(directory.path())).expect("valid")
+    };
+    assert_eq!(in_directory(&[("AUTH_TOKEN", "")]).control.auth_token, None);
+    let ca = self::ca(in_directory(&[("FAKE_CA", "false"), ("CA_ROOT_CA", "")]));
+    assert_eq!(ca.roots, TrustRoots::Pem(String::new()));
     let pem = "-----BEGIN CERTIFICATE-----";
     let ca = self::ca(self::config(&[("FAKE_CA", "false"), ("CA_ROOT_CA", pem)]));
     assert_eq!(ca.roots, TrustRoots::Pem(pem.to_owned()));

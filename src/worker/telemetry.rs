@@ -286,8 +286,9 @@ impl Telemetry {
 mod tests {
     use super::*;
     use crate::bridge::Traffic;
-    use crate::bridge::log::log_queue;
+    use crate::bridge::log::{LogItem, log_queue};
     use crate::bridge::traffic::ResponseFlag;
+    use crate::limits;
 
     fn record(source: Option<Workload>, told: Option<&str>) -> AccessRecord {
         let nowhere = ([198, 18, 0, 1], 1).into();
@@ -418,5 +419,25 @@ mod tests {
         let counted: Vec<_> = traffic.others().refused.into_iter().collect();
         let of = |why, count| ((Direction::Inbound, why), count);
         assert_eq!(counted, [of(Refusal::Recursive, 2), of(Refusal::Request, 1)]);
+    }
+
+    #[test]
+    fn of_more_records_than_there_is_room_for_the_first_ones_are_kept() {
+        let (sink, queue) = log_queue();
+        sink.access(
+            (0..=limits::LOG_LINES_QUEUED_MAX)
+                .map(|_| record(None, None))
+                .collect(),
+        );
+        let pieces = std::iter::from_fn(|| queue.next());
+        let kept: usize = pieces
+            .map(|item| match item {
+                LogItem::Access(records) => records.len(),
+                LogItem::Line(_) | LogItem::Flush(_) => 0,
+            })
+            .sum();
+        let last_piece = (limits::LOG_LINES_QUEUED_MAX + 1) % limits::LOG_BATCH_LINES_MAX;
+        assert_eq!(kept, limits::LOG_LINES_QUEUED_MAX + 1 - last_piece);
+        assert_eq!(queue.take_dropped(), last_piece as u64);
     }
 }

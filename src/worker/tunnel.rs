@@ -391,7 +391,7 @@ impl<D: Driver + 'static> Core<D> {
                 }
             }
             SendStatus::Queued => tunnel.writing = Writing::Open { sending, end },
-            SendStatus::Failed { error, .. } => self.app_send_failed(key, error),
+            SendStatus::Failed { error, taken, .. } => self.app_send_failed(key, taken, error),
         }
     }
 
@@ -408,7 +408,7 @@ impl<D: Driver + 'static> Core<D> {
                     self.mark_tunnel(key);
                 }
             }
-            Some(error) => self.app_send_failed(key, error),
+            Some(error) => self.app_send_failed(key, taken, error),
         }
     }
 
@@ -448,8 +448,9 @@ impl<D: Driver + 'static> Core<D> {
         self.dirty_tunnels.extend(self.later_tunnels.drain(..resumed));
     }
 
-    fn app_send_failed(&mut self, key: Key<Tunnel>, error: io::Error) {
-        if let Some(tunnel) = self.tunnels.get(key) {
+    fn app_send_failed(&mut self, key: Key<Tunnel>, taken: usize, error: io::Error) {
+        if let Some(tunnel) = self.tunnels.get_mut(key) {
+            tunnel.account.to_application(taken);
             let outcome = Outcome::of_copy(tunnel.application().other(), error);
             self.reset_stream(key, outcome);
         }

@@ -2,7 +2,8 @@
 
 use uztunnel_rig::{Family, PodSpec, Redirect, ServiceSpec, World, http};
 
-use crate::setup::{BODY_BYTES, HTTP_PORT, plan, serve_http, start, two_nodes};
+use crate::setup::{BODY_BYTES, HTTP_PORT, plan, serve_http, start, two_nodes, wait_for_error};
+use crate::telemetry::sample;
 
 /// Asks `server` from `client` by pod address on both families; the server must see the client's own address.
 fn assert_reached_as_oneself(world: &World, client: &str, server: &str) {
@@ -184,6 +185,31 @@ fn the_proxys_own_ports_are_no_way_into_a_loop() {
     assert!(
         spent_ms < 1_000,
         "the proxies burned {spent_ms} ms for two requests: something circles"
+    );
+}
+
+/// An address that the mesh does not know: nobody but the listener itself can tell that the call is for it.
+#[test]
+fn a_pod_that_calls_the_proxys_listener_at_an_address_of_its_own_makes_no_loop() {
+    const OWN: &str = "198.18.255.77";
+    let world = two_nodes();
+    let client = world.pod("client");
+    let add = ["addr", "add", &format!("{OWN}/32"), "dev", "lo"];
+    client.namespace.run_program("ip", &add, "").expect("an address");
+    let descriptors = || world.nodes[0].proxy().descriptors().expect("readable");
+    let before = descriptors();
+    let target = format!("{OWN}:15001").parse().expect("an address");
+    let outcome = client.run(async move {
+        let request = http::get(target, "/");
+        tokio::time::timeout(std::time::Duration::from_secs(15), request).await
+    });
+    outcome.expect("an end, not a loop").expect_err("nobody is there");
+    assert!(descriptors() < before + 50, "{before}, and now {}", descriptors());
+    wait_for_error(&world, "recursive call");
+    let labels = ["reporter=\"source\"", "reason=\"recursive\""];
+    assert_eq!(
+        sample(&world, 0, "uztunnel_connections_refused_total", &labels),
+        1
     );
 }
 

@@ -26,6 +26,7 @@ mod names;
 mod networks;
 mod obeyed;
 mod on_demand;
+mod open_files;
 mod openssl;
 mod plaintext;
 mod policies;

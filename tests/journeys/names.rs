@@ -8,7 +8,7 @@ use prost::Message;
 use uztunnel_rig::istiod::messages::workload as wire;
 use uztunnel_rig::istiod::{ADDRESS, Resource};
 use uztunnel_rig::name_server::NameServer;
-use uztunnel_rig::{Blueprint, ControlPlane, Family, ServiceSpec, World, wait_until};
+use uztunnel_rig::{Blueprint, ControlPlane, Family, Membership, PodSpec, ServiceSpec, World, wait_until};
 
 use crate::setup::{self, BODY_BYTES, HTTP_PORT, options, serve_http, wait_for_error};
 use crate::telemetry::sample;
@@ -19,6 +19,7 @@ const HOST: &str = "legacy.example";
 fn world() -> (World, NameServer) {
     let plan = Blueprint::two_nodes()
         .control_plane(ControlPlane::Istiod)
+        .pod(PodSpec::new("closed", 1).membership(Membership::Outside))
         .service(ServiceSpec::new("legacy", &[(80, HTTP_PORT)], &[]));
     let mut world = World::build(plan).expect("a world");
     let server = NameServer::start(&world.nodes[0].namespace).expect("a name server");
@@ -107,4 +108,25 @@ fn a_name_that_nobody_knows_refuses_the_connection_with_the_reason_until_somebod
     let address = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
     server.tell(HOST, &[address], Duration::from_secs(3600));
     wait_until("the name is looked up again", || fetch(&world).ok());
+}
+
+#[test]
+fn of_the_addresses_of_a_name_one_that_refuses_is_given_up_for_another_and_avoided() {
+    let (world, server) = world();
+    let _application = serve_http(world.pod("stranger"));
+    let addresses = ["closed", "stranger"].map(|pod| world.pod(pod).address(Family::V4, HTTP_PORT).ip());
+    server.tell(HOST, &addresses, Duration::from_secs(3600));
+    for _ in 0..64 {
+        assert_eq!(fetch(&world).expect("a response"), BODY_BYTES);
+    }
+}
+
+#[test]
+fn a_name_server_that_swallows_questions_for_ipv6_delays_but_prevents_no_connection() {
+    let (world, server) = world();
+    let _application = serve_http(world.pod("stranger"));
+    let address = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
+    server.ignore_ipv6();
+    server.tell(HOST, &[address], Duration::from_secs(3600));
+    assert_eq!(fetch(&world).expect("a response"), BODY_BYTES);
 }

@@ -88,7 +88,7 @@ fn an_opened_connection_is_a_debug_line_without_counts() {
 }
 
 #[test]
-fn a_batch_goes_out_by_one_write_and_dropped_lines_are_reported() {
+fn batches_go_out_by_few_writes_and_dropped_lines_are_reported() {
     let (sink, queue) = log_queue();
     for _ in 0..2 {
         sink.access(vec![
@@ -118,7 +118,9 @@ fn a_batch_goes_out_by_one_write_and_dropped_lines_are_reported() {
         "the loss is told"
     );
     assert!(text.contains("\tlines=7\n"));
-    assert!(writes.len() <= 3, "{} writes", writes.len());
+    // What the loss is told with goes out by itself.
+    let writes_max = text.len() / limits::LOG_WRITE_BYTES_MAX + 2;
+    assert!(writes.len() <= writes_max, "{} writes", writes.len());
     assert!(
         writes.iter().all(|write| write.ends_with(b"\n")),
         "no line is split over two writes"

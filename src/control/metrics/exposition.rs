@@ -16,7 +16,9 @@ use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, Header
 use hyper::{Request, Response, StatusCode};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
+use tokio::sync::Mutex;
 
+use crate::clock::{self, Instant};
 use crate::control::http::{self, Allowance, Answer, Body, empty, typed};
 use crate::limits;
 
@@ -30,7 +32,14 @@ pub type Server = http::Server<Scrape>;
 #[derive(Debug)]
 pub struct Scrape {
     registry: Arc<Registry>,
+    /// Held by whoever writes the text: anybody may ask, and all that ask at once get one text, for the time of one
+    /// thread.
+    written: Arc<Mutex<Written>>,
 }
+
+/// What was written last, as it is and compressed, and when that was begun.
+#[derive(Debug, Default)]
+struct Written([Option<(Instant, Bytes)>; 2]);
 
 /// `listener` listens already. Needs a tokio runtime.
 ///
@@ -44,6 +53,7 @@ pub fn server(listener: OwnedFd, registry: Registry) -> io::Result<Server> {
     };
     let scrape = Scrape {
         registry: registry.into(),
+        written: Arc::default(),
     };
     Server::new(listener, Rc::new(scrape), allowance)
 }
@@ -63,10 +73,7 @@ impl Answer for Scrape {
             TEXT_TYPE
         };
         let is_gzip = accepts_gzip(headers);
-        let registry = Arc::clone(&self.registry);
-        let encoded = tokio::task::spawn_blocking(move || encode(&registry, is_gzip)).await;
-        let encoded = encoded.map_err(io::Error::other).and_then(|encoded| encoded);
-        match encoded {
+        match self.text(is_gzip).await {
             Ok(body) => {
                 let mut response = typed(StatusCode::OK, content_type, body);
                 let headers = response.headers_mut();
@@ -81,6 +88,28 @@ impl Answer for Scrape {
                 http::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
             }
         }
+    }
+}
+
+impl Scrape {
+    /// No older than this call.
+    async fn text(&self, is_gzip: bool) -> io::Result<Bytes> {
+        let asked = clock::now();
+        let mut written = Arc::clone(&self.written).lock_owned().await;
+        if let Some((begun, text)) = &written.0[usize::from(is_gzip)]
+            && *begun >= asked
+        {
+            return Ok(text.clone());
+        }
+        let registry = Arc::clone(&self.registry);
+        let writing = tokio::task::spawn_blocking(move || {
+            let begun = clock::now();
+            let text = encode(&registry, is_gzip)?;
+            // With the lock, which a client that goes must not give to the next one while this thread still works.
+            written.0[usize::from(is_gzip)] = Some((begun, text.clone()));
+            Ok(text)
+        });
+        writing.await.map_err(io::Error::other)?
     }
 }
 
@@ -123,6 +152,13 @@ fn entries(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::time::Duration;
+
+    use prometheus_client::collector::Collector;
+    use prometheus_client::encoding::DescriptorEncoder;
+
     use super::*;
 
     fn headers(name: HeaderName, value: &'static str) -> HeaderMap {
@@ -164,5 +200,51 @@ mod tests {
             let accepts = accepts_gzip(&headers(ACCEPT_ENCODING, accept));
             assert_eq!(accepts, expected, "{accept}");
         }
+    }
+
+    #[derive(Debug)]
+    struct Watched {
+        writing: AtomicUsize,
+        most: Arc<AtomicUsize>,
+        written: Arc<AtomicUsize>,
+    }
+
+    impl Collector for Watched {
+        fn encode(&self, _: DescriptorEncoder<'_>) -> std::fmt::Result {
+            self.most.fetch_max(self.writing.fetch_add(1, SeqCst) + 1, SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            self.written.fetch_add(1, SeqCst);
+            self.writing.fetch_sub(1, SeqCst);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn those_that_ask_at_once_share_one_text_and_nobody_gets_an_older_one() {
+        let (most, count) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Watched {
+            writing: AtomicUsize::new(0),
+            most: Arc::clone(&most),
+            written: Arc::clone(&count),
+        }));
+        let scrape = Arc::new(Scrape {
+            registry: registry.into(),
+            written: Arc::default(),
+        });
+        let ask = |number: usize| {
+            let scrape = Arc::clone(&scrape);
+            async move { scrape.text(number % 2 == 1).await.expect("a text") }
+        };
+        // One that goes does not let another one in beside it.
+        let gone = tokio::time::timeout(Duration::from_millis(5), ask(0)).await;
+        assert!(gone.is_err());
+        let all: tokio::task::JoinSet<Bytes> = (0..64).map(ask).collect();
+        assert_eq!(all.join_all().await.len(), 64);
+        assert_eq!(most.load(SeqCst), 1);
+        let written = count.load(SeqCst);
+        assert!((2..=3).contains(&written), "{written}");
+        ask(0).await;
+        assert_eq!(count.load(SeqCst), written + 1);
     }
 }

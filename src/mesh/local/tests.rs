@@ -223,6 +223,19 @@ fn errors_name_the_resource_the_field_and_what_would_be_right() {
             "workloads:\n- {namespace: a}\n".to_owned(),
             &["workloads[0]", "workloadIps"],
         ),
+        (
+            workload("locality: {region: r, zone: z, subzone: s, zne: x}"),
+            &["workload \"u2\"", ".locality", "zne"],
+        ),
+        (
+            service("cidrVips: [{network: n, cidr: 10.0.0.0/8, cdir: x}]"),
+            &["service \"a/s.a\"", ".cidrVips[0]", "cdir"],
+        ),
+        // It would be an empty match, and no more than what is left of it.
+        (
+            policy_with("{Exact: x}], principal: [{Exact: y}"),
+            &["policy", "principal", "principals"],
+        ),
         ("workload: []\n".to_owned(), &["workload", "workloads"]),
         ("workloads: {}\n".to_owned(), &["invalid mesh state"]),
         ("workloads: [\n".to_owned(), &["invalid mesh state"]),

@@ -24,6 +24,15 @@ pub struct Kinds {
     all: HashSet<ByLabels>,
     /// How many of them are of sources, or destinations, that only their peers tell of.
     told: usize,
+    /// How much of that is whose: of an identity of the own workloads, since series outlive pods. Only grows, as what is
+    /// free only shrinks, so that what is counted with others once always is.
+    parts: HashMap<Option<Identity>, Part>,
+}
+
+#[derive(Default)]
+struct Part {
+    kinds: usize,
+    told: usize,
     has_folded: bool,
 }
 
@@ -75,7 +84,7 @@ impl Kinds {
             found: HashMap::new(),
             all: HashSet::new(),
             told: 0,
-            has_folded: false,
+            parts: HashMap::new(),
         }
     }
 
@@ -87,7 +96,7 @@ impl Kinds {
     pub fn series(&mut self, account: &Account) -> Arc<Series> {
         let source_is_told = account.source.is_none() && account.source_told.is_some();
         if source_is_told || account.destination_told.is_some() {
-            return self.labelled(labels(account), true).0;
+            return self.labelled(labels(account), owner(account), true).0;
         }
         let parts = Parts {
             direction: account.direction,
@@ -102,7 +111,7 @@ impl Kinds {
             }
             return Arc::clone(&found.series);
         }
-        let (series, is_folded) = self.labelled(labels(account), false);
+        let (series, is_folded) = self.labelled(labels(account), owner(account), false);
         if self.found.len() >= limits::SERIES_FOUND_MAX {
             self.found.clear();
         }
@@ -118,16 +127,26 @@ impl Kinds {
     }
 
     /// And whether it is counted with others.
-    fn labelled(&mut self, labels: Labels, is_told: bool) -> (Arc<Series>, bool) {
+    fn labelled(&mut self, labels: Labels, owner: Option<Identity>, is_told: bool) -> (Arc<Series>, bool) {
         if let Some(known) = self.all.get(&labels) {
             return (Arc::clone(&known.0), false);
         }
-        let is_full =
-            self.all.len() >= limits::SERIES_WORKER_MAX || is_told && self.told >= limits::SERIES_TOLD_MAX;
+        let part = self.parts.entry(owner.clone()).or_default();
+        // Those of everything that is counted together come on top.
+        let has_room = |all: usize, taken: usize, of_owner: usize| {
+            taken < all && of_owner < limits::part_max(all, all - taken)
+        };
+        let is_full = !has_room(limits::SERIES_WORKER_MAX, self.all.len(), part.kinds)
+            || is_told && !has_room(limits::SERIES_TOLD_MAX, self.told, part.told);
         if is_full {
+            if !std::mem::replace(&mut part.has_folded, true) {
+                tell_of_folding(owner.as_ref());
+            }
             self.shard.count_folded();
             return (self.fold(labels), true);
         }
+        part.kinds += 1;
+        part.told += usize::from(is_told);
         self.told += usize::from(is_told);
         (self.begin(labels), false)
     }
@@ -135,14 +154,6 @@ impl Kinds {
     /// One of the few series for everything that there is no room for: totals stay right. Traffic that is not
     /// authenticated stays apart from what is, whoever it is from.
     fn fold(&mut self, labels: Labels) -> Arc<Series> {
-        if !std::mem::replace(&mut self.has_folded, true) {
-            tracing::warn!(
-                target: "telemetry",
-                kinds_max = limits::SERIES_WORKER_MAX,
-                told_max = limits::SERIES_TOLD_MAX,
-                "too many kinds of connections for series of their own: further ones are counted under unknown labels",
-            );
-        }
         let folded = Labels {
             reporter: labels.reporter,
             source: EndLabels::default(),
@@ -164,6 +175,26 @@ impl Kinds {
         self.all.insert(ByLabels(Arc::clone(&series)));
         series
     }
+}
+
+/// Whose kind of connection it is: the own workload's.
+fn owner(account: &Account) -> Option<Identity> {
+    let own = match account.direction {
+        Direction::Outbound => &account.source,
+        Direction::Inbound => &account.destination,
+    };
+    own.as_ref().map(|workload| workload.identity.clone())
+}
+
+/// Once for each owner.
+fn tell_of_folding(owner: Option<&Identity>) {
+    let owner = owner.map_or_else(|| "an unknown workload".to_owned(), Identity::to_string);
+    tracing::warn!(
+        target: "telemetry",
+        kinds_max = limits::SERIES_WORKER_MAX,
+        told_max = limits::SERIES_TOLD_MAX,
+        "too many kinds of connections of {owner} for series of their own: further ones are counted under unknown labels",
+    );
 }
 
 fn address<T>(shared: &Arc<T>) -> usize {
@@ -251,6 +282,13 @@ mod tests {
         account
     }
 
+    fn outbound(source: &Arc<Workload>, destination: &str) -> Account {
+        let mut account = account(Some(source), None);
+        account.direction = Direction::Outbound;
+        account.destination = Some(workload(destination));
+        account
+    }
+
     fn workload(name: &str) -> Arc<Workload> {
         let mut workload = Workload::new(name, name, Identity::new("cluster.local", "shop", name));
         workload.workload_name = name.into();
@@ -333,29 +371,34 @@ mod tests {
         let traffic = Traffic::default();
         let mut kinds = Kinds::new(traffic.shard());
         let opened = |kinds: &mut Kinds, account: &Account| kinds.series(account).count_opened();
-        for index in 0..limits::SERIES_TOLD_MAX + 100 {
+        // One owner's: seven eighths of them have series, and all others one.
+        let of_one = limits::SERIES_TOLD_MAX / 8 * 7;
+        for index in 0..of_one + 100 {
             opened(
                 &mut kinds,
                 &account(None, Some(&format!("k8s.pod.name=p{index}"))),
             );
         }
-        assert_eq!(traffic.series().len(), limits::SERIES_TOLD_MAX + 1);
+        assert_eq!(traffic.series().len(), of_one + 1);
         assert_eq!(traffic.others().folded, 100);
         // Strangers have used up their part; what the mesh knows has its own.
         for index in 0..limits::SERIES_WORKER_MAX {
-            opened(&mut kinds, &account(Some(&workload(&format!("w{index}"))), None));
+            opened(&mut kinds, &outbound(&workload(&format!("w{index}")), "db"));
         }
-        assert_eq!(kinds.all.len(), limits::SERIES_WORKER_MAX);
+        // And one for all others of each direction.
+        assert_eq!(kinds.all.len(), limits::SERIES_WORKER_MAX + 1);
         assert!(kinds.found.len() <= limits::SERIES_FOUND_MAX);
         let (series, folded) = (traffic.series(), traffic.others().folded);
-        let all = limits::SERIES_TOLD_MAX + 100 + limits::SERIES_WORKER_MAX;
+        let all = of_one + 100 + limits::SERIES_WORKER_MAX;
         let counted: u64 = series.values().map(|sums| sums.opened).sum();
         assert_eq!(counted, all as u64, "nobody is lost");
         assert_eq!(folded, (all + 1 - limits::SERIES_WORKER_MAX) as u64);
-        let (labels, sums) = series.iter().max_by_key(|(_, sums)| sums.opened).expect("some");
-        assert_eq!(sums.opened, folded);
-        assert_eq!(labels.source, EndLabels::default());
-        let late = account(Some(&workload("late")), None);
+        let together = series
+            .iter()
+            .filter(|(labels, _)| labels.source == EndLabels::default());
+        let together: Vec<u64> = together.map(|(_, sums)| sums.opened).collect();
+        assert_eq!((together.len(), together.iter().sum()), (2, folded));
+        let late = outbound(&workload("late"), "db");
         for _ in 0..3 {
             opened(&mut kinds, &late);
         }
@@ -364,5 +407,25 @@ mod tests {
             folded + 3,
             "each connection, not each kind"
         );
+    }
+
+    #[test]
+    fn who_calls_everybody_leaves_series_for_others() {
+        let traffic = Traffic::default();
+        let mut kinds = Kinds::new(traffic.shard());
+        let [crawler, modest] = ["crawler", "modest"].map(workload);
+        let of_one = limits::SERIES_WORKER_MAX / 8 * 7;
+        for index in 0..of_one + 50 {
+            let account = outbound(&crawler, &format!("d{index}"));
+            kinds.series(&account).count_opened();
+        }
+        assert_eq!((kinds.all.len(), traffic.others().folded), (of_one + 1, 50));
+        for index in 0..100 {
+            let account = outbound(&modest, &format!("d{index}"));
+            let series = kinds.series(&account);
+            assert_eq!(series.labels().source, of_workload(&modest));
+            series.count_opened();
+        }
+        assert_eq!(traffic.others().folded, 50);
     }
 }

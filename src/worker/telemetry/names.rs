@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use super::kinds::of_workload;
 use crate::bridge::traffic::{NameLabels, NameSeries, Shard};
+use crate::identity::Identity;
 use crate::limits;
 use crate::mesh::Workload;
 
 #[derive(Default)]
 pub struct Names {
     series: HashMap<NameLabels, Arc<NameSeries>>,
+    /// How many of them are whose.
+    parts: HashMap<Identity, usize>,
 }
 
 impl Names {
@@ -24,8 +27,14 @@ impl Names {
             source_principal: Some(source.identity.clone()),
             hostname: hostname.clone(),
         };
-        if self.series.len() >= limits::SERIES_NAMES_MAX && !self.series.contains_key(&labels) {
-            labels = NameLabels::default();
+        if !self.series.contains_key(&labels) {
+            let of_owner = self.parts.entry(source.identity.clone()).or_default();
+            let (all, taken) = (limits::SERIES_NAMES_MAX, self.series.len());
+            if taken < all && *of_owner < limits::part_max(all, all - taken) {
+                *of_owner += 1;
+            } else {
+                labels = NameLabels::default();
+            }
         }
         let series = self.series.entry(labels);
         series
@@ -38,7 +47,6 @@ impl Names {
 mod tests {
     use super::*;
     use crate::bridge::Traffic;
-    use crate::identity::Identity;
 
     fn workload(name: &str) -> Workload {
         let mut workload = Workload::new(name, name, Identity::new("cluster.local", "shop", name));
@@ -77,12 +85,19 @@ mod tests {
         let traffic = Traffic::default();
         let (shard, mut names) = (traffic.shard(), Names::default());
         let source = workload("web");
-        for index in 0..limits::SERIES_NAMES_MAX + 10 {
+        let of_one = limits::SERIES_NAMES_MAX / 8 * 7;
+        for index in 0..of_one + 10 {
             names.count(&shard, &source, &format!("h{index}").into());
         }
         names.count(&shard, &source, &"h0".into());
+        // The rest is for others.
+        names.count(&shard, &workload("cart"), &"h".into());
         let counted = traffic.names();
-        assert_eq!(counted.len(), limits::SERIES_NAMES_MAX + 1);
+        assert_eq!(counted.len(), of_one + 2);
         assert_eq!(counted[&NameLabels::default()], 10);
+        for index in 0..limits::SERIES_NAMES_MAX {
+            names.count(&shard, &workload(&format!("w{index}")), &"h".into());
+        }
+        assert!((limits::SERIES_NAMES_MAX..=limits::SERIES_NAMES_MAX + 1).contains(&traffic.names().len()));
     }
 }

@@ -158,8 +158,8 @@ async fn route<D: Driver + 'static>(
 ) -> Result<Course, Outcome> {
     let peer = account.source_address;
     let mut gateways = Vec::new();
-    // Names that led nowhere.
-    let mut in_vain: Vec<Arc<str>> = Vec::new();
+    // Names that led nowhere, and why.
+    let mut in_vain: Vec<(Arc<str>, Outcome)> = Vec::new();
     let mut draws = 0;
     let plan = loop {
         match shell.with(|core| core.choose(pod, source, peer, target, tried)) {
@@ -167,8 +167,11 @@ async fn route<D: Driver + 'static>(
             Ok(Decision::Resolve(unresolved)) => {
                 let (hostname, has_choice) = (unresolved.hostname.clone(), unresolved.is_drawn());
                 draws += 1;
-                if in_vain.contains(&hostname) && draws < limits::ENDPOINT_DRAWS_MAX {
-                    continue;
+                if let Some(known) = in_vain.iter().position(|(name, _)| *name == hostname) {
+                    if draws < limits::ENDPOINT_DRAWS_MAX {
+                        continue;
+                    }
+                    return Err(in_vain.swap_remove(known).1);
                 }
                 shell.with(|core| core.telemetry.count_lookup(source, &hostname));
                 let choose = |core: &mut Core<D>, unresolved: &Unresolved, addresses| {
@@ -177,12 +180,10 @@ async fn route<D: Driver + 'static>(
                 match lookups::resolve(shell, pod, unresolved, choose).await {
                     Ok(plan) => break plan,
                     // Another endpoint may have a better one.
-                    Err(Outcome::Route(_))
-                        if has_choice
-                            && !in_vain.contains(&hostname)
-                            && in_vain.len() + 1 < limits::ENDPOINT_TRIES_MAX =>
+                    Err(why @ Outcome::Route(_))
+                        if has_choice && in_vain.len() + 1 < limits::ENDPOINT_TRIES_MAX =>
                     {
-                        in_vain.push(hostname);
+                        in_vain.push((hostname, why));
                     }
                     Err(outcome) => return Err(outcome),
                 }

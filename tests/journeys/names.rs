@@ -105,6 +105,12 @@ fn a_name_that_nobody_knows_refuses_the_connection_with_the_reason_until_somebod
         "no ip addresses were resolved for workload: Kubernetes/networking.istio.io",
     );
     assert!(error.contains(&format!("looking up {HOST}: ")), "{error}");
+    let of_host = ["hostname=\"legacy.example\""];
+    assert_eq!(
+        sample(&world, 0, "istio_on_demand_dns_total", &of_host),
+        1,
+        "once for all draws"
+    );
     let address = world.pod("stranger").address(Family::V4, HTTP_PORT).ip();
     server.tell(HOST, &[address], Duration::from_secs(3600));
     wait_until("the name is looked up again", || fetch(&world).ok());

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -35,9 +36,11 @@ pub struct Scrape {
     /// Held by whoever writes the text: anybody may ask, and all that ask at once get one text, for the time of one
     /// thread.
     written: Arc<Mutex<Written>>,
+    /// How many wait for it.
+    waiting: Arc<AtomicUsize>,
 }
 
-/// What was written last, as it is and compressed, and when that was begun.
+/// What was written last, as it is and compressed, and when that was begun. Kept while somebody waits.
 #[derive(Debug, Default)]
 struct Written([Option<(Instant, Bytes)>; 2]);
 
@@ -54,6 +57,7 @@ pub fn server(listener: OwnedFd, registry: Registry) -> io::Result<Server> {
     let scrape = Scrape {
         registry: registry.into(),
         written: Arc::default(),
+        waiting: Arc::default(),
     };
     Server::new(listener, Rc::new(scrape), allowance)
 }
@@ -95,21 +99,45 @@ impl Scrape {
     /// No older than this call.
     async fn text(&self, is_gzip: bool) -> io::Result<Bytes> {
         let asked = clock::now();
+        let waiting = Waiting::new(&self.waiting);
         let mut written = Arc::clone(&self.written).lock_owned().await;
-        if let Some((begun, text)) = &written.0[usize::from(is_gzip)]
-            && *begun >= asked
-        {
-            return Ok(text.clone());
+        drop(waiting);
+        let known = written.0[usize::from(is_gzip)].clone();
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            *written = Written::default();
         }
-        let registry = Arc::clone(&self.registry);
+        if let Some((begun, text)) = known
+            && begun >= asked
+        {
+            return Ok(text);
+        }
+        let (registry, waiting) = (Arc::clone(&self.registry), Arc::clone(&self.waiting));
         let writing = tokio::task::spawn_blocking(move || {
             let begun = clock::now();
             let text = encode(&registry, is_gzip)?;
             // With the lock, which a client that goes must not give to the next one while this thread still works.
-            written.0[usize::from(is_gzip)] = Some((begun, text.clone()));
+            if waiting.load(Ordering::Relaxed) > 0 {
+                written.0[usize::from(is_gzip)] = Some((begun, text.clone()));
+            }
             Ok(text)
         });
         writing.await.map_err(io::Error::other)?
+    }
+}
+
+/// One that waits, until it is dropped.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -152,7 +180,6 @@ fn entries(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering::SeqCst;
     use std::time::Duration;
 
@@ -231,6 +258,7 @@ mod tests {
         let scrape = Arc::new(Scrape {
             registry: registry.into(),
             written: Arc::default(),
+            waiting: Arc::default(),
         });
         let ask = |number: usize| {
             let scrape = Arc::clone(&scrape);
@@ -246,5 +274,7 @@ mod tests {
         assert!((2..=3).contains(&written), "{written}");
         ask(0).await;
         assert_eq!(count.load(SeqCst), written + 1);
+        let kept = scrape.written.lock().await;
+        assert!(kept.0.iter().all(Option::is_none), "nobody waits");
     }
 }

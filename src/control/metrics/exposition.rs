@@ -7,7 +7,6 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -17,7 +16,7 @@ use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, Header
 use hyper::{Request, Response, StatusCode};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::{self, Instant};
 use crate::control::http::{self, Allowance, Answer, Body, empty, typed};
@@ -36,8 +35,6 @@ pub struct Scrape {
     /// Held by whoever writes the text: anybody may ask, and all that ask at once get one text, for the time of one
     /// thread.
     written: Arc<Mutex<Written>>,
-    /// How many wait for it.
-    waiting: Arc<AtomicUsize>,
 }
 
 /// What was written last, as it is and compressed, and when that was begun. Kept while somebody waits.
@@ -57,7 +54,6 @@ pub fn server(listener: OwnedFd, registry: Registry) -> io::Result<Server> {
     let scrape = Scrape {
         registry: registry.into(),
         written: Arc::default(),
-        waiting: Arc::default(),
     };
     Server::new(listener, Rc::new(scrape), allowance)
 }
@@ -99,11 +95,9 @@ impl Scrape {
     /// No older than this call.
     async fn text(&self, is_gzip: bool) -> io::Result<Bytes> {
         let asked = clock::now();
-        let waiting = Waiting::new(&self.waiting);
         let mut written = Arc::clone(&self.written).lock_owned().await;
-        drop(waiting);
         let known = written.0[usize::from(is_gzip)].clone();
-        if self.waiting.load(Ordering::Relaxed) == 0 {
+        if !others_wait(&written) {
             *written = Written::default();
         }
         if let Some((begun, text)) = known
@@ -111,12 +105,12 @@ impl Scrape {
         {
             return Ok(text);
         }
-        let (registry, waiting) = (Arc::clone(&self.registry), Arc::clone(&self.waiting));
+        let registry = Arc::clone(&self.registry);
         let writing = tokio::task::spawn_blocking(move || {
             let begun = clock::now();
             let text = encode(&registry, is_gzip)?;
             // With the lock, which a client that goes must not give to the next one while this thread still works.
-            if waiting.load(Ordering::Relaxed) > 0 {
+            if others_wait(&written) {
                 written.0[usize::from(is_gzip)] = Some((begun, text.clone()));
             }
             Ok(text)
@@ -125,20 +119,9 @@ impl Scrape {
     }
 }
 
-/// One that waits, until it is dropped.
-struct Waiting(Arc<AtomicUsize>);
-
-impl Waiting {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Whoever waits for the lock has it in its hands, as its owner and the server have.
+fn others_wait(written: &OwnedMutexGuard<Written>) -> bool {
+    Arc::strong_count(OwnedMutexGuard::mutex(written)) > 2
 }
 
 fn encode(registry: &Registry, is_gzip: bool) -> io::Result<Bytes> {
@@ -180,11 +163,10 @@ fn entries(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::SeqCst;
-    use std::time::Duration;
-
     use prometheus_client::collector::Collector;
     use prometheus_client::encoding::DescriptorEncoder;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -229,51 +211,57 @@ mod tests {
         }
     }
 
+    /// Begins, and waits to be let go.
     #[derive(Debug)]
     struct Watched {
-        writing: AtomicUsize,
-        most: Arc<AtomicUsize>,
-        written: Arc<AtomicUsize>,
+        begun: mpsc::UnboundedSender<()>,
+        gate: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
     }
 
     impl Collector for Watched {
         fn encode(&self, _: DescriptorEncoder<'_>) -> std::fmt::Result {
-            self.most.fetch_max(self.writing.fetch_add(1, SeqCst) + 1, SeqCst);
-            std::thread::sleep(Duration::from_millis(20));
-            self.written.fetch_add(1, SeqCst);
-            self.writing.fetch_sub(1, SeqCst);
-            Ok(())
+            let gate = self.gate.try_lock().expect("one at a time");
+            self.begun.send(()).expect("somebody watches");
+            gate.recv().map_err(|_| std::fmt::Error)
         }
     }
 
     #[tokio::test]
     async fn those_that_ask_at_once_share_one_text_and_nobody_gets_an_older_one() {
-        let (most, count) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let (begun, mut watching) = mpsc::unbounded_channel();
+        let (let_go, gate) = std::sync::mpsc::channel();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Watched {
-            writing: AtomicUsize::new(0),
-            most: Arc::clone(&most),
-            written: Arc::clone(&count),
-        }));
+        let gate = std::sync::Mutex::new(gate);
+        registry.register_collector(Box::new(Watched { begun, gate }));
         let scrape = Arc::new(Scrape {
             registry: registry.into(),
             written: Arc::default(),
-            waiting: Arc::default(),
         });
         let ask = |number: usize| {
             let scrape = Arc::clone(&scrape);
             async move { scrape.text(number % 2 == 1).await.expect("a text") }
         };
-        // One that goes does not let another one in beside it.
-        let gone = tokio::time::timeout(Duration::from_millis(5), ask(0)).await;
-        assert!(gone.is_err());
-        let all: tokio::task::JoinSet<Bytes> = (0..64).map(ask).collect();
+        let first = tokio::spawn(ask(0));
+        watching.recv().await.expect("it writes");
+        // It goes, and lets nobody in beside the thread that still writes.
+        first.abort();
+        let all: JoinSet<Bytes> = (0..64).map(ask).collect();
+        while Arc::strong_count(&scrape.written) < 2 + 64 {
+            tokio::task::yield_now().await;
+        }
+        // That one, which is too old for them, and one of each kind for all.
+        for _ in 0..3 {
+            let_go.send(()).expect("the gate is there");
+        }
         assert_eq!(all.join_all().await.len(), 64);
-        assert_eq!(most.load(SeqCst), 1);
-        let written = count.load(SeqCst);
-        assert!((2..=3).contains(&written), "{written}");
-        ask(0).await;
-        assert_eq!(count.load(SeqCst), written + 1);
+        let further = tokio::spawn(ask(0));
+        let_go.send(()).expect("the gate is there");
+        further.await.expect("a text");
+        let mut written = 1;
+        while watching.try_recv().is_ok() {
+            written += 1;
+        }
+        assert_eq!(written, 4);
         let kept = scrape.written.lock().await;
         assert!(kept.0.iter().all(Option::is_none), "nobody waits");
     }

@@ -22,7 +22,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, Error as ChainError, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
-    RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy,
+    RevocationOptions, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
 
 use crate::identity::Identity;
@@ -113,6 +113,7 @@ impl Chain {
     ) -> Result<(), Library> {
         let parsed = EndEntityCert::try_from(leaf).map_err(chain_error)?;
         self.build_path(&parsed, intermediates, now, usage, None)
+            .map(drop)
             .map_err(chain_error)?;
         accept(&parsed).map_err(refusal)?;
         let Some(check) = check else {
@@ -148,6 +149,7 @@ impl Chain {
                 .build()
         });
         self.build_path(leaf, intermediates, now, usage, options)
+            .map(drop)
     }
 
     /// The certificates between a leaf that was found good and its root, as they are used to get there.
@@ -158,29 +160,21 @@ impl Chain {
         now: UnixTime,
         usage: Usage,
     ) -> Result<Vec<CertificateDer<'static>>, ChainError> {
-        let path = leaf.verify_for_usage(
-            self.algorithms.all,
-            &self.roots.roots,
-            intermediates,
-            now,
-            usage.key_usage(),
-            None,
-            None,
-        )?;
+        let path = self.build_path(leaf, intermediates, now, usage, None)?;
         Ok(path
             .intermediate_certificates()
             .map(|it| it.der().into_owned())
             .collect())
     }
 
-    fn build_path(
-        &self,
-        leaf: &EndEntityCert<'_>,
-        intermediates: &[CertificateDer<'_>],
+    fn build_path<'p>(
+        &'p self,
+        leaf: &'p EndEntityCert<'p>,
+        intermediates: &'p [CertificateDer<'p>],
         now: UnixTime,
         usage: Usage,
         revocation: Option<RevocationOptions<'_>>,
-    ) -> Result<(), ChainError> {
+    ) -> Result<VerifiedPath<'p>, ChainError> {
         leaf.verify_for_usage(
             self.algorithms.all,
             &self.roots.roots,
@@ -190,7 +184,6 @@ impl Chain {
             revocation,
             None,
         )
-        .map(drop)
     }
 }
 

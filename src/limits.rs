@@ -508,6 +508,11 @@ pub const fn part_max(all: usize, free: usize) -> usize {
     }
 }
 
+/// Whether one that has so much of something of which so much is taken gets more.
+pub const fn has_part(all: usize, taken: usize, own: usize) -> bool {
+    taken < all && own < part_max(all, all - taken)
+}
+
 /// Of the files that the process may have open, so many are not for connections: the control plane's, those of pods'
 /// namespaces, of probes and scrapes, and what is accepted before workers have told each other what they have.
 pub const FILES_KEPT_MAX: usize = 2048;

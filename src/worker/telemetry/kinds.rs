@@ -133,11 +133,8 @@ impl Kinds {
         }
         let part = self.parts.entry(owner.clone()).or_default();
         // Those of everything that is counted together come on top.
-        let has_room = |all: usize, taken: usize, of_owner: usize| {
-            taken < all && of_owner < limits::part_max(all, all - taken)
-        };
-        let is_full = !has_room(limits::SERIES_WORKER_MAX, self.all.len(), part.kinds)
-            || is_told && !has_room(limits::SERIES_TOLD_MAX, self.told, part.told);
+        let is_full = !limits::has_part(limits::SERIES_WORKER_MAX, self.all.len(), part.kinds)
+            || is_told && !limits::has_part(limits::SERIES_TOLD_MAX, self.told, part.told);
         if is_full {
             if !std::mem::replace(&mut part.has_folded, true) {
                 tell_of_folding(owner.as_ref());

@@ -29,8 +29,7 @@ impl Names {
         };
         if !self.series.contains_key(&labels) {
             let of_owner = self.parts.entry(source.identity.clone()).or_default();
-            let (all, taken) = (limits::SERIES_NAMES_MAX, self.series.len());
-            if taken < all && *of_owner < limits::part_max(all, all - taken) {
+            if limits::has_part(limits::SERIES_NAMES_MAX, self.series.len(), *of_owner) {
                 *of_owner += 1;
             } else {
                 labels = NameLabels::default();

@@ -187,10 +187,9 @@ impl Unresolved {
                 workload: self.destination.uid.clone(),
             });
         }
-        let mut left = addresses.to_vec();
-        let mut in_turn = Vec::with_capacity(left.len());
-        while !left.is_empty() {
-            in_turn.push(left.swap_remove((random() % left.len() as u64) as usize));
+        let mut in_turn = addresses.to_vec();
+        for at in (1..in_turn.len()).rev() {
+            in_turn.swap(at, (random() % (at as u64 + 1)) as usize);
         }
         in_turn.sort_by_key(|ip| ip.is_ipv6() != self.prefers_ipv6);
         Ok(in_turn)

@@ -57,6 +57,7 @@ pub struct Watch {
     /// Why that could not be read, which has to be tried again: what keeps a file from being opened may pass without a
     /// trace at the file.
     unread: Option<String>,
+    /// `read_lists`, but for tests.
     reader: fn(&Path) -> Result<RevocationLists, FileError>,
 }
 

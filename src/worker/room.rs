@@ -177,8 +177,8 @@ impl Drop for Place {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    /// A place for a connection with a pod that the tenant causes, and for the open files that it may need. When there is none the log says so once in a while,
-    /// however many connections are refused.
+    /// A place for a connection with a pod that the tenant causes, and for the open files that it may need. When there is
+    /// none the log says so once in a while, however many connections are refused.
     pub fn take_place(
         &mut self,
         tenant: &Rc<Tenant>,

@@ -117,7 +117,7 @@ fn a_name_that_nobody_knows_refuses_the_connection_with_the_reason_until_somebod
 }
 
 #[test]
-fn of_the_addresses_of_a_name_one_that_refuses_is_given_up_for_another_and_avoided() {
+fn of_the_addresses_of_a_name_one_that_refuses_is_given_up_for_another() {
     let (world, server) = world();
     let _application = serve_http(world.pod("stranger"));
     let addresses = ["closed", "stranger"].map(|pod| world.pod(pod).address(Family::V4, HTTP_PORT).ip());

@@ -7,10 +7,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use uztunnel::bridge::OpenFiles;
 use uztunnel::bridge::{
-    CertificateError, LoadTable, Order, Pod, PodInfo, PodListeners, PodUid, Revocations, SnapshotCell,
-    Traffic, WorkerHandle, WorkerReport, demands, log, orders,
+    CertificateError, LoadTable, OpenFiles, Order, Pod, PodInfo, PodListeners, PodUid, Revocations,
+    SnapshotCell, Traffic, WorkerHandle, WorkerReport, demands, log, orders,
 };
 use uztunnel::config::Compliance;
 use uztunnel::identity::Identity;
@@ -204,7 +203,6 @@ impl Node {
         let (demands, demand_queue) = demands::channel();
         let (sink, log) = log::log_queue();
         let setup = Setup {
-            files: OpenFiles::new(u64::MAX),
             index: 0,
             backend: Arc::new(Choice::Epoll(None)),
             cpu: None,
@@ -213,6 +211,7 @@ impl Node {
             snapshot: snapshot.clone(),
             demands,
             load: LoadTable::new(1),
+            files: OpenFiles::new(u64::MAX),
             revocations: Revocations::default(),
             log: sink,
             traffic: Traffic::default().shard(),

@@ -179,6 +179,9 @@ fn the_drain_deadline_is_a_little_less_than_the_grace_period() {
             .deadline;
         assert_eq!(deadline, Duration::from_secs(deadline_secs), "{grace}");
     }
+    let grace = u64::MAX.to_string();
+    let endless = config(&[("TERMINATION_GRACE_PERIOD_SECONDS", &grace)]);
+    assert!(crate::clock::now().checked_add(endless.drain.deadline).is_some());
 }
 
 #[test]

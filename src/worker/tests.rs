@@ -20,7 +20,7 @@ use super::tenants::Tenant;
 use super::tunnel::TunnelParts;
 use super::turn::{Life, Worker};
 use crate::bridge::Traffic;
-use crate::bridge::log::log_queue;
+use crate::bridge::log::{AccessEvent, LogItem, log_queue};
 use crate::bridge::orders::{self, Order};
 use crate::bridge::traffic::ResponseFlag;
 use crate::clock;
@@ -212,6 +212,40 @@ fn a_complete_answer_reaches_a_slow_reader_although_the_session_ends_behind_it()
     assert!(relay.core.remains_bytes > 0);
     assert!(relay.read_application() == said, "other bytes than were sent");
     assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+}
+
+#[test]
+fn what_an_application_took_before_its_socket_failed_is_counted() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let (sink, queue) = log_queue();
+    relay.core.telemetry = Telemetry::new(sink, Traffic::default().shard());
+    relay.say_all(ANSWER_BYTES);
+    // All that the kernel has of it; then the application resets, with the rest of a large send on its way.
+    relay.application.set_nonblocking(true).expect("an open socket");
+    let mut taken = Vec::new();
+    let rest = relay.application.read_to_end(&mut taken);
+    assert_eq!(
+        rest.expect_err("more to come").kind(),
+        std::io::ErrorKind::WouldBlock
+    );
+    let socket = socket2::SockRef::from(&relay.application);
+    socket.set_linger(Some(Duration::ZERO)).expect("an open socket");
+    drop(relay.application);
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    let Some(LogItem::Access(records)) = queue.next() else {
+        panic!("a record");
+    };
+    let AccessEvent::Complete { bytes_received, .. } = &records[0].event else {
+        panic!("{:?}", records[0].event);
+    };
+    assert!(
+        *bytes_received >= taken.len() as u64,
+        "{bytes_received} of {}",
+        taken.len()
+    );
 }
 
 #[test]

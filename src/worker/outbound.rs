@@ -175,7 +175,8 @@ async fn route<D: Driver + 'static>(
                 }
                 shell.with(|core| core.telemetry.count_lookup(source, &hostname));
                 let choose = |core: &mut Core<D>, unresolved: &Unresolved, addresses| {
-                    core.choose_address(pod, source, peer, target, tried, unresolved, addresses)
+                    core.choose_address(pod, source, peer, tried, unresolved, addresses)?
+                        .ok_or(RouteError::NoHealthyUpstream(target))
                 };
                 match lookups::resolve(shell, pod, unresolved, choose).await {
                     Ok(plan) => break plan,
@@ -448,34 +449,35 @@ impl<D: Driver + 'static> Core<D> {
             .ok_or(RouteError::NoHealthyUpstream(target))
     }
 
-    /// The same among the addresses of a name, in the order in which they are given.
-    #[expect(clippy::too_many_arguments, reason = "one more than `choose` has")]
+    /// The same among the addresses of a name, in the order in which they are given. `None`: all of them were tried.
     fn choose_address(
         &mut self,
         pod: &PodState,
         source: &Workload,
         peer: SocketAddr,
-        target: SocketAddr,
         tried: &[SocketAddr],
         unresolved: &Unresolved,
         addresses: Vec<IpAddr>,
-    ) -> Result<Plan, RouteError> {
-        let mut why_not = RouteError::NoHealthyUpstream(target);
+    ) -> Result<Option<Plan>, RouteError> {
+        let mut is_recursive = false;
         let mut chosen = None;
         for ip in addresses {
             let plan = unresolved.clone().with_address(ip);
             let next_hop = plan.way.next_hop();
             // A name server may say anything.
             if self.snapshot.load().is_recursive(next_hop) {
-                why_not = RouteError::Recursive;
+                is_recursive = true;
             } else if !tried.contains(&next_hop) {
                 if !self.avoids(pod, source, peer, &plan, tried.is_empty()) {
-                    return Ok(plan);
+                    return Ok(Some(plan));
                 }
                 chosen.get_or_insert(plan);
             }
         }
-        chosen.ok_or(why_not)
+        match chosen {
+            None if is_recursive => Err(RouteError::Recursive),
+            chosen => Ok(chosen),
+        }
     }
 
     /// How a plan is carried out; `account` says what it leads to.

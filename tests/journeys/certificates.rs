@@ -99,20 +99,7 @@ fn roots_that_are_swapped_in_one_step_part_the_mesh_only_until_a_handshake_tells
     let new = Arc::new(Authority::new("new root").expect("made"));
     world.istiod().ca.play(signing(&new, new.pem(), LIFETIME));
     // With its certificate the pod loses what it knew of the old root.
-    let server = world.pod("server");
-    let agent = &world.nodes[1].agent;
-    agent.delete(&server.uid).expect("acknowledged");
-    // Acknowledged before it is forgotten; a pod that is back by then is served with the old one.
-    wait_until("the certificate to be forgotten", || {
-        let dump = dump(&world, 1);
-        let certificates = dump["certificates"].as_array().expect("a list");
-        let identity = server.identity();
-        let is_servers = |it: &Value| it["identity"] == identity;
-        (!certificates.iter().any(is_servers)).then_some(())
-    });
-    agent
-        .add(&server.uid, server.workload_info(), server.namespace.fd())
-        .expect("acknowledged");
+    leave_and_return(&world, 1, "server");
     let reason = "peer's certificate was issued by an unknown CA";
     // One may be all that is refused, and its line comes after its end.
     wait_until("a connection that is refused for want of trust", || {
@@ -132,17 +119,12 @@ fn while_the_ca_is_down_traffic_goes_on_and_a_new_pod_is_served_when_it_is_back(
     istiod.go_away();
     assert_eq!(fetch(&world).expect("served"), 200);
     // The pod leaves, and its certificate with it; when it is back there is nobody to give it another one.
-    let client = world.pod("client");
-    let agent = &world.nodes[0].agent;
-    agent.delete(&client.uid).expect("acknowledged");
-    agent
-        .add(&client.uid, client.workload_info(), client.namespace.fd())
-        .expect("acknowledged");
+    leave_and_return(&world, 0, "client");
     let reason = format!(
         "identity error: cannot ask the CA: cannot connect to {}",
         istiod.address
     );
-    // The first connections may still meet the pod as it was before.
+    // The line comes after the connection's end.
     wait_until("a connection that is refused for want of a certificate", || {
         fetch(&world).expect_err("no certificate, and never in plain text");
         world.nodes[0].proxy().logs.contain(&reason).then_some(())
@@ -228,6 +210,24 @@ pub fn world_with(lifetime: Duration, change: impl Fn(usize, &Path, ProxyOptions
         .collect();
     world.start_proxies(&options).expect("ready proxies");
     world
+}
+
+/// The only pod of its identity leaves its node and comes back when its certificate is forgotten.
+fn leave_and_return(world: &World, node: usize, name: &str) {
+    let pod = world.pod(name);
+    let agent = &world.nodes[node].agent;
+    agent.delete(&pod.uid).expect("acknowledged");
+    // Acknowledged before it is forgotten; a pod that is back by then is served with the old one.
+    wait_until("the certificate to be forgotten", || {
+        let dump = dump(world, node);
+        let certificates = dump["certificates"].as_array().expect("a list");
+        let identity = pod.identity();
+        let is_the_pods = |it: &Value| it["identity"] == identity;
+        (!certificates.iter().any(is_the_pods)).then_some(())
+    });
+    agent
+        .add(&pod.uid, pod.workload_info(), pod.namespace.fd())
+        .expect("acknowledged");
 }
 
 /// The status that `client` gets from `server`.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::hbone::dial::OpenStream;
 use super::hbone::serve::Request;
-use super::hbone::session::UserState;
+use super::hbone::session::{Gone, UserState};
 use super::live::Attempting;
 use super::lookups;
 use super::outbound::baggage;
@@ -84,13 +84,13 @@ pub async fn serve<D: Driver + 'static>(shell: Shell<D>, request: Request) {
     let delivered = shell.unless(given_up, delivered).await;
     drop(attempting);
     let server = match delivered {
-        Some(Ok(Ok(server))) => server,
+        Ok(Ok(Ok(server))) => server,
         // Otherwise peers that ask and go away would use up the pod's budget with connections to nowhere.
-        None => {
-            let outcome = Outcome::StreamReset(ErrorCode::Cancel);
-            return shell.with(|core| core.telemetry.fail(account, core.now, &outcome));
+        Err(gone) => {
+            let gone = gone.unwrap_or(Gone::Reset(ErrorCode::Cancel));
+            return shell.with(|core| core.telemetry.fail(account, core.now, &gone.outcome()));
         }
-        Some(Ok(Err(outcome)) | Err(outcome)) => {
+        Ok(Ok(Err(outcome)) | Err(outcome)) => {
             return refuse(&shell, stream, account, &outcome, Refusal::Connection);
         }
     };
@@ -302,11 +302,11 @@ async fn connect_application<D: Driver + 'static>(
 impl<D: Driver + 'static> Core<D> {
     /// With what ends when the peer gives the stream up. `None` when the session or the stream has gone already:
     /// nothing is dialled for a stream that was reset.
-    fn origin(&mut self, stream: &OpenStream<D>) -> Option<(Origin, oneshot::Receiver<()>)> {
+    fn origin(&mut self, stream: &OpenStream<D>) -> Option<(Origin, oneshot::Receiver<Gone>)> {
         let session = self.sessions.get_mut(stream.session)?;
         let (wanted, given_up) = oneshot::channel();
         match &mut session.user_mut(stream.user, stream.stream)?.state {
-            UserState::Preparing { held } if held.reset.is_none() => held.wanted = Some(wanted),
+            UserState::Preparing { held } if held.gone.is_none() => held.wanted = Some(wanted),
             UserState::Preparing { .. }
             | UserState::Asked { .. }
             | UserState::Relaying(_)

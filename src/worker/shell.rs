@@ -62,15 +62,15 @@ impl<D: Driver + 'static> Shell<D> {
         self.spawner.spawn_in(lane, task);
     }
 
-    /// Ends with `None`, and drops `work`, when `end` comes first.
+    /// Ends with what `end` brings, and drops `work`, when that comes first.
     pub async fn unless<E, R>(
         &self,
         end: impl Future<Output = E>,
         work: impl Future<Output = R>,
-    ) -> Option<R> {
+    ) -> Result<R, E> {
         match either(pin!(work), pin!(end)).await {
-            Either::First(result) => Some(result),
-            Either::Second(_) => None,
+            Either::First(result) => Ok(result),
+            Either::Second(end) => Err(end),
         }
     }
 

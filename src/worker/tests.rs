@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::core::Core;
 use super::fixture::{self, Peer};
 use super::hbone::pool::PoolKey;
-use super::hbone::session::{Ending, Held, Role, Session, Transport};
+use super::hbone::session::{Ending, Gone, Held, Role, Session, Transport, UserState};
 use super::inbound;
+use super::outcome::Outcome;
 use super::owner::Owned;
 use super::pods::PodState;
 use super::room::Place;
@@ -31,7 +32,7 @@ use crate::runtime::slab::Key;
 use crate::runtime::tasks::Executor;
 use crate::sys::driver::Driver;
 use crate::sys::epoll::EpollDriver;
-use crate::tls::FakeCa;
+use crate::tls::{FakeCa, Revoked};
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{ErrorCode, StreamId};
 
@@ -56,8 +57,22 @@ pub struct Relay {
     pub application: std::net::TcpStream,
 }
 
+/// A peer's CONNECT whose journey has begun.
+struct Asked {
+    core: Core<EpollDriver>,
+    pod: Rc<PodState>,
+    session: Key<Session>,
+    peer: Peer,
+    stream: StreamId,
+    user: u32,
+}
+
 /// A tunnel between a peer and an application that does not read yet.
 pub fn relay(executor: &Executor) -> Relay {
+    asked(executor).attach()
+}
+
+fn asked(executor: &Executor) -> Asked {
     let mut core = fixture::core(executor);
     core.add_pod(fixture::pod().pod.clone(), None);
     let pod = core.pods.iter().next().expect("just added").clone();
@@ -68,38 +83,60 @@ pub fn relay(executor: &Executor) -> Relay {
         fixture::turn(&mut core);
     }
     let user = core.requests.remove(0).user;
-    let (near, application) = fixture::connection();
-    // Far less than the answer, however the kernel is set up.
-    socket2::SockRef::from(&near)
-        .set_send_buffer_size(64 << 10)
-        .expect("an open socket");
-    socket2::SockRef::from(&application)
-        .set_recv_buffer_size(64 << 10)
-        .expect("an open socket");
-    let app = core
-        .driver
-        .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner())
-        .expect("adopted");
-    let (share, place) = (core.load.share(0), fixture::place(&core, &pod));
-    let account = fixture::account(&core);
-    core.attach_tunnel(TunnelParts {
-        app,
-        session,
-        stream,
-        user,
-        account,
-        pod: pod.clone(),
-        actual: (std::net::Ipv4Addr::LOCALHOST, 80).into(),
-        share,
-        place,
-    });
-    Relay {
+    Asked {
         core,
         pod,
         session,
         peer,
         stream,
-        application,
+        user,
+    }
+}
+
+impl Asked {
+    fn attach(self) -> Relay {
+        let Self {
+            mut core,
+            pod,
+            session,
+            peer,
+            stream,
+            user,
+        } = self;
+        let (near, application) = fixture::connection();
+        // Far less than the answer, however the kernel is set up.
+        socket2::SockRef::from(&near)
+            .set_send_buffer_size(64 << 10)
+            .expect("an open socket");
+        socket2::SockRef::from(&application)
+            .set_recv_buffer_size(64 << 10)
+            .expect("an open socket");
+        let app = core
+            .driver
+            .adopt(near.into(), Owned::Task(Key::from_bits(0)).to_owner())
+            .expect("adopted");
+        let (share, place) = (core.load.share(0), fixture::place(&core, &pod));
+        let mut account = fixture::account(&core);
+        core.telemetry.open(&mut account);
+        core.attach_tunnel(TunnelParts {
+            app,
+            session,
+            stream,
+            user,
+            account,
+            pod: pod.clone(),
+            actual: (std::net::Ipv4Addr::LOCALHOST, 80).into(),
+            share,
+            place,
+        });
+        Relay {
+            core,
+            pod,
+            session,
+            peer,
+            stream,
+            application,
+        }
     }
 }
 
@@ -328,28 +365,28 @@ fn a_connection_fails_by_what_breaks_rules_and_not_by_ends_of_pods_and_peers() {
         (peer_breaks_rules, ResponseFlag::Connect),
     ] {
         let executor = Executor::default();
-        let mut relay = relay(&executor);
+        let mut asked = asked(&executor);
         let (traffic, (sink, _lines)) = (Traffic::default(), log_queue());
-        relay.core.telemetry = Telemetry::new(sink, traffic.shard());
-        for key in relay.core.tunnels.keys() {
-            let tunnel = relay.core.tunnels.get_mut(key).expect("just listed");
-            relay.core.telemetry.open(&mut tunnel.account);
-        }
+        asked.core.telemetry = Telemetry::new(sink, traffic.shard());
         let Relay {
             mut core,
             peer,
             application: _application,
             ..
-        } = relay;
+        } = asked.attach();
         let _peer = ends(&mut core, peer);
         while !core.tunnels.is_empty() {
             fixture::turn(&mut core);
         }
-        let sums = traffic.series().into_values().next().expect("one connection");
-        let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
-        let closed: Vec<_> = closed.filter(|(_, count)| *count > 0).collect();
-        assert_eq!(closed, [(flag, 1)]);
+        assert_eq!(closed_as(&traffic), [(flag, 1)]);
     }
+}
+
+/// The flags of the only kind of connections, and how many closed with each.
+fn closed_as(traffic: &Traffic) -> Vec<(ResponseFlag, u64)> {
+    let sums = traffic.series().into_values().next().expect("one connection");
+    let closed = ResponseFlag::ALL.into_iter().zip(sums.closed);
+    closed.filter(|(_, count)| *count > 0).collect()
 }
 
 #[test]
@@ -457,6 +494,57 @@ fn the_last_bytes_of_a_retired_session_arrive_although_the_peer_still_sends() {
     }
 }
 
+/// As it would be with a tunnel there already.
+#[test]
+fn a_connection_whose_session_ended_while_it_was_set_up_is_told_why() {
+    let revoked = Revoked {
+        peer: "spiffe://cluster.local/ns/shop/sa/cart".into(),
+        serial: [1].into(),
+        issuer: "CN=root".into(),
+        is_leaf: true,
+    };
+    for (why, flag) in [
+        (Ending::Revoked(revoked), ResponseFlag::CertRevoked),
+        (Ending::Drained, ResponseFlag::None),
+        (Ending::Said("h2 failed".to_owned()), ResponseFlag::Connect),
+    ] {
+        let executor = Executor::default();
+        let mut asked = asked(&executor);
+        asked.peer.send(&frame(2, 0, 1, asked.stream));
+        asked.peer.send(b"hi");
+        let traffic = Traffic::default();
+        asked.core.telemetry = Telemetry::new(log_queue().0, traffic.shard());
+        let held = |asked: &mut Asked| {
+            let session = asked.core.sessions.get_mut(asked.session).expect("it lives");
+            match &session.user_mut(asked.user, asked.stream).expect("asked").state {
+                UserState::Preparing { held } => held.end,
+                _ => false,
+            }
+        };
+        while !held(&mut asked) {
+            fixture::turn(&mut asked.core);
+        }
+        let session = asked.session;
+        asked.core.close_session(session, &why);
+        let is_revoked = matches!(why, Ending::Revoked(_));
+        let mut relay = asked.attach();
+        while !relay.core.tunnels.is_empty() {
+            fixture::turn(&mut relay.core);
+        }
+        let mut got = Vec::new();
+        let end = relay
+            .application
+            .read_to_end(&mut got)
+            .map_err(|error| error.kind());
+        match is_revoked {
+            true => assert_eq!((end, &*got), (Err(std::io::ErrorKind::ConnectionReset), &b""[..])),
+            // All that the peer has to say came before.
+            false => assert_eq!((end, &*got), (Ok(2), &b"hi"[..]), "{why:?}"),
+        }
+        assert_eq!(closed_as(&traffic), [(flag, 1)], "{why:?}");
+    }
+}
+
 #[test]
 fn a_journey_ends_when_the_peer_gives_its_stream_up() {
     let executor = Executor::default();
@@ -472,10 +560,12 @@ fn a_journey_ends_when_the_peer_gives_its_stream_up() {
         async move { outcome.set(Some(shell.unless(given_up, std::future::pending::<()>()).await)) }
     });
     executor.run(10);
-    assert_eq!(outcome.get(), None);
-    held.give_up(ErrorCode::Cancel);
+    assert!(outcome.take().is_none());
+    held.give_up(Gone::Ended(Ending::Drained));
     executor.run(10);
-    assert_eq!(outcome.get(), Some(None));
+    let outcome = outcome.take().expect("it ended").expect_err("given up");
+    let gone = outcome.expect("told why");
+    assert!(matches!(gone.outcome(), Outcome::Drained), "{gone:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
-use super::hbone::session::{Blocked, Held, Listed, Session, UserState};
+use super::hbone::session::{Blocked, Ending, Gone, Held, Listed, Session, UserState};
 use super::outcome::Outcome;
 use super::owner::{Owned, Side};
 use super::pods::PodState;
@@ -161,11 +161,11 @@ impl<D: Driver + 'static> Core<D> {
         if held.end {
             self.tunnel_end(key);
         }
-        if let Some(code) = held.reset {
-            self.tunnel_reset(key, code);
-            return;
+        match held.gone {
+            Some(Gone::Reset(code)) => self.tunnel_reset(key, code),
+            Some(Gone::Ended(why)) => self.tunnel_orphaned(key, &why),
+            None => self.read_app(key),
         }
-        self.read_app(key);
     }
 
     // ---- application to stream -------------------------------------------------------------------------
@@ -494,9 +494,20 @@ impl<D: Driver + 'static> Core<D> {
         self.remove_tunnel(key, Close::Reset, outcome);
     }
 
+    /// The stream is gone with its session.
+    pub fn tunnel_orphaned(&mut self, key: Key<Tunnel>, why: &Ending) {
+        match why {
+            // Not even what had arrived before is delivered.
+            Ending::Revoked(_) => self.cut_tunnel(key, why.outcome()),
+            Ending::Said(_) | Ending::Lost(_) | Ending::PodRemoved | Ending::Drained => {
+                self.abort_tunnel(key, why.outcome());
+            }
+        }
+    }
+
     /// The stream's side is gone: the application sees a reset, after everything that the peer said when that was
     /// all.
-    pub fn abort_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
+    fn abort_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
         if let Err(outcome) = self.leave_remains(key, outcome) {
             self.remove_tunnel(key, Close::Reset, outcome);
         }

@@ -179,8 +179,8 @@ impl<D: Driver + 'static> Core<D> {
                 return Err(Outcome::StreamReset(ErrorCode::Cancel));
             }
         };
-        if let Some(code) = held.reset {
-            return Err(Outcome::StreamReset(code));
+        if let Some(gone) = held.gone {
+            return Err(gone.outcome());
         }
         let mut arrived = Vec::new();
         while !held.backlog.is_empty() {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::serve::Request;
 use super::session::{
-    Answer, Blocked, Ending, Held, Listed, Role, Session, SessionError, SessionEvent, Stage, StreamUser,
-    Transport, UserState,
+    Answer, Blocked, Ending, Gone, Held, Listed, Role, Session, SessionError, SessionEvent, Stage,
+    StreamUser, Transport, UserState,
 };
 use crate::limits;
 use crate::runtime::slab::Key;
@@ -187,7 +187,7 @@ impl<D: Driver + 'static> Core<D> {
                 let why = format!("the network gateway reset the stream that carries it: {code:?}");
                 self.carrier_lost(carrier, &Ending::Said(why));
             }
-            UserState::Preparing { held } => held.give_up(code),
+            UserState::Preparing { held } => held.give_up(Gone::Reset(code)),
             UserState::Asked { .. } => {
                 let removed = self
                     .sessions
@@ -418,19 +418,13 @@ impl<D: Driver + 'static> Core<D> {
             match &mut found.state {
                 UserState::Relaying(tunnel) => {
                     let tunnel = *tunnel;
-                    match why {
-                        // Not even what had arrived before is delivered.
-                        Ending::Revoked(_) => self.cut_tunnel(tunnel, why.outcome()),
-                        Ending::Said(_) | Ending::Lost(_) | Ending::PodRemoved | Ending::Drained => {
-                            self.abort_tunnel(tunnel, why.outcome())
-                        }
-                    }
+                    self.tunnel_orphaned(tunnel, why);
                 }
                 UserState::Carrying(carrier) => {
                     let (carrier, why) = (*carrier, why.of_gateway());
                     self.carrier_lost(carrier, &why);
                 }
-                UserState::Preparing { held } => held.give_up(ErrorCode::Cancel),
+                UserState::Preparing { held } => held.give_up(Gone::Ended(why.clone())),
                 UserState::Asked { .. } => {
                     if let Some(StreamUser {
                         state: UserState::Asked { answer, .. },

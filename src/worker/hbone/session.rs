@@ -160,16 +160,36 @@ pub enum UserState {
 pub struct Held {
     pub backlog: Backlog,
     pub end: bool,
-    pub reset: Option<ErrorCode>,
-    /// Dropped with a reset: the task stops what it does for the stream.
-    pub wanted: Option<oneshot::Sender<()>>,
+    pub gone: Option<Gone>,
+    /// Told when the stream is gone: the task stops what it does for it.
+    pub wanted: Option<oneshot::Sender<Gone>>,
 }
 
 impl Held {
     /// The stream is gone; its task finds out, and removes the user then.
-    pub fn give_up(&mut self, code: ErrorCode) {
-        self.reset = Some(code);
-        self.wanted = None;
+    pub fn give_up(&mut self, gone: Gone) {
+        if let Some(wanted) = self.wanted.take() {
+            // A task that is past that asks when it attaches the stream.
+            let _ = wanted.send(gone.clone());
+        }
+        self.gone = Some(gone);
+    }
+}
+
+/// Why a stream is gone.
+#[derive(Debug, Clone)]
+pub enum Gone {
+    Reset(ErrorCode),
+    /// With its session.
+    Ended(Ending),
+}
+
+impl Gone {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Reset(code) => Outcome::StreamReset(*code),
+            Self::Ended(why) => why.outcome(),
+        }
     }
 }
 

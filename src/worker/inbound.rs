@@ -16,6 +16,7 @@ use super::lookups;
 use super::outbound::baggage;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
+use super::recheck::note_first;
 use super::room::Place;
 use super::shell::{Medium, Shell, Socket};
 use super::telemetry::Account;
@@ -251,6 +252,7 @@ pub async fn authorize_and_connect<D: Driver + 'static>(
             // Everything from one snapshot: what is published after it counts as a change.
             let snapshot = core.snapshot.load();
             let own = pod_workload(&snapshot, pod).unwrap_or(own);
+            note_first(pod, &snapshot, own);
             Ok((
                 core.authorize(&snapshot, own, facts)?,
                 snapshot.policies_revision(),

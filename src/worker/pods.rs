@@ -46,10 +46,10 @@ pub struct PodState {
     pub sessions_by_source: RefCell<BySource>,
     /// Bytes of its streams that are over, which its applications have not read yet.
     pub remains_bytes: Cell<usize>,
-    /// The policies that its live connections have been judged by, or are being judged by.
-    pub judged_by: RefCell<Option<PolicySet>>,
-    /// Its workload, while its live connections are being judged again.
-    pub rejudged: RefCell<Option<Arc<Workload>>>,
+    /// What its live connections have been judged by, or are being judged by.
+    pub judged: RefCell<Option<Judged>>,
+    /// They are being judged again.
+    pub is_rejudged: Cell<bool>,
     /// Tasks that end when the pod goes.
     leaving: RefCell<Slab<Waker>>,
 }
@@ -67,8 +67,8 @@ impl PodState {
             sessions: Cell::new(0),
             sessions_by_source: RefCell::default(),
             remains_bytes: Cell::new(0),
-            judged_by: RefCell::default(),
-            rejudged: RefCell::default(),
+            judged: RefCell::default(),
+            is_rejudged: Cell::new(false),
             leaving: RefCell::default(),
         }
     }
@@ -96,6 +96,12 @@ impl PodState {
         })
         .await
     }
+}
+
+/// As what a pod's connections are judged, and by which policies.
+pub struct Judged {
+    pub own: Arc<Workload>,
+    pub policies: PolicySet,
 }
 
 /// A task's place among those to be woken when the pod goes.

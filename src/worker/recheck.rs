@@ -8,16 +8,17 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::core::Core;
 use super::outcome::Outcome;
-use super::pods::PodState;
+use super::pods::{Judged, PodState};
 use super::telemetry::Account;
 use super::workload::pod_workload;
 use crate::bridge::log::Direction;
 use crate::clock;
 use crate::limits;
-use crate::mesh::{ConnectionFacts, Denial, Permit, Snapshot};
+use crate::mesh::{ConnectionFacts, Denial, Permit, Snapshot, Workload};
 use crate::planted::{Bug, is_planted};
 use crate::sys::driver::Driver;
 
@@ -26,7 +27,7 @@ use crate::sys::driver::Driver;
 pub struct Recheck {
     /// Of the last snapshot whose policies were compared.
     revision: Option<u64>,
-    /// Pods whose connections are judged; each holds the workload that it is judged as.
+    /// Pods whose connections are judged.
     pods: Vec<Rc<PodState>>,
     /// Slots of tunnels, and of pipes, that this pass has yet to look at. What came later is in other slots, or was
     /// judged when it was set up.
@@ -64,17 +65,20 @@ impl<D: Driver + 'static> Core<D> {
         self.recheck.revision = revision;
         let mut is_changed = false;
         for pod in self.pods.iter() {
-            // A workload may leave the mesh before its pod does: what was allowed goes on until the pod ends.
-            let Some(own) = pod_workload(&snapshot, pod) else {
+            let mut judged = pod.judged.borrow_mut();
+            // A workload may leave the mesh before its pod does, which is judged as what it was until it ends.
+            let was = judged.as_ref().map(|judged| &judged.own);
+            let Some(own) = pod_workload(&snapshot, pod).or(was) else {
                 continue;
             };
-            let set = snapshot.policy_set(own);
-            if pod.judged_by.borrow().as_ref() == Some(&set) {
+            let policies = snapshot.policy_set(own);
+            if judged.as_ref().is_some_and(|judged| judged.policies == policies) {
                 continue;
             }
             is_changed = true;
-            pod.judged_by.replace(Some(set));
-            if pod.rejudged.replace(Some(own.clone())).is_none() {
+            let own = own.clone();
+            *judged = Some(Judged { own, policies });
+            if !pod.is_rejudged.replace(true) {
                 self.recheck.pods.push(pod.clone());
             }
         }
@@ -114,7 +118,7 @@ impl<D: Driver + 'static> Core<D> {
             return true;
         }
         for pod in self.recheck.pods.drain(..) {
-            pod.rejudged.replace(None);
+            pod.is_rejudged.set(false);
         }
         false
     }
@@ -158,6 +162,15 @@ impl<D: Driver + 'static> Core<D> {
     }
 }
 
+/// The pod's first connection is judged as `own` now.
+pub fn note_first(pod: &PodState, snapshot: &Snapshot, own: &Arc<Workload>) {
+    let mut judged = pod.judged.borrow_mut();
+    if judged.is_none() {
+        let (own, policies) = (own.clone(), snapshot.policy_set(own));
+        *judged = Some(Judged { own, policies });
+    }
+}
+
 /// `None` when nothing has changed about the pod, and for its own connections to others.
 fn judge(
     snapshot: &Snapshot,
@@ -165,16 +178,16 @@ fn judge(
     application: SocketAddr,
     account: &Account,
 ) -> Option<Result<Permit, Denial>> {
-    if account.direction == Direction::Outbound {
+    if account.direction == Direction::Outbound || !pod.is_rejudged.get() {
         return None;
     }
-    let own = pod.rejudged.borrow();
+    let judged = pod.judged.borrow();
     let facts = ConnectionFacts {
         source: account.source_address,
         destination: application,
         identity: account.source_identity.as_ref(),
     };
-    Some(snapshot.authorize(own.as_deref()?, &facts))
+    Some(snapshot.authorize(&judged.as_ref()?.own, &facts))
 }
 
 fn tell(account: &Account, denial: &Denial) {

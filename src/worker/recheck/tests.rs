@@ -154,6 +154,38 @@ fn a_workload_that_another_policy_selects_from_now_on_is_judged_by_it() {
 }
 
 #[test]
+fn a_pod_whose_workload_left_first_is_judged_as_what_it_was() {
+    let executor = Executor::default();
+    let mut node = node(&executor);
+    let connection = node.pipe(Direction::Inbound, FORBIDDEN);
+    node.builder.remove("c1//Pod/shop/till");
+    node.publish();
+    assert!(node.lives(connection));
+    node.builder
+        .insert_policy(deny("shop", "no", PolicyScope::Namespace, FORBIDDEN.ip()));
+    node.publish();
+    assert!(!node.lives(connection));
+}
+
+#[test]
+fn so_is_one_that_came_after_the_last_change_of_policies() {
+    let executor = Executor::default();
+    let mut node = node(&executor);
+    let late = node.pod.pod.clone();
+    node.core.remove_pod(&late.uid);
+    node.core.add_pod(late, None);
+    node.pod = node.core.pods.iter().next().expect("just added").clone();
+    let snapshot = node.core.snapshot.load();
+    note_first(&node.pod, &snapshot, &Arc::new(till(&[])));
+    let connection = node.pipe(Direction::Inbound, FORBIDDEN);
+    node.builder.remove("c1//Pod/shop/till");
+    node.builder
+        .insert_policy(deny("shop", "no", PolicyScope::Namespace, FORBIDDEN.ip()));
+    node.publish();
+    assert!(!node.lives(connection));
+}
+
+#[test]
 fn the_last_allowing_policy_that_goes_opens_and_one_that_comes_closes() {
     let executor = Executor::default();
     let mut node = node(&executor);

@@ -216,6 +216,11 @@ impl Ring {
             }
             self.backlog.pop_front();
         }
+        // Who sleeps does not hand over what is left.
+        let timeout = match self.backlog.is_empty() {
+            true => timeout,
+            false => Some(Duration::ZERO),
+        };
         let outcome = match timeout {
             // Deferred task work runs only in a call that asks for events, also when it does not wait.
             Some(Duration::ZERO) => self.call(0, EnterFlags::GETEVENTS, &SubmitArgs::new()),

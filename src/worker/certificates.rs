@@ -12,6 +12,7 @@ use crate::bridge::orders::CertificateError;
 use crate::identity::Identity;
 use crate::limits;
 use crate::runtime::oneshot;
+use crate::runtime::slab::Key;
 use crate::sys::driver::Driver;
 use crate::tls::CertifiedIdentity;
 
@@ -115,6 +116,24 @@ fn answer(waiting: Vec<oneshot::Sender<Answer>>, result: &Answer) {
 }
 
 impl<D: Driver + 'static> Core<D> {
+    /// As `retire_sessions_of`, for a session whose handshake, with `certificate`, began before another came.
+    pub(super) fn retire_if_renewed(
+        &mut self,
+        session: Key<Session>,
+        identity: &Identity,
+        certificate: &Arc<CertifiedIdentity>,
+    ) {
+        let is_latest = match self.certificates.entries.get(identity) {
+            Some(Entry::Known {
+                certificate: known, ..
+            }) => Arc::ptr_eq(known, certificate),
+            Some(Entry::Asked(_)) | None => false,
+        };
+        if !is_latest {
+            self.retire_session(session);
+        }
+    }
+
     /// Streams go on, but new ones are opened with the new certificate: a busy session must not outlive the one
     /// that it was opened with.
     fn retire_sessions_of(&mut self, identity: &Identity) {
@@ -158,6 +177,21 @@ mod tests {
     use crate::runtime::tasks::Executor;
     use crate::tls::FakeCa;
     use crate::worker::fixture;
+
+    #[test]
+    fn a_session_whose_certificate_was_renewed_during_its_handshake_takes_no_streams() {
+        let mut core = fixture::core(&Executor::default());
+        let (identity, ca) = (Identity::new("cluster.local", "shop", "cart"), FakeCa::new());
+        let issue = || Arc::new(ca.issue(&identity, clock::wall()).expect("issued"));
+        let (old, new) = (issue(), issue());
+        core.take_certificate(identity.clone(), Ok(new.clone()));
+        let pod = fixture::pod();
+        for (certificate, is_retired) in [(old, true), (new, false)] {
+            let (session, _peer) = fixture::session(&mut core, &pod);
+            core.retire_if_renewed(session, &identity, &certificate);
+            assert_eq!(core.sessions.get(session).expect("it lives").retired, is_retired);
+        }
+    }
 
     #[test]
     fn a_forgotten_certificate_is_gone_and_those_who_wait_for_it_hear_why() {

@@ -250,6 +250,10 @@ impl<D: Driver + 'static> Core<D> {
         if has_ended {
             self.carrier_end(key);
         }
+        // During the handshake there was nothing to retire with it.
+        if self.sessions.get(outer).is_some_and(|outer| outer.retired) {
+            self.retire_session(inside);
+        }
     }
 
     pub(super) fn carrier_data(&mut self, key: Key<Carrier>, slice: Slice) {

@@ -112,7 +112,7 @@ pub async fn dial<D: Driver + 'static>(
         .inspect_err(|outcome| shell.with(|core| core.doubt_certificate(&key.identity, outcome)))?;
     let http2 = shell.with(|core| Connection::client(core.http2_settings(Settings::client())));
     let role = Role::Client { key: key.clone() };
-    Ok(start_session(
+    let session = start_session(
         shell,
         socket,
         established,
@@ -121,7 +121,9 @@ pub async fn dial<D: Driver + 'static>(
         pod,
         key.destination,
         None,
-    ))
+    );
+    shell.with(|core| core.retire_if_renewed(session, &key.identity, &certificate));
+    Ok(session)
 }
 
 /// Runs a handshake to its end. The peer gets our alert when we refuse it. To be followed by `start_session`
@@ -140,8 +142,11 @@ pub async fn shake<D: Driver + 'static>(
             let bytes = received.as_ref().map_or(&[][..], |buffer| buffer.bytes());
             let progress = handshake.advance(bytes, &mut output);
             let (bytes, end) = output.into_parts();
-            medium.send(bytes, end).await.map_err(Outcome::Io)?;
-            match progress? {
+            // A peer that is gone takes no alert; why it was refused is what counts.
+            let sent = medium.send(bytes, end).await.map_err(Outcome::Io);
+            let progress = progress?;
+            sent?;
+            match progress {
                 Progress::Done => return Ok(handshake.finish()?),
                 Progress::More => {}
             }

@@ -106,7 +106,11 @@ async fn shake_inside<D: Driver + 'static>(
     let handshake =
         Handshake::client(&certificate, key.accepted.clone(), rules)?.with_records_max(records_max);
     match shake(shell, &line, key.destination, handshake, Direction::Outbound).await {
-        Ok(established) => Ok(start(shell, line, established, pod, key)),
+        Ok(established) => {
+            let session = start(shell, line, established, pod, key);
+            shell.with(|core| core.retire_if_renewed(session, &key.identity, &certificate));
+            Ok(session)
+        }
         Err(failed) => {
             shell.with(|core| core.doubt_certificate(&key.identity, &failed));
             Err(line.lost().map_or(failed, |why| why.outcome()))

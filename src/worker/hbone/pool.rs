@@ -62,6 +62,8 @@ pub struct Pool {
 struct Entry {
     sessions: Vec<Key<Session>>,
     dialing: bool,
+    /// The last dial's session was retired before anybody had it.
+    was_overtaken: bool,
     waiting: Vec<oneshot::Sender<Dialled>>,
     trouble: Option<DialTrouble>,
 }
@@ -144,11 +146,20 @@ impl<D: Driver + 'static> Core<D> {
         Step::Wait { result, dial }
     }
 
-    /// Whether to dial again: more wait than the session has room for.
+    /// Whether to dial again: more wait than the session has room for, or it was overtaken.
     fn dialled(&mut self, key: &Rc<PoolKey>, result: Dialled) -> bool {
         let Some(entry) = self.pool.entries.get_mut(key) else {
             return false;
         };
+        // What retires sessions did so to this one as it was made: its gateway went away, its certificate was renewed.
+        let is_overtaken = |session: &Key<Session>| {
+            let found = self.sessions.get(*session);
+            found.is_some_and(|session| session.retired && !session.is_closing())
+        };
+        let overtaken = result.as_ref().is_ok_and(is_overtaken);
+        if !std::mem::replace(&mut entry.was_overtaken, overtaken) && overtaken {
+            return true;
+        }
         // A session that ended between its handshake and this task's turn was forgotten before it was known:
         // in the list it would stay for ever, and whoever waits would dial it again at once.
         let lives = |session: &Key<Session>| {

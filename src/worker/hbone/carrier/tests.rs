@@ -208,6 +208,22 @@ fn a_session_inside_does_not_outlive_the_one_that_carries_it() {
 }
 
 #[test]
+fn a_handshake_during_which_the_session_that_carries_it_is_retired_makes_no_session_for_others() {
+    let mut carried = carried();
+    let carrier = carried.core.carriers.get_mut(carried.carrier).expect("it lives");
+    carrier.owner = Owner::Task {
+        arrived: Vec::new(),
+        lost: None,
+        changed: None,
+    };
+    let (outer, carrier, inside) = (carried.outer, carried.carrier, carried.inside);
+    carried.core.retire_session(outer);
+    assert!(carried.inside().is_some_and(|inside| !inside.retired));
+    carried.core.give_carrier(carrier, inside);
+    assert!(carried.inside().is_some_and(|inside| inside.retired));
+}
+
+#[test]
 fn sessions_go_out_of_service_with_the_one_that_carries_them_and_say_goodbye_first() {
     let mut carried = carried();
     let stream = carried.http2.open(0, &REQUEST).expect("the first stream inside");

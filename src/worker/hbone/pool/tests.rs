@@ -10,13 +10,15 @@ use super::*;
 use crate::bridge::log::Direction;
 use crate::clock;
 use crate::runtime::tasks::Executor;
+use crate::sys::buffer::RecvBuffer;
+use crate::sys::driver::Received;
 use crate::sys::epoll::EpollDriver;
-use crate::tls::{FakeCa, Handshake, RecordMode};
+use crate::tls::{FakeCa, Handshake, Output, RecordMode};
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{Connection, Settings};
 use crate::worker::fixture;
 use crate::worker::hbone::session::{Ending, Role};
-use crate::worker::shell::Socket;
+use crate::worker::shell::{Medium, Socket};
 
 fn key() -> Rc<PoolKey> {
     Rc::new(PoolKey {
@@ -50,6 +52,33 @@ fn a_session_that_ended_before_its_dial_was_told_is_a_failed_dial() {
     assert!(!core.dialled(&key, Ok(session)));
     assert!(matches!(core.find_session(&key), Step::Fail(_)));
     assert!(core.pool.entries[&key].sessions.is_empty());
+}
+
+#[test]
+fn a_session_that_was_retired_before_anybody_had_it_is_dialled_once_more() {
+    let mut core = fixture::core(&Executor::default());
+    let (pod, key) = (fixture::pod(), key());
+    let retired = |core: &mut Core<EpollDriver>| {
+        let (session, peer) = fixture::session(core, &pod);
+        core.retire_session(session);
+        (session, peer)
+    };
+    let Step::Wait {
+        dial: true,
+        mut result,
+    } = core.find_session(&key)
+    else {
+        panic!("nothing is known of it");
+    };
+    let context = &mut Context::from_waker(Waker::noop());
+    let (first, _peer) = retired(&mut core);
+    assert!(core.dialled(&key, Ok(first)));
+    assert!(Pin::new(&mut result).poll(context).is_pending());
+    // A peer that retires whatever it is asked for is not asked for ever.
+    let (second, _peer) = retired(&mut core);
+    assert!(!core.dialled(&key, Ok(second)));
+    let told = Pin::new(&mut result).poll(context);
+    assert!(matches!(told, Poll::Ready(Some(Err(_)))));
 }
 
 #[test]
@@ -182,6 +211,51 @@ fn a_peer_that_does_not_finish_its_handshake_is_given_up_by_name() {
         failure_after(&executor, &shell, limits::HANDSHAKE_TIMEOUT, work),
         format!("timed out: {peer} did not finish the TLS handshake within 10s")
     );
+}
+
+/// A server that answers the first flight, and takes nothing that comes then.
+struct Vanishing {
+    server: RefCell<Option<Handshake>>,
+    answer: RefCell<Output>,
+}
+
+impl Medium for Vanishing {
+    async fn send(&self, bytes: Vec<u8>, end: usize) -> std::io::Result<()> {
+        let server = self.server.take();
+        let mut server = server.ok_or(std::io::ErrorKind::BrokenPipe)?;
+        server
+            .advance(&bytes[..end], &mut self.answer.borrow_mut())
+            .expect("a client");
+        Ok(())
+    }
+
+    async fn receive(&self, _: usize) -> Received {
+        Received::Data(RecvBuffer::copied(self.answer.borrow().filled()))
+    }
+}
+
+#[test]
+fn a_peer_that_is_refused_and_gone_before_it_is_told_failed_for_what_it_was_refused_for() {
+    let executor = Executor::default();
+    let shell = Shell::new(fixture::core(&executor), executor.spawner());
+    let ca = FakeCa::new();
+    let [cart, till, bank] =
+        ["cart", "till", "bank"].map(|name| Identity::new("cluster.local", "shop", name));
+    let issue = |identity| ca.issue(identity, clock::wall()).expect("issued");
+    let client = Handshake::client(&issue(&cart), Arc::new([bank]), RecordMode::Own).expect("a client");
+    let server = Handshake::server(&issue(&till), RecordMode::Own).expect("a server");
+    let medium = Vanishing {
+        server: Some(server).into(),
+        answer: RefCell::default(),
+    };
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let mut shaken = std::pin::pin!(dial::shake(&shell, &medium, nowhere, client, Direction::Outbound));
+    let context = &mut Context::from_waker(Waker::noop());
+    let Poll::Ready(Err(refused)) = shaken.as_mut().poll(context) else {
+        panic!("nothing to wait for, and not whom it wants");
+    };
+    let reason = refused.to_string();
+    assert!(reason.contains("ns/shop/sa/bank"), "{reason}");
 }
 
 #[test]

@@ -101,6 +101,14 @@ impl Backlog {
         front
     }
 
+    /// Nobody reads it.
+    pub fn discard(&mut self, buffers: &mut Buffers) {
+        while !self.is_empty() {
+            let slices = self.take(buffers);
+            buffers.recycle_list(slices);
+        }
+    }
+
     /// Whether the slice keeps much more memory from others than it is worth. The few bytes at the edge of a bulk
     /// transfer do not: what surrounds them waits as well.
     fn is_wasteful(&self, slice: &Slice, reader: Reader, buffers: &Buffers) -> bool {

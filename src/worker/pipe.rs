@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::core::Core;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, ends_a_copy};
 use super::owner::{Owned, Side};
 use super::pods::PodState;
 use super::room::Place;
@@ -20,6 +20,8 @@ use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus
 pub struct Pipe {
     client: End,
     server: End,
+    /// This side takes nothing any more, for this reason. What it said before that is still read.
+    broken: Option<Box<(Side, Outcome)>>,
     pub pod: Rc<PodState>,
     pub account: Box<Account>,
     _share: LoadShare,
@@ -74,6 +76,7 @@ impl Pipe {
         Self {
             client,
             server,
+            broken: None,
             pod,
             account,
             _share: share,
@@ -95,6 +98,7 @@ impl<D: Driver + 'static> Core<D> {
         let pipe = Pipe {
             client: End::new(client),
             server: End::new(server),
+            broken: None,
             pod,
             account,
             _share: share,
@@ -172,7 +176,16 @@ impl<D: Driver + 'static> Core<D> {
         }
         match error {
             None => self.read_pipe(key, from),
-            Some(error) => self.break_pipe(key, from.other(), Outcome::of_copy(from, error)),
+            Some(error) => {
+                let to = from.other();
+                let is_gone = ends_a_copy(&error);
+                let outcome = Outcome::of_copy(from, error);
+                if pipe.broken.is_some() || pipe.end(to).flow == Flow::Ended || !is_gone {
+                    return self.break_pipe(key, to, outcome);
+                }
+                // It may have said something before, and nobody has read that yet. Its receive ends behind it.
+                pipe.broken = Some(Box::new((to, outcome)));
+            }
         }
     }
 
@@ -181,6 +194,10 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
+        if pipe.broken.is_some() {
+            // Where the failed send took the error, this is how a reset shows.
+            return self.break_pipe(key, from, Outcome::Complete);
+        }
         pipe.end(from).flow = Flow::Ended;
         let other = pipe.end(from.other());
         let done = other.flow == Flow::Ended;
@@ -198,6 +215,8 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
+        let first = pipe.broken.take();
+        let (broken, outcome) = first.map_or((broken, outcome), |first| *first);
         let other = match pipe.end(broken).flow {
             Flow::Ended => Close::Orderly,
             Flow::Receiving | Flow::Sending => Close::Reset,
@@ -239,6 +258,39 @@ mod tests {
     fn adopt(core: &mut Core<EpollDriver>, socket: std::net::TcpStream) -> SocketId {
         let owner = Owned::Task(Key::from_bits(0)).to_owner();
         core.driver.adopt(socket.into(), owner).expect("adopted")
+    }
+
+    /// An upload that is refused early, by a server that does not read the rest of it.
+    #[test]
+    fn what_a_side_said_before_it_broke_reaches_the_other_also_when_a_send_finds_out_first() {
+        let mut core = fixture::core(&Executor::default());
+        let (near_client, mut client) = fixture::connection();
+        let (near_server, mut server) = fixture::connection();
+        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
+        let (account, share) = (fixture::account(&core), core.load.share(0));
+        let pod = fixture::pod();
+        let place = fixture::place(&core, &pod);
+        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        client.write_all(b"more").expect("sent");
+        server.set_nonblocking(true).expect("an open socket");
+        while !matches!(server.peek(&mut [0; 4]), Ok(4)) {
+            fixture::turn(&mut core);
+        }
+        server.set_nonblocking(false).expect("an open socket");
+        client.write_all(b"and more").expect("sent");
+        // More than one receive takes. Unread bytes make the end a reset.
+        let said = vec![7; 100 << 10];
+        server.write_all(&said).expect("sent");
+        drop(server);
+        while !core.pipes.is_empty() {
+            fixture::turn(&mut core);
+        }
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).map_err(|error| error.kind());
+        assert_eq!(
+            (received.len(), end),
+            (said.len(), Err(io::ErrorKind::ConnectionReset))
+        );
     }
 
     #[test]

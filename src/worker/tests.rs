@@ -212,6 +212,103 @@ fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_rese
     }
 }
 
+/// An answer that is given early, by a server that goes away behind it.
+#[test]
+fn what_a_peer_said_before_a_reset_reaches_the_application_before_the_reset_does() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let said = vec![7; 16_384];
+    let mut plain = frame(said.len(), 0, 0, relay.stream);
+    plain.extend_from_slice(&said);
+    // RFC 9113 section 6.4: CANCEL.
+    plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
+    plain.extend_from_slice(&8_u32.to_be_bytes());
+    // One receive brings all of it.
+    relay.peer.send(&plain);
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    let mut received = Vec::new();
+    let end = relay.application.read_to_end(&mut received);
+    let end = end.map_err(|error| error.kind());
+    assert_eq!(
+        (received.len(), end),
+        (said.len(), Err(std::io::ErrorKind::ConnectionReset))
+    );
+    assert_eq!(relay.core.remains_bytes, 0);
+}
+
+#[test]
+fn what_an_application_said_before_it_broke_reaches_the_peer_also_when_a_send_finds_out_first() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let mut more = frame(4, 0, 0, relay.stream);
+    more.extend_from_slice(b"more");
+    relay.peer.send(&more);
+    relay.application.set_nonblocking(true).expect("an open socket");
+    while !matches!(relay.application.peek(&mut [0; 4]), Ok(4)) {
+        fixture::turn(&mut relay.core);
+    }
+    relay.application.set_nonblocking(false).expect("an open socket");
+    // More than one receive takes. Unread bytes make the end a reset.
+    let said = vec![7; 60 << 10];
+    std::io::Write::write_all(&mut relay.application, &said).expect("sent");
+    drop(relay.application);
+    relay.peer.send(&more);
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    let session = relay.session;
+    relay.core.close_session(session, &Ending::Said("test".into()));
+    fixture::turn(&mut relay.core);
+    let (mut told, mut frames) = (0, Vec::new());
+    let plain = relay.peer.read_to_end();
+    let mut rest = &plain[..];
+    while let Some((header, behind)) = rest.split_first_chunk::<9>() {
+        let bytes = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        let kind = header[3];
+        if header[5..] == relay.stream.get().to_be_bytes() {
+            told += if kind == 0 { bytes } else { 0 };
+            frames.push(kind);
+        }
+        rest = &behind[bytes..];
+    }
+    // RST_STREAM behind all DATA.
+    assert_eq!((told, frames.last()), (said.len(), Some(&3)), "{frames:?}");
+}
+
+#[test]
+fn what_a_peer_said_before_it_was_gone_reaches_the_application_also_when_a_send_finds_out_first() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let mut plain = frame(6, 0, 1, relay.stream);
+    plain.extend_from_slice(b"answer");
+    relay.peer.send(&plain);
+    relay.peer.reset();
+    let session = relay.core.sessions.get_mut(relay.session).expect("it lives");
+    session.http2.ping(*b"anything");
+    relay.core.flush_session(relay.session);
+    assert!(
+        relay
+            .core
+            .sessions
+            .get(relay.session)
+            .expect("read to its end")
+            .broken
+            .is_some()
+    );
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    let mut received = Vec::new();
+    relay
+        .application
+        .read_to_end(&mut received)
+        .expect("an orderly end");
+    assert_eq!(received, b"answer");
+    assert!(relay.core.sessions.is_empty());
+}
+
 #[test]
 fn a_reset_behind_the_end_leaves_the_application_what_its_socket_took() {
     let executor = Executor::default();

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use super::backlog::{Backlog, Reader};
 use super::core::Core;
 use super::hbone::session::{Blocked, Ending, Gone, Held, Listed, Session, UserState};
-use super::outcome::Outcome;
+use super::outcome::{Outcome, ends_a_copy};
 use super::owner::{Owned, Side};
 use super::pods::PodState;
 use super::room::Place;
@@ -49,9 +49,11 @@ pub struct Tunnel {
     /// In the session's list of those that wait for window, for room.
     pub listed: Listed,
     remains: Option<Remains>,
+    /// The application takes nothing any more, for this reason. What it said before that is still read.
+    broken: Option<Box<Outcome>>,
 }
 
-/// A stream that is over although its application has not read all of it. The peer had said everything.
+/// A stream that is over although its application has not read all of it.
 struct Remains {
     bytes: usize,
     outcome: Outcome,
@@ -139,6 +141,7 @@ impl<D: Driver + 'static> Core<D> {
             dirty: false,
             listed: Listed::default(),
             remains: None,
+            broken: None,
         });
         self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
         self.buffers.prepare(self.sessions.len(), self.tunnels.len());
@@ -283,6 +286,10 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
+        if let Some(outcome) = tunnel.broken.take() {
+            // Where the failed send took the error, this is how a reset shows.
+            return self.reset_stream(key, *outcome);
+        }
         tunnel.reading = Reading::Ended;
         let session_key = tunnel.session;
         if let Some(session) = self.sessions.get_mut(session_key) {
@@ -312,6 +319,9 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
+        if tunnel.broken.is_some() {
+            return;
+        }
         let reader = tunnel.reader();
         tunnel.queue.push(slice, reader, &mut self.buffers);
         if end {
@@ -328,10 +338,11 @@ impl<D: Driver + 'static> Core<D> {
         self.mark_tunnel(key);
     }
 
-    /// The peer reset the stream: so is the application's connection, unless everything had been said. Then all of
-    /// it arrives, as it does when RST follows FIN: what was received stays readable, and only what the application
-    /// still writes fails. RFC 9113 section 8.1 demands it for NO_ERROR, which a server sends behind an answer that
-    /// it gave early; a client whose application is gone sends CANCEL behind its last request.
+    /// The peer reset the stream: so is the application's connection, behind what was said before, as an application that
+    /// answers early and goes away is still understood. Where everything had been said it is no reset, as when RST
+    /// follows FIN: what was received stays readable, and only what the application still writes fails. RFC 9113 section
+    /// 8.1 demands it for NO_ERROR, which a server sends behind an answer that it gave early; a client whose application
+    /// is gone sends CANCEL behind its last request.
     pub fn tunnel_reset(&mut self, key: Key<Tunnel>, code: ErrorCode) {
         let outcome = match code {
             ErrorCode::NoError | ErrorCode::Cancel | ErrorCode::StreamClosed => Outcome::Complete,
@@ -362,6 +373,9 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if tunnel.queue.is_empty() && !end {
+            if tunnel.remains.is_some() {
+                self.remove_tunnel(key, Close::Reset, Outcome::Complete);
+            }
             return;
         }
         if !self.tenants.may_send(tunnel.tenant()) {
@@ -422,7 +436,8 @@ impl<D: Driver + 'static> Core<D> {
         };
         tunnel.account.to_application(taken);
         let session_key = tunnel.session;
-        let more = !tunnel.queue.is_empty() || matches!(tunnel.writing, Writing::Open { end: true, .. });
+        let ends = tunnel.remains.is_some() || matches!(tunnel.writing, Writing::Open { end: true, .. });
+        let more = ends || !tunnel.queue.is_empty();
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.http2.consumed(tunnel.stream, taken);
         }
@@ -451,8 +466,16 @@ impl<D: Driver + 'static> Core<D> {
     fn app_send_failed(&mut self, key: Key<Tunnel>, taken: usize, error: io::Error) {
         if let Some(tunnel) = self.tunnels.get_mut(key) {
             tunnel.account.to_application(taken);
+            let is_gone = ends_a_copy(&error);
             let outcome = Outcome::of_copy(tunnel.application().other(), error);
-            self.reset_stream(key, outcome);
+            let has_ended = matches!(tunnel.reading, Reading::Ended);
+            if has_ended || !is_gone {
+                return self.reset_stream(key, outcome);
+            }
+            // It may have said something before, and nobody has read that yet. Its receive ends behind it.
+            tunnel.broken = Some(Box::new(outcome));
+            tunnel.writing = Writing::Ended;
+            tunnel.queue.discard(&mut self.buffers);
         }
     }
 
@@ -505,8 +528,7 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// The stream's side is gone: the application sees a reset, after everything that the peer said when that was
-    /// all.
+    /// The stream's side is gone: the application sees a reset behind what the peer said, or none when that was all.
     fn abort_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
         if let Err(outcome) = self.leave_remains(key, outcome) {
             self.remove_tunnel(key, Close::Reset, outcome);
@@ -514,13 +536,21 @@ impl<D: Driver + 'static> Core<D> {
     }
 
     /// Lets a tunnel outlive its stream, or its session, until the application has read the rest at its own pace.
-    /// Only when the peer had ended its direction, and within a budget, of which no pod has more than its part: the
-    /// stream's window bounds it no more.
+    /// Only when there is a rest, or the peer's end to be told behind it, and within a budget, of which no pod has more
+    /// than its part: the stream's window bounds it no more.
     fn leave_remains(&mut self, key: Key<Tunnel>, outcome: Outcome) -> Result<(), Outcome> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return Err(outcome);
         };
-        if tunnel.writing == Writing::Ended || !tunnel.peer_has_ended() {
+        let has_said_all = tunnel.queue.is_empty()
+            && matches!(
+                tunnel.writing,
+                Writing::Open {
+                    sending: 0,
+                    end: false
+                }
+            );
+        if tunnel.writing == Writing::Ended || has_said_all {
             return Err(outcome);
         }
         let Some(session) = self.sessions.get_mut(tunnel.session) else {
@@ -581,6 +611,7 @@ impl<D: Driver + 'static> Core<D> {
             session.last_used = self.now;
         }
         self.mark_session(tunnel.session);
+        let outcome = tunnel.broken.map_or(outcome, |broken| *broken);
         let outcome = match (tunnel.remains, outcome) {
             (Some(remains), ended) => {
                 self.remains_bytes -= remains.bytes;

@@ -17,6 +17,7 @@ use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
 use crate::worker::backlog::Reader;
 use crate::worker::core::{Core, TimerEvent};
+use crate::worker::outcome::ends_a_copy;
 
 impl<D: Driver + 'static> Core<D> {
     pub fn session_event(&mut self, key: Key<Session>, event: Event) {
@@ -28,9 +29,9 @@ impl<D: Driver + 'static> Core<D> {
                     }
                     self.session_received(key, buffer.bytes());
                 }
-                Received::End => self.close_session(key, &Ending::by_peer()),
+                Received::End => self.session_received_all(key, &Ending::by_peer()),
                 Received::Failed(error) => {
-                    self.close_session(key, &Ending::of_transport("receive", &error));
+                    self.session_received_all(key, &Ending::of_transport("receive", &error));
                 }
             },
             Event::Sent { error, payload, .. } => self.session_sent(key, error, payload),
@@ -57,6 +58,15 @@ impl<D: Driver + 'static> Core<D> {
                 self.count_unsent(key);
             }
             Err(error) => self.fail_session(key, &error),
+        }
+    }
+
+    /// Nothing more comes, which has `why` for a reason unless a send has found one before.
+    fn session_received_all(&mut self, key: Key<Session>, why: &Ending) {
+        let session = self.sessions.get_mut(key);
+        match session.and_then(|session| session.broken.take()) {
+            Some(why) => self.drop_session(key, &why),
+            None => self.close_session(key, why),
         }
     }
 
@@ -268,6 +278,12 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         session.count_unsent();
+        if session.broken.is_some() {
+            self.buffers.recycle_output(output);
+            self.unblock_room(key);
+            self.end_session_if_done(key);
+            return;
+        }
         let (bytes, end) = output.into_parts();
         let status = match session.transport {
             Transport::Socket(socket) => self.driver.send(socket, Payload::Bytes { bytes, from: 0, end }),
@@ -287,7 +303,7 @@ impl<D: Driver + 'static> Core<D> {
             }
             SendStatus::Failed { error, payload, .. } => {
                 self.recycle(payload);
-                self.drop_session(key, &Ending::of_transport("send", &error));
+                self.session_broke(key, &error);
             }
         }
     }
@@ -304,8 +320,28 @@ impl<D: Driver + 'static> Core<D> {
                 self.unblock_room(key);
                 self.mark_session(key);
             }
-            Some(error) => self.drop_session(key, &Ending::of_transport("send", &error)),
+            Some(error) => self.session_broke(key, &error),
         }
+    }
+
+    /// A send failed. Where the connection is over, what the peer said before may not have been read yet: the receive
+    /// ends behind it.
+    fn session_broke(&mut self, key: Key<Session>, error: &io::Error) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        let why = Ending::of_transport("send", error);
+        let may_have_said = match session.transport {
+            Transport::Socket(_) => ends_a_copy(error) && !session.is_closing(),
+            Transport::Carrier(_) => false,
+        };
+        if !may_have_said {
+            return self.drop_session(key, &why);
+        }
+        session.broken = Some(why);
+        session.channel_broken = true;
+        self.retire_session(key);
+        self.end_session_by(key, limits::SESSION_GOODBYE);
     }
 
     pub(super) fn recycle(&mut self, payload: Payload) {
@@ -382,14 +418,17 @@ impl<D: Driver + 'static> Core<D> {
             true => limits::SESSION_LINGER,
             false => limits::SESSION_GOODBYE,
         };
-        let deadline = self.now + limit;
-        if let Some(timer) = session
-            .timer
-            .replace(self.timers.start(deadline, TimerEvent::Session(key)))
-        {
-            self.timers.cancel(timer);
-        }
+        self.end_session_by(key, limit);
         self.mark_session(key);
+    }
+
+    /// Its timer ends it then.
+    fn end_session_by(&mut self, key: Key<Session>, limit: Duration) {
+        let timer = self.timers.start(self.now + limit, TimerEvent::Session(key));
+        let session = self.sessions.get_mut(key);
+        if let Some(earlier) = session.and_then(|session| session.timer.replace(timer)) {
+            self.timers.cancel(earlier);
+        }
     }
 
     /// The connection is broken: nothing more can be said on it.
@@ -518,6 +557,10 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         session.timer = None;
+        if let Some(why) = session.broken.take() {
+            self.drop_session(key, &why);
+            return;
+        }
         if session.is_closing() {
             self.remove_session(key);
             return;

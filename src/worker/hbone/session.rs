@@ -99,6 +99,8 @@ pub struct Session {
     pub stage: Stage,
     /// Nothing more can be sealed or sent.
     pub channel_broken: bool,
+    /// The connection takes nothing any more, for this reason. What the peer said before that is still read.
+    pub broken: Option<Ending>,
     /// Streams so far: CONNECT requests taken (server) or sent (client).
     pub served: u64,
     /// Its places in the load table and among its pod's sessions (server; a client session belongs to the
@@ -342,6 +344,7 @@ impl Session {
             retired: false,
             stage: Stage::Open,
             channel_broken: false,
+            broken: None,
             served: 0,
             _places: parts.places,
             tenant: parts.tenant,

@@ -157,6 +157,37 @@ fn a_servers_reset_reaches_the_client_as_a_reset() {
     }
 }
 
+/// As of a server that refuses a large upload by its first lines. What a fresh connection may send at once arrives
+/// without the proxy as well.
+#[test]
+fn an_early_answer_is_heard_although_its_server_goes_away_without_reading_the_rest() {
+    const ANSWER: [u8; 8192] = [7; 8192];
+    let world = two_nodes();
+    for (client, server) in PAIRS {
+        let _server = world.pod(server).serve(PORT, |mut stream, _| async move {
+            stream.read_exact(&mut [0; 1024]).await?;
+            // Unread bytes make the end a reset.
+            stream.write_all(&ANSWER).await
+        });
+        let target = world.pod(server).address(Family::V4, PORT);
+        for round in 0..20 {
+            let heard = world.pod(client).run(async move {
+                let mut stream = TcpStream::connect(target).await.expect("connected");
+                while stream.write_all(&[1; 16 << 10]).await.is_ok() {}
+                let mut heard = Vec::new();
+                // Behind the answer the connection is reset.
+                let _ = stream.read_to_end(&mut heard).await;
+                heard
+            });
+            assert!(
+                heard == ANSWER,
+                "{client} to {server}, round {round}: {} bytes of the answer",
+                heard.len()
+            );
+        }
+    }
+}
+
 #[test]
 fn a_reset_while_bytes_flow_ends_both_sides_and_no_other_connection() {
     let world = two_nodes();

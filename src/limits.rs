@@ -558,6 +558,8 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const SILENT_SESSION: Duration = Duration::from_secs(30);
 /// How long a closing session may take to send its last bytes.
 pub const SESSION_GOODBYE: Duration = Duration::from_secs(1);
+/// How long what one side of a connection said before it broke may take to reach the other, which is reset then.
+pub const LAST_WORDS_TIME: Duration = Duration::from_secs(5);
 /// How long one whose streams all ended well may take, and then wait for its peer's end: as long as a peer may leave
 /// a PING unanswered.
 pub const SESSION_LINGER: Duration = PING_TIMEOUT;

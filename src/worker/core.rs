@@ -68,6 +68,9 @@ pub enum TimerEvent {
     Session(Key<Session>),
     /// Accepting resumes after descriptors had run out.
     Listen(Key<Listener>),
+    /// What one side of a connection said before it was gone reaches the other now or never.
+    TunnelParting(Key<Tunnel>),
+    PipeParting(Key<Pipe>),
     /// Troubles of destinations are forgotten when their time is over.
     Sweep,
     /// The worker measures how busy it was.
@@ -337,6 +340,8 @@ impl<D: Driver + 'static> Core<D> {
                 }
                 TimerEvent::Session(key) => self.session_timer(key),
                 TimerEvent::Listen(key) => self.resume_listener(key),
+                TimerEvent::TunnelParting(key) => self.part_tunnel(key),
+                TimerEvent::PipeParting(key) => self.part_pipe(key),
                 TimerEvent::Sweep => self.sweep_troubles(),
                 TimerEvent::Measure => self.measure(),
                 TimerEvent::DrainDeadline => self.end_drain(),

@@ -4,7 +4,7 @@
 use std::io;
 use std::rc::Rc;
 
-use super::core::Core;
+use super::core::{Core, TimerEvent};
 use super::outcome::{Outcome, ends_a_copy};
 use super::owner::{Owned, Side};
 use super::pods::PodState;
@@ -14,18 +14,26 @@ use super::tunnel::adapted_read;
 use crate::bridge::load::LoadShare;
 use crate::limits;
 use crate::runtime::slab::Key;
+use crate::runtime::timer::TimerId;
 use crate::sys::buffer::{Payload, RecvBuffer};
 use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
 
 pub struct Pipe {
     client: End,
     server: End,
-    /// This side takes nothing any more, for this reason. What it said before that is still read.
-    broken: Option<Box<(Side, Outcome)>>,
+    broken: Option<Box<Broken>>,
     pub pod: Rc<PodState>,
     pub account: Box<Account>,
     _share: LoadShare,
     _place: Place,
+}
+
+/// A side that takes nothing any more. What it said before is still read: its receive ends behind that.
+struct Broken {
+    side: Side,
+    outcome: Outcome,
+    /// When the other is reset: it may write for ever before it reads.
+    deadline: TimerId,
 }
 
 /// One socket and the direction that reads from it.
@@ -183,8 +191,13 @@ impl<D: Driver + 'static> Core<D> {
                 if pipe.broken.is_some() || pipe.end(to).flow == Flow::Ended || !is_gone {
                     return self.break_pipe(key, to, outcome);
                 }
-                // It may have said something before, and nobody has read that yet. Its receive ends behind it.
-                pipe.broken = Some(Box::new((to, outcome)));
+                // It may have said something before, and nobody has read that yet.
+                let event = TimerEvent::PipeParting(key);
+                pipe.broken = Some(Box::new(Broken {
+                    side: to,
+                    outcome,
+                    deadline: self.timers.start(self.now + limits::LAST_WORDS_TIME, event),
+                }));
             }
         }
     }
@@ -215,8 +228,13 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
-        let first = pipe.broken.take();
-        let (broken, outcome) = first.map_or((broken, outcome), |first| *first);
+        let (broken, outcome) = match pipe.broken.take() {
+            Some(first) => {
+                self.timers.cancel(first.deadline);
+                (first.side, first.outcome)
+            }
+            None => (broken, outcome),
+        };
         let other = match pipe.end(broken).flow {
             Flow::Ended => Close::Orderly,
             Flow::Receiving | Flow::Sending => Close::Reset,
@@ -226,6 +244,14 @@ impl<D: Driver + 'static> Core<D> {
             Side::Server => [other, Close::Reset],
         };
         self.remove_pipe(key, how, outcome);
+    }
+
+    /// What one side said before it was gone takes too long.
+    pub fn part_pipe(&mut self, key: Key<Pipe>) {
+        let broken = self.pipes.get(key).and_then(|pipe| pipe.broken.as_ref());
+        if let Some(side) = broken.map(|broken| broken.side) {
+            self.break_pipe(key, side, Outcome::Complete);
+        }
     }
 
     /// Ends both sides with a reset.
@@ -258,6 +284,45 @@ mod tests {
     fn adopt(core: &mut Core<EpollDriver>, socket: std::net::TcpStream) -> SocketId {
         let owner = Owned::Task(Key::from_bits(0)).to_owner();
         core.driver.adopt(socket.into(), owner).expect("adopted")
+    }
+
+    /// Neither reads what the other says, and both would wait for ever.
+    #[test]
+    fn a_side_that_only_writes_is_told_that_the_other_is_gone() {
+        let mut core = fixture::core(&Executor::default());
+        let (near_client, mut client) = fixture::connection();
+        let (near_server, mut server) = fixture::connection();
+        // Takes in less than the server says.
+        socket2::SockRef::from(&near_client)
+            .set_send_buffer_size(1)
+            .expect("an open socket");
+        socket2::SockRef::from(&client)
+            .set_recv_buffer_size(1)
+            .expect("an open socket");
+        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
+        let (account, share) = (fixture::account(&core), core.load.share(0));
+        let pod = fixture::pod();
+        let place = fixture::place(&core, &pod);
+        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        server.write_all(&vec![7; 100 << 10]).expect("sent");
+        client.write_all(b"more").expect("sent");
+        let is_broken = |core: &Core<EpollDriver>| core.pipes.iter().all(|(_, pipe)| pipe.broken.is_some());
+        socket2::SockRef::from(&server)
+            .set_linger(Some(Duration::ZERO))
+            .expect("an open socket");
+        drop(server);
+        while !is_broken(&core) {
+            fixture::turn(&mut core);
+        }
+        for _ in 0..10 {
+            fixture::turn(&mut core);
+        }
+        assert_eq!(core.pipes.len(), 1, "the client may read it yet");
+        fixture::pass(&mut core, limits::LAST_WORDS_TIME * 2);
+        assert!(core.pipes.is_empty());
+        let end = std::iter::repeat_with(|| client.write(&[1; 100])).find_map(Result::err);
+        let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        assert!(end.is_some_and(|end| gone.contains(&end.kind())));
     }
 
     /// An upload that is refused early, by a server that does not read the rest of it.

@@ -212,6 +212,36 @@ fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_rese
     }
 }
 
+/// As of an application that sends for ever before it reads.
+#[test]
+fn an_application_that_does_not_read_what_was_said_before_a_reset_is_reset_all_the_same() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    let said = vec![7; 16_384];
+    for _ in 0..64 {
+        let mut plain = frame(said.len(), 0, 0, relay.stream);
+        plain.extend_from_slice(&said);
+        relay.peer.send(&plain);
+        fixture::turn(&mut relay.core);
+    }
+    let peers = relay.peer.http2.output();
+    peers.extend_from_slice(&frame(4, 3, 0, relay.stream));
+    // RFC 9113 section 7: CANCEL.
+    peers.extend_from_slice(&8_u32.to_be_bytes());
+    relay.peer.send(&[]);
+    while relay.core.remains_bytes == 0 {
+        fixture::turn(&mut relay.core);
+    }
+    assert_eq!(relay.core.tunnels.len(), 1);
+    fixture::pass(&mut relay.core, limits::LAST_WORDS_TIME * 2);
+    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
+    let end = relay.application.read_to_end(&mut Vec::new());
+    assert_eq!(
+        end.expect_err("not all of it").kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
+}
+
 /// An answer that is given early, by a server that goes away behind it.
 #[test]
 fn what_a_peer_said_before_a_reset_reaches_the_application_before_the_reset_does() {
@@ -220,7 +250,7 @@ fn what_a_peer_said_before_a_reset_reaches_the_application_before_the_reset_does
     let said = vec![7; 16_384];
     let mut plain = frame(said.len(), 0, 0, relay.stream);
     plain.extend_from_slice(&said);
-    // RFC 9113 section 6.4: CANCEL.
+    // RFC 9113 section 7: CANCEL.
     plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
     plain.extend_from_slice(&8_u32.to_be_bytes());
     // One receive brings all of it.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::backlog::{Backlog, Reader};
-use super::core::Core;
+use super::core::{Core, TimerEvent};
 use super::hbone::session::{Blocked, Ending, Gone, Held, Listed, Session, UserState};
 use super::outcome::{Outcome, ends_a_copy};
 use super::owner::{Owned, Side};
@@ -23,6 +23,7 @@ use crate::bridge::log::Direction;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
 use crate::runtime::slab::Key;
+use crate::runtime::timer::TimerId;
 use crate::sys::buffer::{Payload, RecvBuffer, Slice};
 use crate::sys::driver::{Close, Driver, Event, ReceiveMode, Received, SendStatus, SocketId};
 use crate::wire::http2::{ErrorCode, StreamId};
@@ -48,15 +49,22 @@ pub struct Tunnel {
     pub dirty: bool,
     /// In the session's list of those that wait for window, for room.
     pub listed: Listed,
-    remains: Option<Remains>,
-    /// The application takes nothing any more, for this reason. What it said before that is still read.
-    broken: Option<Box<Outcome>>,
+    parting: Option<Box<Parting>>,
 }
 
-/// A stream that is over although its application has not read all of it.
-struct Remains {
-    bytes: usize,
+/// One side is gone, and the other has yet to get what it said before.
+struct Parting {
+    gone: GoneSide,
     outcome: Outcome,
+    /// Where the other has to be told of a reset: an application may write for ever before it reads.
+    deadline: Option<TimerId>,
+}
+
+enum GoneSide {
+    /// So many bytes are left of it.
+    Stream { bytes: usize },
+    /// It takes nothing any more; its receive ends behind what it said.
+    Application,
 }
 
 /// Application to stream.
@@ -140,8 +148,7 @@ impl<D: Driver + 'static> Core<D> {
             place,
             dirty: false,
             listed: Listed::default(),
-            remains: None,
-            broken: None,
+            parting: None,
         });
         self.driver.set_owner(app, Owned::Tunnel(key).to_owner());
         self.buffers.prepare(self.sessions.len(), self.tunnels.len());
@@ -286,9 +293,9 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
-        if let Some(outcome) = tunnel.broken.take() {
-            // Where the failed send took the error, this is how a reset shows.
-            return self.reset_stream(key, *outcome);
+        if tunnel.parting.is_some() {
+            // Where a failed send took the error, this is how a reset shows.
+            return self.reset_stream(key, Outcome::Complete);
         }
         tunnel.reading = Reading::Ended;
         let session_key = tunnel.session;
@@ -319,7 +326,7 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
-        if tunnel.broken.is_some() {
+        if tunnel.parting.is_some() {
             return;
         }
         let reader = tunnel.reader();
@@ -373,7 +380,7 @@ impl<D: Driver + 'static> Core<D> {
             return;
         };
         if tunnel.queue.is_empty() && !end {
-            if tunnel.remains.is_some() {
+            if tunnel.parting.is_some() {
                 self.remove_tunnel(key, Close::Reset, Outcome::Complete);
             }
             return;
@@ -436,7 +443,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         tunnel.account.to_application(taken);
         let session_key = tunnel.session;
-        let ends = tunnel.remains.is_some() || matches!(tunnel.writing, Writing::Open { end: true, .. });
+        let ends = tunnel.parting.is_some() || matches!(tunnel.writing, Writing::Open { end: true, .. });
         let more = ends || !tunnel.queue.is_empty();
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.http2.consumed(tunnel.stream, taken);
@@ -473,7 +480,13 @@ impl<D: Driver + 'static> Core<D> {
                 return self.reset_stream(key, outcome);
             }
             // It may have said something before, and nobody has read that yet. Its receive ends behind it.
-            tunnel.broken = Some(Box::new(outcome));
+            let event = TimerEvent::TunnelParting(key);
+            let deadline = self.timers.start(self.now + limits::LAST_WORDS_TIME, event);
+            tunnel.parting = Some(Box::new(Parting {
+                gone: GoneSide::Application,
+                outcome,
+                deadline: Some(deadline),
+            }));
             tunnel.writing = Writing::Ended;
             tunnel.queue.discard(&mut self.buffers);
         }
@@ -574,7 +587,16 @@ impl<D: Driver + 'static> Core<D> {
             session.armed_bytes -= beyond_minimum(bytes);
             self.driver.stop_receive(tunnel.app);
         }
-        tunnel.remains = Some(Remains { bytes, outcome });
+        // At the peer's end the application waits for nothing but what it reads.
+        let deadline = (!tunnel.peer_has_ended()).then(|| {
+            let event = TimerEvent::TunnelParting(key);
+            self.timers.start(self.now + limits::LAST_WORDS_TIME, event)
+        });
+        tunnel.parting = Some(Box::new(Parting {
+            gone: GoneSide::Stream { bytes },
+            outcome,
+            deadline,
+        }));
         session.remove_user(tunnel.user, tunnel.stream);
         let session = tunnel.session;
         self.mark_session(session);
@@ -585,7 +607,7 @@ impl<D: Driver + 'static> Core<D> {
     /// Cuts what streams of this pod left behind.
     pub fn cut_remains(&mut self, pod: &Rc<PodState>) {
         for key in self.tunnels.keys() {
-            let left = |tunnel: &Tunnel| tunnel.remains.is_some() && Rc::ptr_eq(&tunnel.pod, pod);
+            let left = |tunnel: &Tunnel| tunnel.outlives_its_stream() && Rc::ptr_eq(&tunnel.pod, pod);
             if self.tunnels.get(key).is_some_and(left) {
                 self.remove_tunnel(key, Close::Reset, Outcome::PodRemoved);
             }
@@ -595,6 +617,11 @@ impl<D: Driver + 'static> Core<D> {
     /// Ends both sides of a tunnel at once, whatever it holds.
     pub fn cut_tunnel(&mut self, key: Key<Tunnel>, outcome: Outcome) {
         self.reset_stream(key, outcome);
+    }
+
+    /// What one side said before it was gone takes too long.
+    pub fn part_tunnel(&mut self, key: Key<Tunnel>) {
+        self.reset_stream(key, Outcome::Complete);
     }
 
     fn remove_tunnel(&mut self, key: Key<Tunnel>, how: Close, outcome: Outcome) {
@@ -611,14 +638,18 @@ impl<D: Driver + 'static> Core<D> {
             session.last_used = self.now;
         }
         self.mark_session(tunnel.session);
-        let outcome = tunnel.broken.map_or(outcome, |broken| *broken);
-        let outcome = match (tunnel.remains, outcome) {
-            (Some(remains), ended) => {
-                self.remains_bytes -= remains.bytes;
-                let of_pod = &tunnel.pod.remains_bytes;
-                of_pod.set(of_pod.get() - remains.bytes);
+        let outcome = match (tunnel.parting, outcome) {
+            (Some(parting), ended) => {
+                if let Some(deadline) = parting.deadline {
+                    self.timers.cancel(deadline);
+                }
+                if let GoneSide::Stream { bytes } = parting.gone {
+                    self.remains_bytes -= bytes;
+                    let of_pod = &tunnel.pod.remains_bytes;
+                    of_pod.set(of_pod.get() - bytes);
+                }
                 match ended {
-                    Outcome::Complete => remains.outcome,
+                    Outcome::Complete => parting.outcome,
                     other => other,
                 }
             }
@@ -663,6 +694,11 @@ impl Tunnel {
 
     fn adapt_read(&mut self, asked: usize, got: usize) {
         self.read_bytes = adapted_read(self.read_bytes, asked, got);
+    }
+
+    fn outlives_its_stream(&self) -> bool {
+        let gone = self.parting.as_ref().map(|parting| &parting.gone);
+        matches!(gone, Some(GoneSide::Stream { .. }))
     }
 
     fn reader(&self) -> Reader {

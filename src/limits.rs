@@ -770,7 +770,7 @@ pub const LOOKUPS_ABSENT_MAX: usize = 16_384;
 /// Names in one request: far below what a server takes in one message.
 pub const LOOKUPS_REQUEST_MAX: usize = 1024;
 
-/// Host names looked up at a time, by all workers.
+/// Host names looked up at a time, for all workers. No pod has more than its part of them (`has_part`).
 pub const RESOLUTIONS_MAX: usize = 64;
 /// One of them: its reason is told before those who wait give up.
 pub const RESOLUTION_TIMEOUT: Duration = Duration::from_secs(4);
@@ -779,6 +779,8 @@ pub const NAME_SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
 pub const NAME_SERVER_RETRIES: usize = 1;
 /// Answers of name servers that are kept for their time to live. Contract: dns.md section 10.
 pub const RESOLUTIONS_KEPT_MAX: u64 = 4096;
+/// That there is none is believed for no longer: whoever creates a name must not wait for an hour.
+pub const RESOLUTION_ABSENT_KEPT_MAX: Duration = Duration::from_secs(30);
 /// Addresses of one name that are chosen from.
 pub const RESOLVED_ADDRESSES_MAX: usize = 64;
 

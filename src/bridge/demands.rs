@@ -3,14 +3,19 @@
 use tokio::sync::mpsc;
 
 use super::lookups::Question;
+use super::orders::PodUid;
 use crate::identity::Identity;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Demand {
     /// A connection waits for this identity's certificate; answered by `Order::Certificate`.
     Certificate { worker: usize, identity: Identity },
-    /// Connections wait for what is known of this; answered by `Order::Answer`.
-    Lookup { worker: usize, question: Question },
+    /// Connections of the pod wait for what is known of this; answered by `Order::Answer`.
+    Lookup {
+        worker: usize,
+        pod: PodUid,
+        question: Question,
+    },
     /// A handshake under this identity failed for want of trust: its certificate and roots may be of yesterday. Sent once
     /// for each certificate, and answered by none but the next one.
     Doubt { identity: Identity },
@@ -18,8 +23,8 @@ pub enum Demand {
     Ended { worker: usize, error: Option<String> },
 }
 
-/// A worker's end: sending never blocks. A worker asks at most once for an identity, and for
-/// each question, until it is answered.
+/// A worker's end: sending never blocks. A worker asks at most once for an identity, and for each question (for a host
+/// name, once for each pod), until it is answered.
 #[derive(Clone)]
 pub struct Demands(mpsc::UnboundedSender<Demand>);
 

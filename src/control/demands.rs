@@ -48,6 +48,8 @@ pub fn inspections() -> (Inspector, Inspections) {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked<T> {
     pub worker: usize,
+    /// For a connection of it.
+    pub pod: PodUid,
     pub what: T,
 }
 
@@ -81,11 +83,11 @@ pub fn lookups() -> (Lookups, Answering) {
 }
 
 impl Lookups {
-    fn ask(&self, worker: usize, question: Question) {
+    fn ask(&self, worker: usize, pod: PodUid, question: Question) {
         // As above.
         match question {
-            Question::Mesh(what) => drop(self.mesh.send(Asked { worker, what })),
-            Question::Host(what) => drop(self.hosts.send(Asked { worker, what })),
+            Question::Mesh(what) => drop(self.mesh.send(Asked { worker, pod, what })),
+            Question::Host(what) => drop(self.hosts.send(Asked { worker, pod, what })),
         }
     }
 }
@@ -123,7 +125,7 @@ pub async fn serve(
             }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
-                Some(Demand::Lookup { worker, question }) => reports.lookups.ask(worker, question),
+                Some(Demand::Lookup { worker, pod, question }) => reports.lookups.ask(worker, pod, question),
                 Some(Demand::Doubt { identity }) => ledger.doubted(&identity),
                 Some(Demand::Ended { error: None, .. }) => running -= 1,
                 Some(Demand::Ended { worker, error: Some(error) }) => {

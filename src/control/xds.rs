@@ -181,7 +181,7 @@ impl Client {
 
     /// A worker asks.
     fn look_up(&mut self, asked: Asked<GatewayTarget>) {
-        let Asked { worker, what } = asked;
+        let Asked { worker, what, .. } = asked;
         let Some(lookups) = &mut self.lookups else {
             return;
         };

@@ -11,6 +11,7 @@ use super::core::Core;
 use super::outcome::Outcome;
 use super::pods::{Counted, PodState};
 use super::shell::{Elapsed, Shell};
+use crate::bridge::PodUid;
 use crate::bridge::demands::Demand;
 use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::limits;
@@ -21,7 +22,14 @@ use crate::sys::driver::Driver;
 /// What this worker has asked, and who waits for it.
 #[derive(Default)]
 pub struct Lookups {
-    asked: HashMap<Question, Vec<oneshot::Sender<LookupAnswer>>>,
+    asked: HashMap<Question, Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    senders: Vec<oneshot::Sender<LookupAnswer>>,
+    /// The control thread was told of these. Pods take turns there.
+    pods: Vec<PodUid>,
 }
 
 /// Sees to it that what has to be known about `ip` of `network` is in the snapshot, as far as there is anything: where
@@ -49,7 +57,7 @@ pub async fn know<D: Driver + 'static>(
             && asked.len() < limits::LOOKUPS_CONNECTION_MAX
         {
             asked.push(target.clone());
-            ask(shell, target).await?;
+            ask(shell, pod, target).await?;
             wanted = missing(&asked);
         }
         Ok(())
@@ -76,7 +84,7 @@ pub async fn ask_for<D: Driver + 'static>(
     asked.push(target.clone());
     let _budget = Counted::lookup(pod)?;
     match shell
-        .within(limits::LOOKUP_WAIT, ask(shell, target.clone()))
+        .within(limits::LOOKUP_WAIT, ask(shell, pod, target.clone()))
         .await
     {
         Ok(done) => done.map(|()| true),
@@ -85,8 +93,12 @@ pub async fn ask_for<D: Driver + 'static>(
 }
 
 /// Until the control plane has told of it, or that there is nothing.
-async fn ask<D: Driver + 'static>(shell: &Shell<D>, target: GatewayTarget) -> Result<(), Outcome> {
-    let receiver = shell.with(|core| core.ask_control(Question::Mesh(target)))?;
+async fn ask<D: Driver + 'static>(
+    shell: &Shell<D>,
+    pod: &PodState,
+    target: GatewayTarget,
+) -> Result<(), Outcome> {
+    let receiver = shell.with(|core| core.ask_control(&pod.pod.uid, Question::Mesh(target)))?;
     receiver.await.ok_or(Outcome::Drained)??;
     Ok(())
 }
@@ -108,7 +120,7 @@ pub async fn resolve<D: Driver + 'static>(
     let _budget = Counted::lookup(pod)?;
     let question = Question::Host(unresolved.hostname.clone());
     let asking = async {
-        let receiver = shell.with(|core| core.ask_control(question))?;
+        let receiver = shell.with(|core| core.ask_control(&pod.pod.uid, question))?;
         receiver.await.ok_or(Outcome::Drained)
     };
     let answer = match shell.within(limits::LOOKUP_WAIT, asking).await {
@@ -125,28 +137,40 @@ pub async fn resolve<D: Driver + 'static>(
 }
 
 impl<D: Driver + 'static> Core<D> {
-    fn ask_control(&mut self, question: Question) -> Result<oneshot::Receiver<LookupAnswer>, LookupError> {
+    fn ask_control(
+        &mut self,
+        pod: &PodUid,
+        question: Question,
+    ) -> Result<oneshot::Receiver<LookupAnswer>, LookupError> {
         let (sender, receiver) = oneshot::channel();
         let asked = &mut self.lookups.asked;
-        if let Some(waiting) = asked.get_mut(&question) {
-            waiting.push(sender);
-            return Ok(receiver);
-        }
         let limit = limits::LOOKUPS_WORKER_MAX;
-        if asked.len() >= limit {
+        if asked.len() >= limit && !asked.contains_key(&question) {
             return Err(LookupError::TooMany { limit });
         }
-        asked.insert(question.clone(), vec![sender]);
-        let worker = self.index;
-        self.demands.send(Demand::Lookup { worker, question });
+        let waiting = asked.entry(question.clone()).or_default();
+        waiting.senders.push(sender);
+        let is_told = match question {
+            Question::Mesh(_) => !waiting.pods.is_empty(),
+            Question::Host(_) => waiting.pods.contains(pod),
+        };
+        if !is_told {
+            waiting.pods.push(pod.clone());
+            self.demands.send(Demand::Lookup {
+                worker: self.index,
+                pod: pod.clone(),
+                question,
+            });
+        }
         Ok(receiver)
     }
 
     /// The control thread's answer.
     pub(super) fn take_answer(&mut self, question: &Question, answer: &LookupAnswer) {
-        for waiting in self.lookups.asked.remove(question).unwrap_or_default() {
+        let waiting = self.lookups.asked.remove(question).unwrap_or_default();
+        for sender in waiting.senders {
             // A connection whose time is over does not want it.
-            let _ = waiting.send(answer.clone());
+            let _ = sender.send(answer.clone());
         }
     }
 }
@@ -166,16 +190,42 @@ mod tests {
         Question::Mesh(format!("/10.0.0.{octet}").parse().expect("an address"))
     }
 
+    fn pod() -> PodUid {
+        PodUid::new("pod")
+    }
+
+    #[test]
+    fn each_pod_that_waits_for_a_host_name_is_told_of_once() {
+        let mut core = fixture::core(&Executor::default());
+        let (demands, mut queue) = demands::channel();
+        core.demands = demands;
+        let host = Question::Host("api.example".into());
+        for uid in ["crawler", "shop", "crawler", "shop"] {
+            let asked = core.ask_control(&PodUid::new(uid), host.clone());
+            asked.expect("within the bound");
+        }
+        for uid in ["crawler", "shop"] {
+            let expected = Demand::Lookup {
+                worker: 0,
+                pod: PodUid::new(uid),
+                question: host.clone(),
+            };
+            assert_eq!(queue.try_recv(), Ok(expected));
+        }
+        assert!(queue.try_recv().is_err());
+    }
+
     #[test]
     fn many_connections_ask_once_and_all_hear_the_answer() {
         let mut core = fixture::core(&Executor::default());
         let (demands, mut queue) = demands::channel();
         core.demands = demands;
         let waiting: Vec<_> = (0..3)
-            .map(|_| core.ask_control(question(1)).expect("within the bound"))
+            .map(|_| core.ask_control(&pod(), question(1)).expect("within the bound"))
             .collect();
         let expected = Demand::Lookup {
             worker: 0,
+            pod: pod(),
             question: question(1),
         };
         assert_eq!(queue.try_recv(), Ok(expected));
@@ -188,7 +238,7 @@ mod tests {
                 Poll::Ready(Some(Ok(Arc::default())))
             );
         }
-        core.ask_control(question(1)).expect("within the bound");
+        core.ask_control(&pod(), question(1)).expect("within the bound");
         assert!(queue.try_recv().is_ok(), "what was answered is asked again");
     }
 
@@ -197,11 +247,12 @@ mod tests {
         let mut core = fixture::core(&Executor::default());
         let name = |index: usize| Question::Mesh(format!("ns/host-{index}").parse().expect("a name"));
         for index in 0..limits::LOOKUPS_WORKER_MAX {
-            core.ask_control(name(index)).expect("within the bound");
+            core.ask_control(&pod(), name(index)).expect("within the bound");
         }
         let limit = limits::LOOKUPS_WORKER_MAX;
-        let refused = core.ask_control(name(limit)).err();
+        let refused = core.ask_control(&pod(), name(limit)).err();
         assert_eq!(refused, Some(LookupError::TooMany { limit }));
-        core.ask_control(name(0)).expect("somebody waits for it already");
+        core.ask_control(&pod(), name(0))
+            .expect("somebody waits for it already");
     }
 }

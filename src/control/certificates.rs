@@ -6,8 +6,8 @@
 //!
 //! Invariants: at most one request per identity is under way, and at most `limits::CERTIFICATE_REQUESTS_MAX` in
 //! all; a worker that asked gets an answer, and every later certificate of that identity unasked; a certificate
-//! that is still valid is not lost by a failure to renew it. The record is bounded by the pods of the node: nothing
-//! is asked for on behalf of others.
+//! that is still valid is not lost by a failure to renew it; whatever is due comes when it was to come, also when the
+//! clock is set back meanwhile. The record is bounded by the pods of the node: nothing is asked for on behalf of others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
@@ -71,6 +71,20 @@ pub struct Issued<C> {
     pub not_after: SystemTime,
 }
 
+impl<C> Issued<C> {
+    /// Where clocks disagree by more than its life, asking for another one helps as little as it does after a failure.
+    fn unless_over(self, now: SystemTime) -> Result<Self, CertificateError> {
+        match now.duration_since(self.not_after) {
+            Ok(since) => {
+                let since_s = since.as_secs();
+                let error = format!("the CA's certificate expired {since_s} s ago by the clock of this node");
+                Err(CertificateError(error.into()))
+            }
+            Err(_) => Ok(self),
+        }
+    }
+}
+
 /// What is known of one identity's certificate.
 #[derive(Debug)]
 pub enum Standing<C> {
@@ -113,6 +127,8 @@ pub struct Certificates<C> {
     places: u64,
     /// Renewals because of doubts are placed up to here.
     doubted_until: SystemTime,
+    /// What the clock showed last.
+    seen_at: SystemTime,
 }
 
 impl<C> Certificates<C> {
@@ -126,6 +142,7 @@ impl<C> Certificates<C> {
             under_way: HashSet::new(),
             places: 0,
             doubted_until: SystemTime::UNIX_EPOCH,
+            seen_at: SystemTime::UNIX_EPOCH,
         }
     }
 
@@ -188,6 +205,7 @@ impl<C> Certificates<C> {
     /// certificate and not before it has some age, and one in `limits::CERTIFICATE_DOUBT_INTERVAL` in all. `random` in
     /// 0..1 spreads the nodes of a mesh. True if the certificate is renewed earlier for it.
     pub fn doubt(&mut self, identity: &Identity, now: SystemTime, random: f64) -> bool {
+        self.follow(now);
         let Some(entry) = self.entries.get_mut(identity) else {
             return false;
         };
@@ -213,6 +231,7 @@ impl<C> Certificates<C> {
 
     /// What to ask the authority for next; the caller asks, and brings the answer to `issued`.
     pub fn next_request(&mut self, now: SystemTime) -> Option<Identity> {
+        self.follow(now);
         while let Some((due, _)) = self.due.first()
             && *due <= now
         {
@@ -241,6 +260,7 @@ impl<C> Certificates<C> {
         now: SystemTime,
         random: f64,
     ) -> Option<Delivery<C>> {
+        self.follow(now);
         let was_under_way = self.under_way.remove(identity);
         debug_assert!(was_under_way, "one answer for each request");
         let entry = self.entries.get_mut(identity)?;
@@ -270,6 +290,28 @@ impl<C> Certificates<C> {
     /// When the next renewal or retry is due.
     pub fn next_due(&self) -> Option<SystemTime> {
         self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Somebody may set the clock back, by years if it was wrong. What waits is brought forward by as much: it was to
+    /// wait for so long, and not for the clock to show that time again. Renewals, too: they were placed by a clock that
+    /// was wrong, or is now.
+    fn follow(&mut self, now: SystemTime) {
+        let set_back = self.seen_at.duration_since(now).unwrap_or_default();
+        self.seen_at = now;
+        if set_back.is_zero() {
+            return;
+        }
+        self.doubted_until -= set_back;
+        for entry in self.entries.values_mut() {
+            entry.taken_at -= set_back;
+            if let Stage::Due(due) = &mut entry.stage {
+                *due -= set_back;
+            }
+        }
+        let waiting = std::mem::take(&mut self.due).into_iter();
+        self.due = waiting
+            .map(|(due, identity)| (due - set_back, identity))
+            .collect();
     }
 
     fn is_needed(&self, identity: &Identity) -> bool {
@@ -421,7 +463,7 @@ impl<C> Entry<C> {
         now: SystemTime,
         random: f64,
     ) -> Delivery<C> {
-        match result {
+        match result.and_then(|issued| issued.unless_over(now)) {
             Ok(Issued {
                 certificate,
                 not_before,

@@ -213,13 +213,12 @@ impl Ledger {
             not_after: certificate.not_after,
             certificate: Arc::new(certificate),
         });
-        let failure = issued.as_ref().err().cloned();
         let now = clock::wall();
         let delivery = self.certificates.issued(&identity, issued, now, fastrand::f64());
         let Some(Delivery { workers, result, due }) = delivery else {
             return;
         };
-        if let Some(error) = failure {
+        if let Err(error) = &result {
             let retry_in = due.duration_since(now).unwrap_or_default();
             tracing::warn!(%identity, %error, ?retry_in, "no certificate");
         }

@@ -407,3 +407,104 @@ fn a_doubt_delays_no_renewal() {
     assert!(!certificates.doubt(&cart(), due, 1.0));
     assert_eq!(certificates.next_due(), Some(due));
 }
+
+#[test]
+fn a_clock_that_is_set_back_delays_no_retry() {
+    let year = 365 * 24 * HOUR;
+    for set_back in [Duration::from_secs(1), HOUR, 10 * year] {
+        let mut certificates = with_pods(&["cart"]);
+        certificates.demand(0, &cart(), start());
+        requests(&mut certificates, start());
+        let due = answer(&mut certificates, Err(error("no")), start()).due;
+        let now = start() - set_back;
+        assert_eq!(requests(&mut certificates, now), [], "not earlier either");
+        assert_eq!(certificates.next_due(), Some(due - set_back));
+        assert_eq!(requests(&mut certificates, due - set_back), [cart()]);
+    }
+}
+
+#[test]
+fn a_retry_after_the_clock_was_set_back_comes_within_one_look_at_it() {
+    let mut certificates = with_pods(&["cart"]);
+    certificates.demand(0, &cart(), start());
+    requests(&mut certificates, start());
+    answer(&mut certificates, Err(error("no")), start());
+    // Nobody looked between the failure and the end of the pause, when the clock had been set back.
+    let now = start() - HOUR + limits::CLOCK_CHECK_INTERVAL;
+    assert_eq!(requests(&mut certificates, now), []);
+    assert_eq!(certificates.next_due(), Some(now + RETRY_DELAY_MIN));
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_no_renewal_and_no_doubt() {
+    let back = 8 * HOUR;
+    let mut certificates = with_pods(&["cart", "till"]);
+    for identity in [cart(), identity("till")] {
+        certificates.demand(0, &identity, start());
+        requests(&mut certificates, start());
+        certificates.issued(&identity, issued(1, start()), start(), MIDDLE);
+    }
+    let due = certificates.next_due().expect("renewals");
+    assert_eq!(requests(&mut certificates, start() - back), []);
+    assert_eq!(certificates.next_due(), Some(due - back));
+    let now = start() - back + Duration::from_secs(1);
+    let aged = start() - back + limits::CERTIFICATE_DOUBT_AGE;
+    assert!(certificates.doubt(&cart(), now, 0.0));
+    assert_eq!(certificates.next_due(), Some(aged));
+    // The next doubt finds a clock that shows the time before the first one again.
+    let now = now - back;
+    assert!(certificates.doubt(&identity("till"), now, 0.0));
+    assert_eq!(requests(&mut certificates, aged - back), [cart()]);
+    assert_eq!(
+        requests(
+            &mut certificates,
+            aged - back + limits::CERTIFICATE_DOUBT_INTERVAL
+        ),
+        [identity("till")]
+    );
+}
+
+#[test]
+fn a_certificate_that_has_expired_when_it_comes_is_a_failure_until_the_clock_is_right() {
+    let mut certificates = with_pods(&["cart"]);
+    certificates.demand(0, &cart(), start());
+    let ahead = 10 * 365 * 24 * HOUR;
+    let mut now = start() + ahead;
+    for delay_s in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150] {
+        assert_eq!(requests(&mut certificates, now), [cart()]);
+        let Delivery { workers, result, due } = answer(&mut certificates, issued(1, now - ahead), now);
+        let late_s = (ahead - 24 * HOUR).as_secs();
+        let expired = error(&format!(
+            "the CA's certificate expired {late_s} s ago by the clock of this node"
+        ));
+        assert_eq!((workers, result), (BTreeSet::from([0]), Err(expired.clone())));
+        assert_eq!(certificates.demand(0, &cart(), now), Answer::Known(Err(expired)));
+        assert_eq!(
+            requests(&mut certificates, now),
+            [],
+            "no connection hastens the CA"
+        );
+        assert_eq!(due, now + Duration::from_secs(delay_s));
+        now = due;
+    }
+    // Somebody sets the clock right just after the last answer.
+    let now = now - ahead;
+    assert_eq!(requests(&mut certificates, now - RETRY_DELAY_MAX), []);
+    assert_eq!(requests(&mut certificates, now), [cart()]);
+    let Delivery { result, due, .. } = answer(&mut certificates, issued(2, now), now);
+    assert_eq!(result, Ok(Arc::new(2)));
+    assert_eq!(due, renewal(now, now + 24 * HOUR, now, MIDDLE));
+}
+
+#[test]
+fn an_expired_certificate_replaces_no_valid_one() {
+    let mut certificates = with_pods(&["cart"]);
+    certificates.demand(0, &cart(), start());
+    requests(&mut certificates, start());
+    let now = answer(&mut certificates, issued(1, start()), start()).due;
+    requests(&mut certificates, now);
+    let Delivery { workers, due, .. } = answer(&mut certificates, issued(2, now - 24 * HOUR), now);
+    assert_eq!(workers, BTreeSet::new());
+    assert_eq!(certificates.demand(0, &cart(), now), known(1));
+    assert_eq!(due, now + RETRY_DELAY_MIN);
+}

@@ -171,47 +171,4 @@ pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Ident
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock;
-    use crate::runtime::tasks::Executor;
-    use crate::tls::FakeCa;
-    use crate::worker::fixture;
-
-    #[test]
-    fn a_session_whose_certificate_was_renewed_during_its_handshake_takes_no_streams() {
-        let mut core = fixture::core(&Executor::default());
-        let (identity, ca) = (Identity::new("cluster.local", "shop", "cart"), FakeCa::new());
-        let issue = || Arc::new(ca.issue(&identity, clock::wall()).expect("issued"));
-        let (old, new) = (issue(), issue());
-        core.take_certificate(identity.clone(), Ok(new.clone()));
-        let pod = fixture::pod();
-        for (certificate, is_retired) in [(old, true), (new, false)] {
-            let (session, _peer) = fixture::session(&mut core, &pod);
-            core.retire_if_renewed(session, &identity, &certificate);
-            assert_eq!(core.sessions.get(session).expect("it lives").retired, is_retired);
-        }
-    }
-
-    #[test]
-    fn a_forgotten_certificate_is_gone_and_those_who_wait_for_it_hear_why() {
-        let mut core = fixture::core(&Executor::default());
-        let identity = Identity::new("cluster.local", "shop", "cart");
-        let Step::Wait(mut waiting) = core.find_certificate(&identity) else {
-            panic!("nobody has given one yet");
-        };
-        core.forget_certificate(&identity);
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let heard = std::pin::Pin::new(&mut waiting).poll(&mut context);
-        let std::task::Poll::Ready(Some(Err(error))) = heard else {
-            panic!("an error, at once");
-        };
-        assert_eq!(error, CertificateError::no_longer_needed());
-
-        let certificate = FakeCa::new().issue(&identity, clock::wall()).expect("issued");
-        core.take_certificate(identity.clone(), Ok(Arc::new(certificate)));
-        assert!(matches!(core.find_certificate(&identity), Step::Known(_)));
-        core.forget_certificate(&identity);
-        assert!(core.certificates.is_empty());
-    }
-}
+mod tests;

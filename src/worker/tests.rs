@@ -3,13 +3,11 @@
 use std::cell::Cell;
 use std::io::Read;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
 use super::fixture::{self, Peer};
-use super::hbone::pool::PoolKey;
-use super::hbone::session::{Ending, Gone, Held, Role, Session, Transport, UserState};
+use super::hbone::session::{Ending, Gone, Held, Session, Transport, UserState};
 use super::inbound;
 use super::outcome::Outcome;
 use super::owner::Owned;
@@ -25,14 +23,13 @@ use crate::bridge::log::{AccessEvent, LogItem, log_queue};
 use crate::bridge::orders::{self, Order};
 use crate::bridge::traffic::ResponseFlag;
 use crate::clock;
-use crate::identity::Identity;
 use crate::limits;
 use crate::runtime::oneshot;
 use crate::runtime::slab::Key;
 use crate::runtime::tasks::Executor;
 use crate::sys::driver::Driver;
 use crate::sys::epoll::EpollDriver;
-use crate::tls::{FakeCa, Revoked};
+use crate::tls::Revoked;
 use crate::wire::hbone::ConnectRequest;
 use crate::wire::http2::{ErrorCode, StreamId};
 
@@ -785,46 +782,6 @@ fn a_pod_with_more_than_its_part_is_still_reached() {
         |core, places| assert_eq!((core.room.taken(), core.shed), (places + 1, 0)),
     );
     assert!(!is_refused(&told));
-}
-
-#[test]
-fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one() {
-    let executor = Executor::default();
-    let mut core = fixture::core(&executor);
-    let pod = fixture::pod();
-    let client_of = |core: &mut Core<EpollDriver>, identity: &Identity| {
-        let (key, peer) = fixture::session(core, &pod);
-        let session = core.sessions.get_mut(key).expect("just made");
-        let destination = session.peer_address;
-        let pool_key = PoolKey {
-            pod: pod.pod.uid.clone(),
-            identity: identity.clone(),
-            source: destination.ip(),
-            destination,
-            accepted: [].into(),
-            workload: None,
-            through: None,
-        };
-        session.role = Role::Client {
-            key: Rc::new(pool_key),
-        };
-        (key, peer)
-    };
-    let (renewed, other) = (
-        Identity::new("cluster.local", "shop", "cart"),
-        Identity::new("cluster.local", "shop", "web"),
-    );
-    let (old, _peer) = client_of(&mut core, &renewed);
-    let (untouched, _other_peer) = client_of(&mut core, &other);
-    let issue = || {
-        let issued = FakeCa::new().issue(&renewed, clock::wall());
-        Ok(Arc::new(issued.expect("a certificate")))
-    };
-    core.take_certificate(renewed.clone(), issue());
-    assert!(!core.sessions.get(old).expect("there").retired, "the first one");
-    core.take_certificate(renewed.clone(), issue());
-    assert!(core.sessions.get(old).expect("not flushed yet").retired);
-    assert!(!core.sessions.get(untouched).expect("there").retired);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The worker's own certificates: asked of the control thread once per identity, kept, replaced by order.
+//! The worker's own certificates: asked of the control thread once per identity, kept, replaced by order. One that has
+//! expired, because its renewal is late, is asked for again, and no handshake begins with it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use super::outcome::Outcome;
 use super::shell::{Elapsed, Shell};
 use crate::bridge::demands::Demand;
 use crate::bridge::orders::CertificateError;
+use crate::clock::{self, SystemTime};
 use crate::identity::Identity;
 use crate::limits;
 use crate::runtime::oneshot;
@@ -24,7 +26,11 @@ pub struct CertificateCache {
 }
 
 enum Entry {
-    Asked(Vec<oneshot::Sender<Answer>>),
+    Asked {
+        waiting: Vec<oneshot::Sender<Answer>>,
+        /// There was one, which expired: sessions may have been opened with it.
+        again: bool,
+    },
     Known {
         certificate: Arc<CertifiedIdentity>,
         /// The control thread was told that a handshake with it failed for want of trust.
@@ -48,21 +54,26 @@ impl CertificateCache {
 }
 
 impl<D: Driver + 'static> Core<D> {
-    fn find_certificate(&mut self, identity: &Identity) -> Step {
+    fn find_certificate(&mut self, identity: &Identity, now: SystemTime) -> Step {
         let (sender, receiver) = oneshot::channel();
-        match self.certificates.entries.get_mut(identity) {
-            Some(Entry::Known { certificate, .. }) => return Step::Known(certificate.clone()),
-            Some(Entry::Asked(waiting)) => waiting.push(sender),
-            None => {
-                self.certificates
-                    .entries
-                    .insert(identity.clone(), Entry::Asked(vec![sender]));
-                self.demands.send(Demand::Certificate {
-                    worker: self.index,
-                    identity: identity.clone(),
-                });
+        let again = match self.certificates.entries.get_mut(identity) {
+            Some(Entry::Known { certificate, .. }) if certificate.not_after > now => {
+                return Step::Known(certificate.clone());
             }
-        }
+            Some(Entry::Asked { waiting, .. }) => {
+                waiting.push(sender);
+                return Step::Wait(receiver);
+            }
+            Some(Entry::Known { .. }) => true,
+            None => false,
+        };
+        let waiting = vec![sender];
+        let asked = Entry::Asked { waiting, again };
+        self.certificates.entries.insert(identity.clone(), asked);
+        self.demands.send(Demand::Certificate {
+            worker: self.index,
+            identity: identity.clone(),
+        });
         Step::Wait(receiver)
     }
 
@@ -78,11 +89,8 @@ impl<D: Driver + 'static> Core<D> {
             }
             Err(_) => self.certificates.entries.remove(&identity),
         };
-        if let Some(Entry::Known { .. }) = previous {
-            self.retire_sessions_of(&identity);
-        }
-        if let Some(Entry::Asked(waiting)) = previous {
-            answer(waiting, &result);
+        if let Some(previous) = previous {
+            self.replace(&identity, previous, &result);
         }
     }
 
@@ -100,18 +108,24 @@ impl<D: Driver + 'static> Core<D> {
 
     /// The last pod of the identity left this node. Its connections end by themselves.
     pub(super) fn forget_certificate(&mut self, identity: &Identity) {
-        match self.certificates.entries.remove(identity) {
-            Some(Entry::Known { .. }) => self.retire_sessions_of(identity),
-            Some(Entry::Asked(waiting)) => answer(waiting, &Err(CertificateError::no_longer_needed())),
-            None => {}
+        if let Some(entry) = self.certificates.entries.remove(identity) {
+            self.replace(identity, entry, &Err(CertificateError::no_longer_needed()));
         }
     }
-}
 
-fn answer(waiting: Vec<oneshot::Sender<Answer>>, result: &Answer) {
-    for waiter in waiting {
-        // A task that gave up meanwhile does not want it.
-        let _ = waiter.send(result.clone());
+    /// What was opened with the previous one, and who waits for the next.
+    fn replace(&mut self, identity: &Identity, previous: Entry, result: &Answer) {
+        let (waiting, was_known) = match previous {
+            Entry::Known { .. } => (Vec::new(), true),
+            Entry::Asked { waiting, again } => (waiting, again),
+        };
+        if was_known {
+            self.retire_sessions_of(identity);
+        }
+        for waiter in waiting {
+            // A task that gave up meanwhile does not want it.
+            let _ = waiter.send(result.clone());
+        }
     }
 }
 
@@ -127,7 +141,9 @@ impl<D: Driver + 'static> Core<D> {
             Some(Entry::Known {
                 certificate: known, ..
             }) => Arc::ptr_eq(known, certificate),
-            Some(Entry::Asked(_)) | None => false,
+            // It expired, and no other came yet: with that one it is retired.
+            Some(Entry::Asked { again, .. }) => *again,
+            None => false,
         };
         if !is_latest {
             self.retire_session(session);
@@ -153,9 +169,9 @@ impl<D: Driver + 'static> Core<D> {
     }
 }
 
-/// The certificate of `identity`, asked for if this worker does not have it yet.
+/// The certificate of `identity`, asked for if this worker has none that is still valid.
 pub async fn certificate<D: Driver + 'static>(shell: &Shell<D>, identity: &Identity) -> Answer {
-    match shell.with(|core| core.find_certificate(identity)) {
+    match shell.with(|core| core.find_certificate(identity, clock::wall())) {
         Step::Known(certificate) => Ok(certificate),
         Step::Wait(answer) => match shell.within(limits::CERTIFICATE_WAIT, answer).await {
             Ok(Some(answer)) => answer,

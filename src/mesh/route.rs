@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::{Draw, Purpose};
-use super::gateway::{Selected, Upstream};
+use super::gateway::{Resolved, Selected, Upstream};
 use super::plan::{Decision, Drawn, Leg, Plan, TunnelAuthority, Unresolved, Way};
 use super::service::Service;
 use super::workload::Workload;
@@ -80,7 +80,7 @@ impl Snapshot {
         if let Some(service) = called
             && let Some(waypoint) = call.waypoint_of(service, draw)
         {
-            return call.through_waypoint(waypoint, Some(service), draw);
+            return call.through_waypoint(waypoint, service, draw);
         }
         let address = NetworkAddress {
             network: source.network.clone(),
@@ -103,7 +103,7 @@ impl Snapshot {
         if let (None, Some(waypoint)) = (called, &upstream.workload.waypoint)
             && !call.is_from(waypoint)
         {
-            return call.through_waypoint(waypoint, upstream.service, draw);
+            return call.through_own_waypoint(waypoint, &upstream, draw);
         }
         direct(&upstream, target)
     }
@@ -152,34 +152,59 @@ impl<'a> Call<'a> {
         (!from_waypoint).then_some(chosen)
     }
 
+    /// Through the waypoint of a service that was called.
     fn through_waypoint(
         &self,
         waypoint: &GatewayAddress,
-        service: Option<&'a Arc<Service>>,
+        service: &'a Arc<Service>,
         draw: &mut Draw<'_>,
     ) -> Result<Decision, RouteError> {
-        let resolved = self.snapshot.resolve_gateway(
-            waypoint,
-            self.source,
-            self.target.ip(),
-            Purpose::Waypoint,
-            draw,
-        )?;
+        let resolved = self.resolve_waypoint(waypoint, draw)?;
         let chosen = &resolved.upstream;
-        // A workload's own waypoint is dialled wherever it says that it is.
-        if let Some(service) = service
-            && chosen.workload.network != self.source.network
-        {
+        if chosen.workload.network != self.source.network {
             return self.through_gateway(chosen, service, draw);
         }
+        let has_several = || service.waypoints().nth(1).is_some();
+        let among_waypoints = || has_several().then_some(Drawn { failover_scopes: 0 });
+        let drawn = Drawn::from(&[chosen.service]).or_else(among_waypoints);
+        self.to_waypoint(&resolved, Some(service), drawn)
+    }
+
+    /// Through the waypoint of the workload that was called, or drawn from a service that has its address, too. It is
+    /// dialled wherever it says that it is.
+    fn through_own_waypoint(
+        &self,
+        waypoint: &GatewayAddress,
+        called: &Upstream<'a>,
+        draw: &mut Draw<'_>,
+    ) -> Result<Decision, RouteError> {
+        let resolved = self.resolve_waypoint(waypoint, draw)?;
+        let drawn = Drawn::from(&[resolved.upstream.service, called.service]);
+        self.to_waypoint(&resolved, called.service, drawn)
+    }
+
+    fn resolve_waypoint(
+        &self,
+        waypoint: &GatewayAddress,
+        draw: &mut Draw<'_>,
+    ) -> Result<Resolved<'a>, RouteError> {
+        let original = self.target.ip();
+        self.snapshot
+            .resolve_gateway(waypoint, self.source, original, Purpose::Waypoint, draw)
+    }
+
+    fn to_waypoint(
+        &self,
+        resolved: &Resolved<'_>,
+        service: Option<&Arc<Service>>,
+        drawn: Option<Drawn>,
+    ) -> Result<Decision, RouteError> {
+        let chosen = &resolved.upstream;
         let leg = Leg::Waypoint {
             port: chosen.port,
             authority: self.target,
             accepted: chosen.accepted.clone(),
         };
-        let has_several = || service.is_some_and(|service| service.waypoints().nth(1).is_some());
-        let among_waypoints = || has_several().then_some(Drawn { failover_scopes: 0 });
-        let drawn = Drawn::from(&[chosen.service]).or_else(among_waypoints);
         decide(chosen, leg, resolved.family_of, service.cloned(), drawn)
     }
 

@@ -158,6 +158,20 @@ fn the_waypoint_of_a_workload_is_dialled_whatever_its_network() {
 }
 
 #[test]
+fn the_waypoint_of_a_workload_is_dialled_also_where_a_service_has_the_workloads_address() {
+    let wp = with(pod("wp", "10.0.0.9"), |it| it.network = "net2".into());
+    let server = with(behind(pod("server", "10.0.0.2"), "web", &[]), |it| {
+        it.waypoint = waypoint("net2/10.0.0.9", 15008)
+    });
+    let web = service("web", "10.0.0.2");
+    let snapshot = mesh(vec![client(), wp, server], vec![web], vec![]);
+    let plan = route(&snapshot, "10.0.0.2:80").expect("routed");
+    assert_eq!(hbone(&plan).next_hop, socket("10.0.0.9:15008"));
+    assert_eq!(&*plan.service.expect("balanced").name, "web");
+    assert!(plan.drawn.is_some(), "another endpoint may have another waypoint");
+}
+
+#[test]
 fn local_endpoints_are_preferred_where_the_service_says_so() {
     let load_balancer = balancer(BalanceMode::Failover, &[Scope::Network]);
     let web = Service {

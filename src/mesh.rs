@@ -34,6 +34,7 @@ use ipnet::IpNet;
 
 pub use address::{
     CidrVip, GatewayAddress, GatewayTarget, InvalidName, NamespacedHostname, NetworkAddress, PortMap,
+    canonical_range,
 };
 pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;

@@ -36,6 +36,19 @@ pub(super) fn without_case(hostname: &str) -> Cow<'_, str> {
     }
 }
 
+/// A range of IPv4-mapped IPv6 addresses is one of IPv4 addresses, as every single address is. What begins among them
+/// and has a shorter prefix reaches beyond them: no more than `::/0` does it hold an IPv4 address.
+pub fn canonical_range(range: IpNet) -> IpNet {
+    let ip = range.addr().to_canonical();
+    if ip == range.addr() {
+        return range;
+    }
+    let length = range.prefix_len().checked_sub(96);
+    length
+        .and_then(|length| IpNet::new(ip, length).ok())
+        .unwrap_or(range)
+}
+
 /// A range of virtual addresses of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CidrVip {
@@ -249,6 +262,25 @@ mod tests {
             NetworkAddress::new("net1", "10.0.0.1".parse().expect("ip"))
         );
         assert_eq!(address.to_string(), "net1/10.0.0.1");
+    }
+
+    #[test]
+    fn a_range_of_mapped_ipv4_addresses_becomes_one_of_ipv4_addresses() {
+        for (range, canonical) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            // Bits behind the prefix may be set.
+            ("::ffff:10.0.0.1/104", "10.0.0.1/8"),
+            ("::ffff:10.0.0.1/128", "10.0.0.1/32"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            ("::ffff:0.0.0.0/95", "::ffff:0.0.0.0/95"),
+            ("::ffff:10.0.0.0/8", "::ffff:10.0.0.0/8"),
+            ("::/0", "::/0"),
+            ("fd00::/104", "fd00::/104"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+        ] {
+            let [range, canonical] = [range, canonical].map(|text| text.parse().expect("a range"));
+            assert_eq!(canonical_range(range), canonical, "{range}");
+        }
     }
 
     #[test]

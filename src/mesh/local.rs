@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 
-use super::address::{CidrVip, GatewayAddress, GatewayTarget, NamespacedHostname, NetworkAddress, PortMap};
+use super::address::{
+    CidrVip, GatewayAddress, GatewayTarget, NamespacedHostname, NetworkAddress, PortMap, canonical_range,
+};
 use super::policy::{Policy, PolicyAction, PolicyScope, Rule};
 use super::service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
@@ -444,7 +446,7 @@ impl From<ServiceShape> for Service {
                 .into_iter()
                 .map(|it| CidrVip {
                     network: it.network,
-                    cidr: it.cidr,
+                    cidr: canonical_range(it.cidr),
                 })
                 .collect(),
             ports: shape.ports,

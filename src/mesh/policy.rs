@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::address::canonical_range;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -59,9 +61,13 @@ pub struct Match {
     pub not_service_accounts: Vec<ServiceAccountMatch>,
     pub principals: Vec<StringMatch>,
     pub not_principals: Vec<StringMatch>,
+    #[serde(deserialize_with = "ranges")]
     pub source_ips: Vec<IpNet>,
+    #[serde(deserialize_with = "ranges")]
     pub not_source_ips: Vec<IpNet>,
+    #[serde(deserialize_with = "ranges")]
     pub destination_ips: Vec<IpNet>,
+    #[serde(deserialize_with = "ranges")]
     pub not_destination_ips: Vec<IpNet>,
     pub destination_ports: Vec<u16>,
     pub not_destination_ports: Vec<u16>,
@@ -100,9 +106,14 @@ impl Match {
     }
 }
 
+fn ranges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let ranges = Vec::deserialize(deserializer)?;
+    Ok(ranges.into_iter().map(canonical_range).collect())
+}
+
 impl<'de> Deserialize<'de> for StringMatch {
     /// Reads `!Exact v` and `{Exact: v}`; the value of `Presence` carries nothing.
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         enum Shape {
             Exact(Box<str>),

@@ -17,7 +17,7 @@ use super::protocol::Kind;
 use crate::mesh::{
     ApplicationProtocol, ApplicationTunnel, BalanceMode, CidrVip, GatewayAddress, GatewayTarget,
     HealthPolicy, Interner, IpFamilies, LoadBalancer, NamespacedHostname, NetworkAddress, PortMap, Scope,
-    Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload,
+    Service, TunnelProtocol, Visibility, WeightedWaypoint, Workload, canonical_range,
 };
 
 mod policy;
@@ -252,15 +252,10 @@ fn virtual_address(from: wire::NetworkAddress) -> Result<VirtualAddress, FieldEr
     }
 }
 
-/// A range of mapped IPv4 addresses is one of IPv4 addresses, as every single address is.
 fn range(ip: IpAddr, length: u32) -> Result<IpNet, FieldError> {
     let length = length as u8;
-    let invalid = || FieldError::Cidr { ip, length };
-    let range = IpNet::new(ip, length).map_err(|_| invalid())?;
-    match (ip.to_canonical(), length.checked_sub(96)) {
-        (mapped, Some(rest)) if mapped != ip => IpNet::new(mapped, rest).map_err(|_| invalid()),
-        (_, _) => Ok(range),
-    }
+    let range = IpNet::new(ip, length).map_err(|_| FieldError::Cidr { ip, length })?;
+    Ok(canonical_range(range))
 }
 
 fn ip(bytes: &[u8]) -> Result<IpAddr, FieldError> {

@@ -272,6 +272,33 @@ fn mapped_addresses_become_ipv4() {
 }
 
 #[test]
+fn ranges_of_mapped_addresses_become_ranges_of_ipv4_addresses() {
+    let text = "
+services:
+- {name: s, namespace: a, hostname: s.a, vips: [], ports: {}, cidrVips: [{network: '', cidr: '::ffff:10.0.0.0/104'}]}
+policies:
+- name: p
+  namespace: a
+  scope: Global
+  action: Deny
+  dryRun: false
+  rules: [[[{sourceIps: ['::ffff:10.1.0.0/112', 'fd00::/8'], notSourceIps: ['::ffff:10.1.1.0/120'],
+             destinationIps: ['::ffff:10.2.0.0/112'], notDestinationIps: ['::ffff:10.2.2.2/128']}]]]
+";
+    let state = LocalState::parse(text).expect("valid");
+    let ranges = |texts: &[&str]| -> Vec<ipnet::IpNet> {
+        let ranges = texts.iter().map(|text| text.parse().expect("a range"));
+        ranges.collect()
+    };
+    assert_eq!(state.services[0].cidr_vips[0].cidr, ranges(&["10.0.0.0/8"])[0]);
+    let read = &state.policies[0].rules[0].clauses[0].matches[0];
+    assert_eq!(read.source_ips, ranges(&["10.1.0.0/16", "fd00::/8"]));
+    assert_eq!(read.not_source_ips, ranges(&["10.1.1.0/24"]));
+    assert_eq!(read.destination_ips, ranges(&["10.2.0.0/16"]));
+    assert_eq!(read.not_destination_ips, ranges(&["10.2.2.2/32"]));
+}
+
+#[test]
 fn a_file_may_hold_a_whole_cluster() {
     let mut text = String::from("workloads:\n");
     for at in 0..12_000 {

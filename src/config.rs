@@ -14,6 +14,8 @@ mod supported;
 mod threads;
 mod values;
 
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ impl Config {
         Ok(Self {
             node: node(env, metadata),
             ports: ports(&proxy),
-            sockets: sockets(env)?,
+            sockets: sockets(env, &mut warnings)?,
             worker: worker(env, &own, proxy.concurrency)?,
             pods: Pods {
                 zds_socket: PathBuf::from(env.text_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock")),
@@ -113,7 +115,7 @@ fn ports(proxy: &ProxyConfig) -> Ports {
     }
 }
 
-fn sockets(env: &Environment) -> Result<Sockets, ConfigError> {
+fn sockets(env: &Environment, warnings: &mut Vec<String>) -> Result<Sockets, ConfigError> {
     let keepalive = Keepalive {
         idle: duration_or(env, "KEEPALIVE_TIME", Duration::from_secs(180))?,
         interval: duration_or(env, "KEEPALIVE_INTERVAL", Duration::from_secs(180))?,
@@ -122,6 +124,7 @@ fn sockets(env: &Environment) -> Result<Sockets, ConfigError> {
     let user_timeout = keepalive
         .idle
         .saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
+    let is_on = env.flag_or("KEEPALIVE_ENABLED", true)?;
     Ok(Sockets {
         packet_mark: match env.parse_or("PACKET_MARK", 1337, values::number(0..=u32::MAX))? {
             0 => None,
@@ -133,12 +136,45 @@ fn sockets(env: &Environment) -> Result<Sockets, ConfigError> {
             None => OriginalSource::BestEffort,
         },
         ipv6: env.flag_or("IPV6_ENABLED", true)?,
-        keepalive: env.flag_or("KEEPALIVE_ENABLED", true)?.then_some(keepalive),
+        keepalive: is_on.then(|| as_the_kernel_takes_it(keepalive, env, warnings)),
         user_timeout: env
             .flag_or("USER_TIMEOUT_ENABLED", false)?
             .then_some(user_timeout),
         port_reuse: env.flag_or("INPOD_PORT_REUSE", true)?,
     })
+}
+
+/// What Linux takes of `TCP_KEEPIDLE` and `TCP_KEEPINTVL`, in whole seconds, and of `TCP_KEEPCNT`. Whatever is outside is
+/// refused, and the socket keeps what the host sets: two hours until the first probe.
+const KEEPALIVE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
+const KEEPALIVE_RETRIES: RangeInclusive<u32> = 1..=127;
+
+/// ztunnel starts with any values, so they stop no start here; but keepalive shall not silently be as if it was off.
+fn as_the_kernel_takes_it(asked: Keepalive, env: &Environment, warnings: &mut Vec<String>) -> Keepalive {
+    let (times, retries) = (KEEPALIVE_TIMES, KEEPALIVE_RETRIES);
+    Keepalive {
+        idle: within(&times, asked.idle, "KEEPALIVE_TIME", env, warnings),
+        interval: within(&times, asked.interval, "KEEPALIVE_INTERVAL", env, warnings),
+        retries: within(&retries, asked.retries, "KEEPALIVE_RETRIES", env, warnings),
+    }
+}
+
+fn within<T: Ord + Copy + Debug>(
+    range: &RangeInclusive<T>,
+    asked: T,
+    name: &str,
+    env: &Environment,
+    warnings: &mut Vec<String>,
+) -> T {
+    let (least, most) = (*range.start(), *range.end());
+    let taken = asked.clamp(least, most);
+    if taken != asked {
+        let value = env.text_or(name, "");
+        warnings.push(format!(
+            "{name}={value} is used as {taken:?}: the kernel takes {least:?} to {most:?}"
+        ));
+    }
+    taken
 }
 
 fn worker(env: &Environment, own: &OwnVariables, concurrency: Option<u16>) -> Result<Worker, ConfigError> {

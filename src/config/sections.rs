@@ -72,6 +72,7 @@ pub enum OriginalSource {
     BestEffort,
 }
 
+/// Within what the kernel takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
     pub idle: Duration,

@@ -172,6 +172,55 @@ fn keepalive_that_is_off_leaves_the_user_timeout_alone() {
 }
 
 #[test]
+fn keepalive_is_kept_within_what_the_kernel_takes_with_a_warning() {
+    let largest = Keepalive {
+        idle: Duration::from_secs(32_767),
+        interval: Duration::from_secs(32_767),
+        retries: 127,
+    };
+    let of_keepalive = |mut config: Config| {
+        config.warnings.retain(|it| it.contains("KEEPALIVE"));
+        config.warnings
+    };
+    let asked = [
+        ("KEEPALIVE_TIME", "32767s"),
+        ("KEEPALIVE_INTERVAL", "32767"),
+        ("KEEPALIVE_RETRIES", "127"),
+    ];
+    assert_eq!(config(&asked).sockets.keepalive, Some(largest));
+    assert!(of_keepalive(config(&asked)).is_empty());
+
+    let too_large = [
+        ("KEEPALIVE_TIME", "1d"),
+        ("KEEPALIVE_INTERVAL", "32768"),
+        ("KEEPALIVE_RETRIES", "128"),
+        ("USER_TIMEOUT_ENABLED", "true"),
+    ];
+    let too_large = config(&too_large);
+    assert_eq!(too_large.sockets.keepalive, Some(largest));
+    // Which has a bound of its own.
+    let user_timeout = Duration::from_secs(86_400 + 32_768 * 128);
+    assert_eq!(too_large.sockets.user_timeout, Some(user_timeout));
+    assert_eq!(
+        of_keepalive(too_large),
+        [
+            "KEEPALIVE_TIME=1d is used as 32767s: the kernel takes 1s to 32767s",
+            "KEEPALIVE_INTERVAL=32768 is used as 32767s: the kernel takes 1s to 32767s",
+            "KEEPALIVE_RETRIES=128 is used as 127: the kernel takes 1 to 127",
+        ]
+    );
+
+    let too_small = [("KEEPALIVE_TIME", "10ms"), ("KEEPALIVE_RETRIES", "0")];
+    let too_small = config(&too_small);
+    let keepalive = too_small.sockets.keepalive.expect("on");
+    assert_eq!((keepalive.idle, keepalive.retries), (Duration::from_secs(1), 1));
+    assert_eq!(of_keepalive(too_small).len(), 2);
+
+    let off = [("KEEPALIVE_TIME", "1d"), ("KEEPALIVE_ENABLED", "false")];
+    assert!(of_keepalive(config(&off)).is_empty());
+}
+
+#[test]
 fn the_drain_deadline_is_a_little_less_than_the_grace_period() {
     for (grace, deadline_secs) in [("30", 25), ("11", 6), ("10", 9), ("2", 1), ("1", 1), ("0", 1)] {
         let deadline = config(&[("TERMINATION_GRACE_PERIOD_SECONDS", grace)])

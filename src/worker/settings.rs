@@ -7,6 +7,9 @@ use crate::limits;
 use crate::sys::socket::{Keepalive, Options};
 use crate::tls::handshake::RecordMode;
 
+/// What the kernel takes of `TCP_USER_TIMEOUT`: 24 days.
+const USER_TIMEOUT_MS_MAX: u32 = i32::MAX as u32;
+
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Of sockets to other pods and hosts.
@@ -49,7 +52,7 @@ impl Settings {
         });
         let user_timeout_ms = sockets
             .user_timeout
-            .map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+            .map(|timeout| timeout.as_millis().min(USER_TIMEOUT_MS_MAX.into()) as u32);
         Self {
             socket_options: Options {
                 mark: sockets.packet_mark,
@@ -76,7 +79,7 @@ impl Settings {
     }
 }
 
-/// The kernel counts keepalive in seconds, and refuses zero.
+/// The kernel counts keepalive in seconds.
 fn whole_seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX).max(1)
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }

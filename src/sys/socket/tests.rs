@@ -220,6 +220,40 @@ fn options_reach_opened_sockets_and_those_that_a_listener_accepts() {
 }
 
 #[test]
+fn the_kernel_takes_the_largest_keepalive_and_no_larger_one() {
+    let (time_s, retries, user_timeout_ms) = (32_767, 127, i32::MAX as u32);
+    let read = |time_s, interval_s, retries| {
+        let options = Options {
+            keepalive: Some(Keepalive {
+                time_s,
+                interval_s,
+                retries,
+            }),
+            user_timeout_ms: Some(user_timeout_ms),
+            ..Options::default()
+        };
+        let spec = SocketSpec {
+            options,
+            ..SocketSpec::default()
+        };
+        let socket = Socket::from(open(&spec, Ipv4Addr::LOCALHOST.into()).expect("opened"));
+        let user_timeout = socket.tcp_user_timeout().expect("option").expect("set");
+        assert_eq!(user_timeout.as_millis(), u128::from(user_timeout_ms));
+        let time = |time: io::Result<Duration>| time.expect("option").as_secs() as u32;
+        (
+            time(socket.tcp_keepalive_time()),
+            time(socket.tcp_keepalive_interval()),
+            socket.tcp_keepalive_retries().expect("option"),
+        )
+    };
+    assert_eq!(read(time_s, time_s, retries), (time_s, time_s, retries));
+    assert_eq!(read(1, 1, 1), (1, 1, 1));
+    assert_ne!(read(time_s + 1, 60, 5).0, time_s + 1);
+    assert_ne!(read(60, time_s + 1, 5).1, time_s + 1);
+    assert_ne!(read(60, 60, retries + 1).2, retries + 1);
+}
+
+#[test]
 fn a_listener_that_must_be_transparent_is() {
     let listening = listen(&ListenSpec {
         namespace: Some(pod()),

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::bridge::{Order, Orders};
-use crate::clock;
+use crate::clock::Instant;
 use crate::control::demands::Asked;
 use crate::limits;
 use waiting::Waiting;
@@ -84,19 +84,19 @@ impl Resolve for NameServers {
     }
 }
 
-/// Answers as long as anybody may ask. Needs a `LocalSet`.
+/// Answers as long as anybody may ask; `now` tells who has given up. Needs a `LocalSet`.
 pub async fn serve(
     mut asked: mpsc::UnboundedReceiver<Asked<Arc<str>>>,
     resolver: impl Resolve,
     orders: Orders,
+    now: impl Fn() -> Instant,
 ) {
     let resolver = Rc::new(resolver);
     let mut waiting = Waiting::default();
     let mut tasks = JoinSet::new();
     loop {
-        let now = clock::now();
         // While anything waits, a look-up is under way: its end brings the next round.
-        if let Some(since) = now.checked_sub(limits::LOOKUP_WAIT) {
+        if let Some(since) = now().checked_sub(limits::LOOKUP_WAIT) {
             for (host, workers) in waiting.expire(since) {
                 let limit = limits::RESOLUTIONS_MAX;
                 tell(&orders, &host, &workers, &Err(LookupError::TooMany { limit }));
@@ -117,7 +117,7 @@ pub async fn serve(
         tokio::select! {
             asked = asked.recv() => {
                 let Some(Asked { worker, pod, what }) = asked else { return };
-                if let Err(error) = waiting.add(worker, &pod, &what, now) {
+                if let Err(error) = waiting.add(worker, &pod, &what, now()) {
                     tell(&orders, &what, &[worker].into(), &Err(error));
                 }
             }
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::bridge::{Inbox, PodUid, orders};
-    use crate::clock::Duration;
+    use crate::clock::{self, Duration};
     use crate::sys::driver::Wake;
 
     struct NoWake;
@@ -179,6 +179,8 @@ mod tests {
         ask: mpsc::UnboundedSender<Asked<Arc<str>>>,
         inboxes: [Inbox; 2],
         slow: Slow,
+        /// Since the start, by the clock of those who give up.
+        passed: Rc<Cell<Duration>>,
     }
 
     impl World {
@@ -189,11 +191,18 @@ mod tests {
                 asked: Rc::default(),
                 answers: Rc::new(Semaphore::new(0)),
             };
-            tokio::task::spawn_local(serve(asked, slow.clone(), Orders::new(vec![first, second])));
+            let passed = Rc::new(Cell::new(Duration::ZERO));
+            let now = {
+                let (start, passed) = (clock::now(), passed.clone());
+                move || start + passed.get()
+            };
+            let orders = Orders::new(vec![first, second]);
+            tokio::task::spawn_local(serve(asked, slow.clone(), orders, now));
             Self {
                 ask,
                 inboxes: [a, b],
                 slow,
+                passed,
             }
         }
 
@@ -241,6 +250,19 @@ mod tests {
                 assert_eq!(world.answer(worker, "api.example").await, expected);
             }
             assert_eq!(world.slow.asked.get(), 1);
+        });
+    }
+
+    #[test]
+    fn a_name_is_looked_up_however_long_nobody_asked() {
+        run(async {
+            let world = World::start();
+            world.slow.answers.add_permits(2);
+            for host in ["api.example", "later.example"] {
+                world.passed.set(world.passed.get() + limits::LOOKUP_WAIT * 2);
+                world.ask(0, host);
+                assert!(world.answer(0, host).await.is_ok());
+            }
         });
     }
 

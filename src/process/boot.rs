@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::bridge::demands::{self as demand_queue, DemandQueue};
 use crate::bridge::{LogSink, OpenFiles, Order, Orders, SnapshotCell};
+use crate::clock;
 use crate::config::{
     self, CertificateSource, Config, ConfigError, Environment, IoChoice, LogFormat, RingFeatures,
 };
@@ -182,7 +183,12 @@ async fn run(config: &Config, log: &LogSink, parts: Parts) -> Result<(), BootErr
     let (lookups, answering) = demands::lookups();
     let synced = follow_control_plane(config, state, &readiness, metrics.clone(), answering.mesh)?;
     let name_servers = NameServers::new(config.sockets.ipv6);
-    tokio::task::spawn_local(resolver::serve(answering.hosts, name_servers, orders.clone()));
+    tokio::task::spawn_local(resolver::serve(
+        answering.hosts,
+        name_servers,
+        orders.clone(),
+        clock::now,
+    ));
 
     let pods = WorkerPods::new(
         config.ports.clone(),

@@ -126,7 +126,9 @@ impl Waiting {
             let Some(pod) = self.pods.get_mut(&uid) else {
                 continue;
             };
-            while let Some((_, host)) = pod.queue.pop_front_if(|(asked, _)| *asked < since) {
+            while pod.queue.front().is_some_and(|(asked, _)| *asked < since)
+                && let Some((_, host)) = pod.queue.pop_front()
+            {
                 let Some(name) = self.names.get_mut(&host) else {
                     continue;
                 };

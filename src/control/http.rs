@@ -1,7 +1,7 @@
 //! Our own small HTTP servers: readiness, admin, metrics. HTTP/1.1 in clear text, nothing of it on the data path.
 //!
 //! Control thread. What is answered is the business of whoever implements `Answer`. Invariant: a client that sends
-//! slowly, or does not read, holds one of its server's places for a bounded time, and nothing else.
+//! slowly, or does not read, holds one of its server's places for a bounded time and no longer than nobody else needs it.
 //! Specification: section 1 of the admin contract.
 
 use std::convert::Infallible;
@@ -21,11 +21,15 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::clock;
 use crate::limits;
+use clients::{Answered, Client, Watched};
+
+mod clients;
 
 /// A body in one piece or in many; an error cuts the connection, so that a part is never taken for the whole.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -83,18 +87,22 @@ impl<A: Answer> Server<A> {
             connection_time_max,
         } = self.allowance;
         let places = Arc::new(Semaphore::new(connections_max));
+        let mut clients: Vec<Rc<Client>> = Vec::new();
         loop {
-            let place = Arc::clone(&places)
-                .acquire_owned()
-                .await
-                .expect("invariant: never closed");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let answer = Rc::clone(&self.answer);
+                    let place = place(&places, &mut clients).await;
+                    let (answer, client) = (Rc::clone(&self.answer), Client::new());
+                    clients.push(Rc::clone(&client));
                     tokio::task::spawn_local(async move {
-                        let serving = serve_connection(stream, &*answer, name);
-                        if tokio::time::timeout(connection_time_max, serving).await.is_err() {
-                            tracing::debug!("{name}: connection cut after {connection_time_max:?}");
+                        let serving = serve_connection(stream, &*answer, Rc::clone(&client), name);
+                        tokio::select! {
+                            ended = tokio::time::timeout(connection_time_max, serving) => if ended.is_err() {
+                                tracing::debug!("{name}: connection cut after {connection_time_max:?}");
+                            },
+                            () = client.has_to_give_way() => {
+                                tracing::debug!("{name}: connection cut: another one needs its place");
+                            }
                         }
                         answer.connection_ended();
                         drop(place);
@@ -110,17 +118,50 @@ impl<A: Answer> Server<A> {
     }
 }
 
-async fn serve_connection<A: Answer>(stream: TcpStream, answer: &A, name: &str) {
+/// A free one, or that of whoever has let the server wait for longest.
+async fn place(places: &Arc<Semaphore>, clients: &mut Vec<Rc<Client>>) -> OwnedSemaphorePermit {
+    loop {
+        // Those that have ended are held by nobody else.
+        clients.retain(|client| Rc::strong_count(client) > 1);
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return place;
+        }
+        let now = clock::now();
+        let longest = clients
+            .iter()
+            .filter_map(|client| Some((client.gives_way_at()?, client)))
+            .min_by_key(|(at, _)| *at);
+        if let Some((at, client)) = longest
+            && at <= now
+        {
+            client.give_way();
+        }
+        // Unless a place becomes free, those who have one are looked at again.
+        let free = Arc::clone(places).acquire_owned();
+        if let Ok(place) = tokio::time::timeout(limits::ACCEPT_PAUSE, free).await {
+            return place.expect("invariant: never closed");
+        }
+    }
+}
+
+async fn serve_connection<A: Answer>(stream: TcpStream, answer: &A, client: Rc<Client>, name: &str) {
     // Only a matter of speed.
     let _ = stream.set_nodelay(true);
-    let answering =
-        service_fn(move |request| async move { Ok::<_, Infallible>(answer.answer(request).await) });
+    let stream = Watched::new(stream, Rc::clone(&client));
+    let answering = service_fn(move |request| {
+        let client = Rc::clone(&client);
+        async move {
+            client.request_came();
+            let response = answer.answer(request).await;
+            Ok::<_, Infallible>(response.map(|body| Answered::new(body, client)))
+        }
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HTTP_HEADER_TIMEOUT)
         .max_buf_size(limits::HTTP_HEADER_BYTES_MAX)
         .half_close(true)
-        .serve_connection(TokioIo::new(stream), answering)
+        .serve_connection(stream, answering)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "{name}: connection failed");
@@ -148,4 +189,132 @@ fn with_body(status: StatusCode, body: Full<Bytes>) -> Response<Body> {
     let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    /// More than sockets hold.
+    const LARGE_BYTES: usize = 16 << 20;
+
+    /// Answers at once, but `/slow` only when it is told to, and `/large` with many bytes.
+    #[derive(Default)]
+    struct Gate {
+        begun: Cell<usize>,
+        open: Notify,
+    }
+
+    impl Answer for Rc<Gate> {
+        async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+            self.begun.set(self.begun.get() + 1);
+            match request.uri().path() {
+                "/slow" => self.open.notified().await,
+                "/large" => return with_body(StatusCode::OK, vec![0; LARGE_BYTES].into()),
+                _ => {}
+            }
+            empty(StatusCode::OK)
+        }
+    }
+
+    /// Of two places.
+    fn serve(gate: &Rc<Gate>) -> SocketAddr {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let allowance = Allowance {
+            name: "test",
+            connections_max: 2,
+            connection_time_max: Duration::from_secs(60),
+        };
+        let server = Server::new(listener.into(), Rc::new(Rc::clone(gate)), allowance).expect("a server");
+        let address = server.local_address().expect("bound");
+        tokio::task::spawn_local(server.serve());
+        address
+    }
+
+    /// With a part of a request, or a whole one.
+    async fn client(address: SocketAddr, says: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        stream.write_all(says).await.expect("sent");
+        stream
+    }
+
+    async fn status(stream: &mut TcpStream) -> Vec<u8> {
+        let mut status = vec![0; b"HTTP/1.1 200 OK".len()];
+        let reading = tokio::time::timeout(limits::HTTP_HEADER_TIMEOUT / 2, stream.read_exact(&mut status));
+        reading.await.expect("answered in time").expect("answered");
+        status
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn the_client_that_has_let_the_server_wait_for_longest_gives_its_place_to_a_new_one() {
+        run(async {
+            let address = serve(&Rc::default());
+            let mut idle = client(address, REQUEST).await;
+            assert_eq!(status(&mut idle).await, b"HTTP/1.1 200 OK");
+            let mut slow = client(address, b"GET").await;
+            let mut prober = client(address, REQUEST).await;
+            assert_eq!(status(&mut prober).await, b"HTTP/1.1 200 OK");
+            let mut rest = Vec::new();
+            let ended = tokio::time::timeout(limits::HTTP_HEADER_TIMEOUT / 2, idle.read_to_end(&mut rest));
+            assert!(ended.await.expect("ended in time").is_ok());
+            slow.write_all(&REQUEST[3..]).await.expect("sent");
+            assert_eq!(
+                status(&mut slow).await,
+                b"HTTP/1.1 200 OK",
+                "waited for less long"
+            );
+        });
+    }
+
+    #[test]
+    fn who_does_not_read_its_answer_gives_its_place_to_a_new_one() {
+        run(async {
+            let address = serve(&Rc::default());
+            let large = b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n";
+            let mut deaf = [client(address, large).await, client(address, large).await];
+            for client in &mut deaf {
+                assert_eq!(status(client).await, b"HTTP/1.1 200 OK");
+            }
+            let mut prober = client(address, REQUEST).await;
+            let mut status = [0; b"HTTP/1.1 200 OK".len()];
+            // Long before their time is over.
+            let reading = tokio::time::timeout(Duration::from_secs(20), prober.read_exact(&mut status));
+            reading.await.expect("answered in time").expect("answered");
+            assert_eq!(&status, b"HTTP/1.1 200 OK");
+        });
+    }
+
+    #[test]
+    fn whose_answer_is_being_made_keeps_its_place() {
+        run(async {
+            let gate = Rc::new(Gate::default());
+            let address = serve(&gate);
+            let mut working = client(address, b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            while gate.begun.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+            let _silent = client(address, b"").await;
+            let mut prober = client(address, REQUEST).await;
+            assert_eq!(status(&mut prober).await, b"HTTP/1.1 200 OK");
+            gate.open.notify_one();
+            assert_eq!(status(&mut working).await, b"HTTP/1.1 200 OK");
+        });
+    }
 }

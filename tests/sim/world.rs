@@ -580,10 +580,12 @@ impl World {
         let ends = account.and_then(|account| self.ending.get(&account).copied());
         let certificate = match ends {
             None => authority::lasting(&identity),
-            // Nobody hands out what has expired: the answer is the next one.
-            Some(ends) if authority::epoch() + ends <= self.wall() => return,
             Some(ends) => authority::until(&identity, authority::epoch() + ends),
         };
+        // Nobody hands out what has expired, by its own whole seconds: the answer is the next one.
+        if certificate.not_after <= self.wall() {
+            return;
+        }
         self.proxies[node].orders.send(
             worker,
             uztunnel::bridge::Order::Certificate {

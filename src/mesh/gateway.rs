@@ -96,10 +96,11 @@ impl Snapshot {
                 (found, original)
             }
         };
-        let upstream = found.ok_or_else(|| match purpose {
-            Purpose::Waypoint => RouteError::UnknownWaypoint(reference.to_string()),
-            Purpose::Traffic => RouteError::UnknownGateway(Box::new(reference.clone())),
-        })?;
+        let unknown = match purpose {
+            Purpose::Waypoint => RouteError::UnknownWaypoint,
+            Purpose::Traffic => RouteError::UnknownGateway,
+        };
+        let upstream = found.ok_or_else(|| unknown(Box::new(reference.clone())))?;
         Ok(Resolved { upstream, family_of })
     }
 

@@ -24,7 +24,7 @@ pub enum RouteError {
     #[error("no service for target address: {0}")]
     NoServiceForTarget(SocketAddr),
     #[error("unknown waypoint: {0}")]
-    UnknownWaypoint(String),
+    UnknownWaypoint(Box<GatewayAddress>),
     #[error("unknown network gateway: {0}")]
     UnknownGateway(Box<GatewayAddress>),
     #[error("no valid routing destination for workload: {workload}")]

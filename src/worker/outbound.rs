@@ -189,7 +189,8 @@ async fn route<D: Driver + 'static>(
                     Err(outcome) => return Err(outcome),
                 }
             }
-            Err(RouteError::UnknownGateway(gateway))
+            // Some show only when an endpoint has been chosen.
+            Err(RouteError::UnknownGateway(gateway) | RouteError::UnknownWaypoint(gateway))
                 if lookups::ask_for(shell, pod, &gateway.target, &mut gateways).await? => {}
             Err(refused) => return Err(refused.into()),
         }

@@ -7,6 +7,7 @@ use crate::bridge::demands::{self, Demand};
 use crate::bridge::log::Direction;
 use crate::bridge::lookups::Question;
 use crate::bridge::orders::CertificateError;
+use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{
     Builder, GatewayAddress, GatewayTarget, LocalState, Locale, NamespacedHostname, NetworkAddress, Service,
@@ -143,6 +144,40 @@ fn a_replica_in_trouble_of_the_waypoint_of_a_pod_is_given_up_for_another() {
     for _ in 0..100 {
         assert_eq!(choose(&mut core, &[]).way.next_hop(), other);
     }
+}
+
+/// Where a service has a workload's address, only the choice tells whose waypoint it is.
+#[test]
+fn the_waypoint_of_the_endpoint_that_was_chosen_is_asked_for() {
+    let executor = Executor::default();
+    let mut behind = endpoint("behind", &[VIP]);
+    let waypoint = GatewayTarget::Address(NetworkAddress::new("", [198, 18, 9, 9].into()));
+    behind.waypoint = Some(Box::new(GatewayAddress {
+        target: waypoint.clone(),
+        hbone_mtls_port: 15008,
+    }));
+    let mut core = core(&executor, vec![behind]);
+    let settings = Rc::get_mut(&mut core.settings).expect("nobody else has them");
+    settings.on_demand = true;
+    let (sender, mut asked) = demands::channel();
+    core.demands = sender;
+    let shell = Shell::new(core, executor.spawner());
+    shell.spawn({
+        let shell = shell.clone();
+        async move {
+            let (peer, target) = (([198, 18, 0, 1], 4000).into(), (VIP, 80).into());
+            let mut account = Account::new(Direction::Outbound, clock::now(), peer, target);
+            let (pod, source) = (fixture::pod(), Arc::new(source()));
+            let routed = route(&shell, &pod, &source, target, &[], &mut account).await;
+            assert!(routed.is_err(), "nobody has answered");
+        }
+    });
+    executor.run(10);
+    let lookup = asked.try_recv();
+    assert!(
+        matches!(&lookup, Ok(Demand::Lookup { question: Question::Mesh(target), .. }) if *target == waypoint),
+        "{lookup:?}"
+    );
 }
 
 #[test]

@@ -47,10 +47,10 @@ pub const LOG_WRITE_BYTES_MAX: usize = 256 * 1024;
 
 /// Connections that the readiness server serves at a time.
 pub const READINESS_CONNECTIONS_MAX: usize = 64;
-
 /// A connection to the readiness or metrics server is cut after this time: the answers are small, and anybody may ask.
 pub const PROBE_CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
-
+/// One that takes nothing of its answer for so long gives its place to another.
+pub const PROBE_UNREAD_TIME_MAX: Duration = Duration::from_secs(5);
 /// Connections that the admin server serves at a time on one address, and how long one may take: the dump of a large
 /// mesh, through a port-forward.
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;

@@ -101,6 +101,7 @@ pub fn server<F: LogFilter + 'static>(listener: OwnedFd, admin: Rc<Admin<F>>) ->
         name: "admin",
         connections_max: limits::ADMIN_CONNECTIONS_MAX,
         connection_time_max: limits::ADMIN_CONNECTION_TIME_MAX,
+        unread_time_max: limits::DUMP_STALL_MAX,
     };
     Server::new(listener, admin, allowance)
 }

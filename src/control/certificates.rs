@@ -188,16 +188,17 @@ impl<C> Certificates<C> {
         }
         let entry = self.ensure(identity, Urgency::Connection);
         entry.workers.insert(worker);
-        let answer = match &entry.held {
+        match &entry.held {
             Held::Certificate {
                 certificate,
                 not_after,
             } if *not_after > now => return Answer::Known(Ok(Arc::clone(certificate))),
             Held::Error(error) => return Answer::Known(Err(error.clone())),
-            Held::Certificate { .. } | Held::Nothing => Answer::Wait,
-        };
+            Held::Certificate { .. } | Held::Nothing => {}
+        }
+        entry.waiting.insert(worker);
         self.hasten(identity, Urgency::Connection);
-        answer
+        Answer::Wait
     }
 
     /// A peer of this identity did not trust us, or we did not trust the peer: the CA may have other roots by now, which
@@ -323,6 +324,7 @@ impl<C> Certificates<C> {
         if !self.entries.contains_key(identity) {
             let entry = Entry {
                 workers: BTreeSet::new(),
+                waiting: BTreeSet::new(),
                 held: Held::Nothing,
                 stage: Stage::Asked,
                 retry_delay: RETRY_DELAY_MIN,
@@ -427,6 +429,8 @@ enum Urgency {
 struct Entry<C> {
     /// Who asked; they get what comes later, too.
     workers: BTreeSet<usize>,
+    /// Those of them that were told to wait, and have been told nothing since.
+    waiting: BTreeSet<usize>,
     held: Held<C>,
     stage: Stage,
     retry_delay: Duration,
@@ -463,6 +467,7 @@ impl<C> Entry<C> {
         now: SystemTime,
         random: f64,
     ) -> Delivery<C> {
+        let waiting = std::mem::take(&mut self.waiting);
         match result.and_then(|issued| issued.unless_over(now)) {
             Ok(Issued {
                 certificate,
@@ -486,10 +491,13 @@ impl<C> Entry<C> {
                 let delay = self.retry_delay.mul_f64(0.8 + 0.4 * random);
                 self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
                 match &self.held {
-                    // The old one still serves, and nobody needs to know.
-                    Held::Certificate { not_after, .. } if *not_after > now => Delivery {
-                        workers: BTreeSet::new(),
-                        result: Err(error),
+                    // The old one still serves, or does so again: the clock was ahead. Others need not know.
+                    Held::Certificate {
+                        certificate,
+                        not_after,
+                    } if *not_after > now => Delivery {
+                        workers: waiting,
+                        result: Ok(Arc::clone(certificate)),
                         due: (now + delay).min(*not_after),
                     },
                     Held::Certificate { .. } | Held::Error(_) | Held::Nothing => {

@@ -50,6 +50,9 @@ pub struct Allowance {
     pub connections_max: usize,
     /// After which a connection is cut, whatever goes on.
     pub connection_time_max: Duration,
+    /// For how long a client may take nothing of its answer before its place is another's: where answers are large and
+    /// ways are slow, sockets fill by far more than is read at a time.
+    pub unread_time_max: Duration,
 }
 
 /// A server, bound but not serving yet. Clones of one answer may serve on several addresses.
@@ -85,6 +88,7 @@ impl<A: Answer> Server<A> {
             name,
             connections_max,
             connection_time_max,
+            unread_time_max,
         } = self.allowance;
         let places = Arc::new(Semaphore::new(connections_max));
         let mut clients: Vec<Rc<Client>> = Vec::new();
@@ -92,7 +96,7 @@ impl<A: Answer> Server<A> {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let place = place(&places, &mut clients).await;
-                    let (answer, client) = (Rc::clone(&self.answer), Client::new());
+                    let (answer, client) = (Rc::clone(&self.answer), Client::new(unread_time_max));
                     clients.push(Rc::clone(&client));
                     tokio::task::spawn_local(async move {
                         let serving = serve_connection(stream, &*answer, Rc::clone(&client), name);
@@ -195,7 +199,10 @@ fn with_body(status: StatusCode, body: Full<Bytes>) -> Response<Body> {
 mod tests {
     use std::cell::Cell;
     use std::net::Ipv4Addr;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
 
+    use hyper::body::Frame;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
     use tokio::task::LocalSet;
@@ -204,10 +211,24 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
-    /// More than sockets hold.
-    const LARGE_BYTES: usize = 16 << 20;
+    const UNREAD_TIME_MAX: Duration = Duration::from_millis(700);
 
-    /// Answers at once, but `/slow` only when it is told to, and `/large` with many bytes.
+    /// Never ends.
+    struct Endless;
+
+    impl hyper::body::Body for Endless {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 4096])))))
+        }
+    }
+
+    /// Answers at once, but `/slow` only when it is told to, and `/large` without end.
     #[derive(Default)]
     struct Gate {
         begun: Cell<usize>,
@@ -219,7 +240,7 @@ mod tests {
             self.begun.set(self.begun.get() + 1);
             match request.uri().path() {
                 "/slow" => self.open.notified().await,
-                "/large" => return with_body(StatusCode::OK, vec![0; LARGE_BYTES].into()),
+                "/large" => return Response::new(Endless.boxed_unsync()),
                 _ => {}
             }
             empty(StatusCode::OK)
@@ -233,6 +254,7 @@ mod tests {
             name: "test",
             connections_max: 2,
             connection_time_max: Duration::from_secs(60),
+            unread_time_max: UNREAD_TIME_MAX,
         };
         let server = Server::new(listener.into(), Rc::new(Rc::clone(gate)), allowance).expect("a server");
         let address = server.local_address().expect("bound");
@@ -292,12 +314,15 @@ mod tests {
             for client in &mut deaf {
                 assert_eq!(status(client).await, b"HTTP/1.1 200 OK");
             }
+            let since = clock::now();
             let mut prober = client(address, REQUEST).await;
             let mut status = [0; b"HTTP/1.1 200 OK".len()];
             // Long before their time is over.
             let reading = tokio::time::timeout(Duration::from_secs(20), prober.read_exact(&mut status));
             reading.await.expect("answered in time").expect("answered");
             assert_eq!(&status, b"HTTP/1.1 200 OK");
+            // Their sockets take until then what they do not read.
+            assert!(since.elapsed() >= UNREAD_TIME_MAX / 2, "{:?}", since.elapsed());
         });
     }
 

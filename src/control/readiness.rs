@@ -95,6 +95,7 @@ pub fn server(listener: OwnedFd, readiness: Readiness) -> io::Result<Server> {
         name: "readiness",
         connections_max: limits::READINESS_CONNECTIONS_MAX,
         connection_time_max: limits::PROBE_CONNECTION_TIME_MAX,
+        unread_time_max: limits::PROBE_UNREAD_TIME_MAX,
     };
     Server::new(listener, Rc::new(readiness), allowance)
 }

@@ -194,6 +194,22 @@ fn retries_are_spread_by_a_fifth() {
 }
 
 #[test]
+fn who_waits_because_the_clock_was_ahead_gets_the_old_certificate_when_its_renewal_fails() {
+    let mut certificates = with_pods(&["cart"]);
+    for worker in [0, 1] {
+        assert_eq!(certificates.demand(worker, &cart(), start()), Answer::Wait);
+    }
+    requests(&mut certificates, start());
+    answer(&mut certificates, issued(1, start()), start());
+    let ahead = start() + 25 * HOUR;
+    assert_eq!(certificates.demand(0, &cart(), ahead), Answer::Wait);
+    assert_eq!(requests(&mut certificates, ahead), [cart()]);
+    // It is set right, and the CA cannot be reached.
+    let Delivery { workers, result, .. } = answer(&mut certificates, Err(error("down")), start() + HOUR);
+    assert_eq!((workers, result), (BTreeSet::from([0]), Ok(Arc::new(1))));
+}
+
+#[test]
 fn a_failed_renewal_keeps_the_old_certificate_until_it_expires() {
     let mut certificates = with_pods(&["cart"]);
     certificates.demand(0, &cart(), start());

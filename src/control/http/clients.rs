@@ -22,8 +22,6 @@ use crate::clock::{self, Duration, Instant};
 
 /// For how long a client may be silent before its place is another's: longer than a request that is there is looked at.
 const SILENT_MAX: Duration = Duration::from_millis(100);
-/// And for how long it may read nothing of its answer.
-const UNREAD_MAX: Duration = Duration::from_secs(1);
 
 /// One connection, as far as it concerns its place.
 pub struct Client {
@@ -31,12 +29,14 @@ pub struct Client {
     request_awaited_since: Cell<Option<Instant>>,
     /// The socket takes no more of the answer.
     unread_since: Cell<Option<Instant>>,
+    unread_time_max: Duration,
     gives_way: Notify,
 }
 
 impl Client {
-    pub fn new() -> Rc<Self> {
+    pub fn new(unread_time_max: Duration) -> Rc<Self> {
         Rc::new(Self {
+            unread_time_max,
             request_awaited_since: Cell::new(Some(clock::now())),
             unread_since: Cell::default(),
             gives_way: Notify::new(),
@@ -46,7 +46,7 @@ impl Client {
     /// From when on it may be ended for another, if ever as it stands.
     pub fn gives_way_at(&self) -> Option<Instant> {
         match self.unread_since.get() {
-            Some(since) => Some(since + UNREAD_MAX),
+            Some(since) => Some(since + self.unread_time_max),
             None => Some(self.request_awaited_since.get()? + SILENT_MAX),
         }
     }

@@ -50,6 +50,7 @@ pub fn server(listener: OwnedFd, registry: Registry) -> io::Result<Server> {
         name: "metrics",
         connections_max: limits::METRICS_CONNECTIONS_MAX,
         connection_time_max: limits::PROBE_CONNECTION_TIME_MAX,
+        unread_time_max: limits::PROBE_UNREAD_TIME_MAX,
     };
     let scrape = Scrape {
         registry: registry.into(),

@@ -25,8 +25,8 @@ pub struct Waiting {
 #[derive(Default)]
 struct Name {
     workers: BTreeSet<usize>,
-    /// In whose queues it is.
-    queued_by: BTreeSet<PodUid>,
+    /// In whose queues it is, and when each of them asked last.
+    queued_by: BTreeMap<PodUid, Instant>,
     /// In whose turn it was begun.
     begun_for: Option<PodUid>,
 }
@@ -34,7 +34,7 @@ struct Name {
 /// Of a pod that waits for anything.
 #[derive(Default)]
 struct Pod {
-    /// The oldest first, with when they were asked for. Some may have been begun in another pod's turn.
+    /// The oldest first, with when they were asked for. Some may have been begun in another pod's turn, and ended.
     queue: VecDeque<(Instant, Arc<str>)>,
     /// Names that are being looked up in its turn.
     begun: usize,
@@ -58,7 +58,7 @@ impl Waiting {
         }
         let name = self.names.entry(Arc::clone(host)).or_default();
         name.workers.insert(worker);
-        if name.begun_for.is_none() && name.queued_by.insert(pod.clone()) {
+        if name.begun_for.is_none() && name.queued_by.insert(pod.clone(), now).is_none() {
             let queue = &mut self.pods.entry(pod.clone()).or_default().queue;
             if queue.is_empty() {
                 self.turns.push_back(pod.clone());
@@ -93,7 +93,7 @@ impl Waiting {
             let Some(name) = self.names.get_mut(&host) else {
                 continue;
             };
-            if name.queued_by.remove(uid) && name.begun_for.is_none() {
+            if name.queued_by.remove(uid).is_some() && name.begun_for.is_none() {
                 name.begun_for = Some(uid.clone());
                 pod.begun += 1;
                 self.begun += 1;
@@ -132,7 +132,12 @@ impl Waiting {
                 let Some(name) = self.names.get_mut(&host) else {
                     continue;
                 };
-                if name.queued_by.remove(&uid) && name.queued_by.is_empty() && name.begun_for.is_none() {
+                match name.queued_by.get(&uid) {
+                    // It was asked for again.
+                    Some(last) if *last >= since => pod.queue.push_back((*last, Arc::clone(&host))),
+                    Some(_) | None => drop(name.queued_by.remove(&uid)),
+                }
+                if name.queued_by.is_empty() && name.begun_for.is_none() {
                     let name = self.names.remove(&host).unwrap_or_default();
                     expired.insert(host, name.workers);
                 }
@@ -232,6 +237,25 @@ mod tests {
         assert_eq!(expired.len(), 100 - begun.len() - 1);
         assert!(expired.values().all(|workers| *workers == [0].into()));
         assert_eq!(waiting.begin(), Some(shared), "the other one still waits");
+        assert_eq!(waiting.begin(), None);
+    }
+
+    #[test]
+    fn a_name_that_was_asked_for_again_is_no_older_than_that() {
+        let (mut waiting, now) = (Waiting::default(), clock::now());
+        let [early, later] = [1, 5].map(|seconds| now + Duration::from_secs(seconds));
+        let host: Arc<str> = "api.example".into();
+        for who in ["crawler", "shop"] {
+            waiting.add(0, &pod(who), &host, now).expect("room");
+        }
+        waiting.add(1, &pod("crawler"), &host, later).expect("room");
+        assert!(waiting.expire(early).is_empty());
+        // In another one's turn, so that an entry stays behind.
+        assert_eq!(waiting.begin(), Some(host.clone()));
+        waiting.ended(&host);
+        waiting.add(0, &pod("shop"), &host, later).expect("room");
+        assert!(waiting.expire(early).is_empty());
+        assert_eq!(waiting.begin(), Some(host.clone()));
         assert_eq!(waiting.begin(), None);
     }
 

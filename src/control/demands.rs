@@ -213,12 +213,14 @@ impl Ledger {
             not_after: certificate.not_after,
             certificate: Arc::new(certificate),
         });
+        let failed = issued.as_ref().err().cloned();
         let now = clock::wall();
         let delivery = self.certificates.issued(&identity, issued, now, fastrand::f64());
         let Some(Delivery { workers, result, due }) = delivery else {
             return;
         };
-        if let Err(error) = &result {
+        // One that has expired when it comes is a failure, too.
+        if let Some(error) = failed.or_else(|| result.as_ref().err().cloned()) {
             let retry_in = due.duration_since(now).unwrap_or_default();
             tracing::warn!(%identity, %error, ?retry_in, "no certificate");
         }

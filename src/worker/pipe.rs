@@ -273,41 +273,58 @@ impl<D: Driver + 'static> Core<D> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::Shutdown;
+    use std::net::{Shutdown, TcpStream};
     use std::time::Duration;
+
+    use socket2::SockRef;
 
     use super::*;
     use crate::runtime::tasks::Executor;
     use crate::sys::epoll::EpollDriver;
     use crate::worker::fixture;
 
-    fn adopt(core: &mut Core<EpollDriver>, socket: std::net::TcpStream) -> SocketId {
+    /// A pipe, with its applications' ends.
+    struct Piped {
+        core: Core<EpollDriver>,
+        client: TcpStream,
+        server: TcpStream,
+    }
+
+    /// `shape` is given the sockets of the client, ours first, and then that of the server.
+    fn piped(shape: impl FnOnce(SockRef<'_>, SockRef<'_>, SockRef<'_>) -> io::Result<()>) -> Piped {
+        let mut core = fixture::core(&Executor::default());
+        let (near_client, client) = fixture::connection();
+        let (near_server, server) = fixture::connection();
+        let shaped = shape((&near_client).into(), (&client).into(), (&server).into());
+        shaped.expect("open sockets");
         let owner = Owned::Task(Key::from_bits(0)).to_owner();
-        core.driver.adopt(socket.into(), owner).expect("adopted")
+        let [near_client, near_server] = [near_client, near_server].map(|socket| {
+            let adopted = core.driver.adopt(socket.into(), owner);
+            adopted.expect("adopted")
+        });
+        let (account, share) = (fixture::account(&core), core.load.share(0));
+        let pod = fixture::pod();
+        let place = fixture::place(&core, &pod);
+        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        Piped { core, client, server }
     }
 
     /// Neither reads what the other says, and both would wait for ever.
     #[test]
     fn a_side_that_only_writes_is_told_that_the_other_is_gone() {
-        let mut core = fixture::core(&Executor::default());
-        let (near_client, mut client) = fixture::connection();
-        let (near_server, mut server) = fixture::connection();
-        // Takes in less than the server says.
-        socket2::SockRef::from(&near_client)
-            .set_send_buffer_size(1)
-            .expect("an open socket");
-        socket2::SockRef::from(&client)
-            .set_recv_buffer_size(1)
-            .expect("an open socket");
-        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
-        let (account, share) = (fixture::account(&core), core.load.share(0));
-        let pod = fixture::pod();
-        let place = fixture::place(&core, &pod);
-        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        let Piped {
+            mut core,
+            mut client,
+            mut server,
+        } = piped(|near_client, client, _| {
+            // Takes in less than the server says.
+            near_client.set_send_buffer_size(1)?;
+            client.set_recv_buffer_size(1)
+        });
         server.write_all(&vec![7; 100 << 10]).expect("sent");
         client.write_all(b"more").expect("sent");
         let is_broken = |core: &Core<EpollDriver>| core.pipes.iter().all(|(_, pipe)| pipe.broken.is_some());
-        socket2::SockRef::from(&server)
+        SockRef::from(&server)
             .set_linger(Some(Duration::ZERO))
             .expect("an open socket");
         drop(server);
@@ -328,14 +345,11 @@ mod tests {
     /// An upload that is refused early, by a server that does not read the rest of it.
     #[test]
     fn what_a_side_said_before_it_broke_reaches_the_other_also_when_a_send_finds_out_first() {
-        let mut core = fixture::core(&Executor::default());
-        let (near_client, mut client) = fixture::connection();
-        let (near_server, mut server) = fixture::connection();
-        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
-        let (account, share) = (fixture::account(&core), core.load.share(0));
-        let pod = fixture::pod();
-        let place = fixture::place(&core, &pod);
-        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        let Piped {
+            mut core,
+            mut client,
+            mut server,
+        } = piped(|_, _, _| Ok(()));
         client.write_all(b"more").expect("sent");
         server.set_nonblocking(true).expect("an open socket");
         while !matches!(server.peek(&mut [0; 4]), Ok(4)) {
@@ -360,18 +374,14 @@ mod tests {
 
     #[test]
     fn a_reset_behind_the_end_leaves_the_other_side_what_its_socket_took() {
-        let mut core = fixture::core(&Executor::default());
-        let (near_client, mut client) = fixture::connection();
-        let (near_server, mut server) = fixture::connection();
-        // The server takes in less than the socket before it holds.
-        socket2::SockRef::from(&server)
-            .set_recv_buffer_size(1)
-            .expect("an open socket");
-        let [near_client, near_server] = [near_client, near_server].map(|socket| adopt(&mut core, socket));
-        let (account, share) = (fixture::account(&core), core.load.share(0));
-        let pod = fixture::pod();
-        let place = fixture::place(&core, &pod);
-        core.attach_pipe(pod, near_client, near_server, account, share, place);
+        let Piped {
+            mut core,
+            mut client,
+            mut server,
+        } = piped(|_, _, server| {
+            // Takes in less than the socket before it holds.
+            server.set_recv_buffer_size(1)
+        });
         assert_eq!(core.room.taken(), 1);
         let said = vec![7; 100 << 10];
         client.write_all(&said).expect("sent");
@@ -382,9 +392,7 @@ mod tests {
             fixture::turn(&mut core);
         }
         let reset = Some(Duration::ZERO);
-        socket2::SockRef::from(&client)
-            .set_linger(reset)
-            .expect("an open socket");
+        SockRef::from(&client).set_linger(reset).expect("an open socket");
         drop(client);
         server.write_all(b"x").expect("sent");
         while !core.pipes.is_empty() {

@@ -578,17 +578,18 @@ impl<D: Driver + 'static> Core<D> {
         }
         self.remains_bytes += bytes;
         tunnel.pod.remains_bytes.set(of_pod);
+        let peer_has_ended = tunnel.peer_has_ended();
         let reading = std::mem::replace(&mut tunnel.reading, Reading::Ended);
         let outcome = match reading {
-            Reading::Ended => Outcome::Complete,
-            Reading::Armed { .. } | Reading::Blocked { .. } => outcome,
+            Reading::Ended if peer_has_ended => Outcome::Complete,
+            Reading::Ended | Reading::Armed { .. } | Reading::Blocked { .. } => outcome,
         };
         if let Reading::Armed { bytes } = reading {
             session.armed_bytes -= beyond_minimum(bytes);
             self.driver.stop_receive(tunnel.app);
         }
         // At the peer's end the application waits for nothing but what it reads.
-        let deadline = (!tunnel.peer_has_ended()).then(|| {
+        let deadline = (!peer_has_ended).then(|| {
             let event = TimerEvent::TunnelParting(key);
             self.timers.start(self.now + limits::LAST_WORDS_TIME, event)
         });

@@ -57,6 +57,31 @@ fn an_application_that_does_not_read_what_was_said_before_a_reset_is_reset_all_t
     );
 }
 
+/// It has said all that it has to say; the peer has not.
+#[test]
+fn a_stream_that_is_torn_behind_the_end_of_its_application_is_not_recorded_as_complete() {
+    let executor = Executor::default();
+    let mut asked = asked(&executor);
+    let traffic = Traffic::default();
+    asked.core.telemetry = Telemetry::new(log_queue().0, traffic.shard());
+    let mut relay = asked.attach();
+    let application = &relay.application;
+    application.shutdown(std::net::Shutdown::Write).expect("ended");
+    while !relay.core.tunnels.iter().all(|(_, tunnel)| tunnel.has_read_all()) {
+        fixture::turn(&mut relay.core);
+    }
+    let mut plain = frame(4, 0, 0, relay.stream);
+    plain.extend_from_slice(b"part");
+    // RFC 9113 section 7: INTERNAL_ERROR. One receive brings both.
+    plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
+    plain.extend_from_slice(&2_u32.to_be_bytes());
+    relay.peer.send(&plain);
+    while !relay.core.tunnels.is_empty() {
+        fixture::turn(&mut relay.core);
+    }
+    assert_eq!(closed_as(&traffic), [(ResponseFlag::Connect, 1)]);
+}
+
 /// An answer that is given early, by a server that goes away behind it.
 #[test]
 fn what_a_peer_said_before_a_reset_reaches_the_application_before_the_reset_does() {

@@ -207,18 +207,17 @@ impl<D: Driver + 'static> Core<D> {
         let Some(pipe) = self.pipes.get_mut(key) else {
             return;
         };
-        if pipe.broken.is_some() {
-            // Where the failed send took the error, this is how a reset shows.
-            return self.break_pipe(key, from, Outcome::Complete);
-        }
         pipe.end(from).flow = Flow::Ended;
+        let is_broken = pipe.broken.is_some();
         let other = pipe.end(from.other());
-        let done = other.flow == Flow::Ended;
-        if done {
-            self.remove_pipe(key, [Close::Orderly; 2], Outcome::Complete);
-        } else {
-            // Fails only when that side has gone; its reading direction notices that by itself.
-            let _ = self.driver.shutdown_send(other.socket);
+        if other.flow == Flow::Ended {
+            return self.remove_pipe(key, [Close::Orderly; 2], Outcome::Complete);
+        }
+        // Fails only when that side has gone; its reading direction notices that by itself.
+        let _ = self.driver.shutdown_send(other.socket);
+        if is_broken {
+            // This one said everything, and takes nothing.
+            self.break_pipe(key, from, Outcome::Complete);
         }
     }
 
@@ -370,6 +369,31 @@ mod tests {
             (received.len(), end),
             (said.len(), Err(io::ErrorKind::ConnectionReset))
         );
+    }
+
+    #[test]
+    fn what_a_side_ended_stays_ended_although_a_send_finds_out_before_the_end_is_read() {
+        let Piped {
+            mut core,
+            mut client,
+            mut server,
+        } = piped(|_, _, _| Ok(()));
+        let said = vec![7; 100 << 10];
+        server.write_all(&said).expect("sent");
+        drop(server);
+        // The first one is answered by a reset, which the second one meets.
+        for _ in 0..2 {
+            client.write_all(b"more").expect("sent");
+            fixture::turn(&mut core);
+        }
+        let is_broken = core.pipes.iter().any(|(_, pipe)| pipe.broken.is_some());
+        assert!(is_broken, "its end is read too early for this test");
+        while !core.pipes.is_empty() {
+            fixture::turn(&mut core);
+        }
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).expect("an orderly end");
+        assert!(received == said, "{} bytes arrived", received.len());
     }
 
     #[test]

@@ -293,14 +293,14 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return;
         };
-        if tunnel.parting.is_some() {
-            // Where a failed send took the error, this is how a reset shows.
-            return self.reset_stream(key, Outcome::Complete);
-        }
         tunnel.reading = Reading::Ended;
-        let session_key = tunnel.session;
+        let (session_key, is_parting) = (tunnel.session, tunnel.parting.is_some());
         if let Some(session) = self.sessions.get_mut(session_key) {
             session.send_end(tunnel.stream, &mut self.buffers);
+        }
+        if is_parting {
+            // It said everything, and takes nothing.
+            return self.reset_stream(key, Outcome::Complete);
         }
         self.mark_session(session_key);
         self.finish_tunnel_if_done(key);

@@ -143,18 +143,8 @@ impl Relay {
     /// The peer says everything that it has to say: as long as the worker's window has room.
     pub fn say_all(&mut self, bytes: usize) -> Vec<u8> {
         let said: Vec<u8> = (0..bytes).map(|at| (at / 7) as u8).collect();
-        let mut plain = Vec::new();
-        for piece in said.chunks(16_384) {
-            let header = frame(piece.len(), 0, 0, self.stream);
-            plain.extend_from_slice(&header);
-            plain.extend_from_slice(piece);
-        }
-        plain.extend_from_slice(&frame(0, 0, 1, self.stream));
-        // In pieces, so that neither side waits for the other for ever.
-        for piece in plain.chunks(64 * 1024) {
-            self.peer.send(piece);
-            fixture::turn(&mut self.core);
-        }
+        self.say(&said);
+        self.peer.send(&frame(0, 0, 1, self.stream));
         while !self
             .core
             .tunnels
@@ -164,6 +154,21 @@ impl Relay {
             fixture::turn(&mut self.core);
         }
         said
+    }
+
+    /// The peer says this, and may go on.
+    fn say(&mut self, said: &[u8]) {
+        let mut plain = Vec::new();
+        for piece in said.chunks(16_384) {
+            let header = frame(piece.len(), 0, 0, self.stream);
+            plain.extend_from_slice(&header);
+            plain.extend_from_slice(piece);
+        }
+        // In pieces, so that neither side waits for the other for ever.
+        for piece in plain.chunks(64 * 1024) {
+            self.peer.send(piece);
+            fixture::turn(&mut self.core);
+        }
     }
 
     fn read_application(&mut self) -> Vec<u8> {

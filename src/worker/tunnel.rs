@@ -555,22 +555,25 @@ impl<D: Driver + 'static> Core<D> {
         let Some(tunnel) = self.tunnels.get_mut(key) else {
             return Err(outcome);
         };
-        let has_said_all = tunnel.queue.is_empty()
-            && matches!(
-                tunnel.writing,
-                Writing::Open {
-                    sending: 0,
-                    end: false
-                }
-            );
-        if tunnel.writing == Writing::Ended || has_said_all {
+        let nothing_sent = Writing::Open {
+            sending: 0,
+            end: false,
+        };
+        let nothing_left = tunnel.queue.is_empty() && tunnel.writing == nothing_sent;
+        if tunnel.writing == Writing::Ended || nothing_left || self.drain_over {
             return Err(outcome);
         }
         let Some(session) = self.sessions.get_mut(tunnel.session) else {
             return Err(outcome);
         };
         let bytes = tunnel.buffered_bytes();
-        let free = limits::REMAINS_BYTES_MAX.saturating_sub(self.remains_bytes);
+        // What is torn, however much of it arrives, leaves half of the room to what is complete.
+        let peer_has_ended = tunnel.peer_has_ended();
+        let kept = match peer_has_ended {
+            true => 0,
+            false => limits::REMAINS_BYTES_MAX / 2,
+        };
+        let free = limits::REMAINS_BYTES_MAX.saturating_sub(self.remains_bytes + kept);
         let of_pod = tunnel.pod.remains_bytes.get() + bytes;
         if tunnel.pod.gone.get() || bytes > free || of_pod > limits::part_max(limits::REMAINS_BYTES_MAX, free)
         {
@@ -578,7 +581,6 @@ impl<D: Driver + 'static> Core<D> {
         }
         self.remains_bytes += bytes;
         tunnel.pod.remains_bytes.set(of_pod);
-        let peer_has_ended = tunnel.peer_has_ended();
         let reading = std::mem::replace(&mut tunnel.reading, Reading::Ended);
         let outcome = match reading {
             Reading::Ended if peer_has_ended => Outcome::Complete,

@@ -2,6 +2,41 @@
 
 use super::*;
 
+/// How much DATA the peer was sent on the stream, and which frames said that it ended, with their flags.
+fn told_behind(
+    core: &mut Core<EpollDriver>,
+    session: Key<Session>,
+    peer: &mut Peer,
+    stream: StreamId,
+) -> (usize, Vec<(u8, u8)>) {
+    core.close_session(session, &Ending::Said("test".into()));
+    fixture::turn(core);
+    let (mut told, mut ends) = (0, Vec::new());
+    let plain = peer.read_to_end();
+    let mut rest = &plain[..];
+    while let Some((header, behind)) = rest.split_first_chunk::<9>() {
+        let bytes = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+        let (kind, flags) = (header[3], header[4]);
+        if header[5..] == stream.get().to_be_bytes() {
+            told += if kind == 0 { bytes } else { 0 };
+            if kind == 3 || flags == 1 {
+                ends.push((kind, flags));
+            }
+        }
+        rest = &behind[bytes..];
+    }
+    (told, ends)
+}
+
+/// In one record, so that one receive brings both.
+fn say_and_reset(relay: &mut Relay, said: &[u8], code: ErrorCode) {
+    let mut plain = frame(said.len(), 0, 0, relay.stream);
+    plain.extend_from_slice(said);
+    plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
+    plain.extend_from_slice(&code.get().to_be_bytes());
+    relay.peer.send(&plain);
+}
+
 #[test]
 fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_reset_behind_it() {
     for code in [ErrorCode::NoError, ErrorCode::Cancel] {
@@ -32,17 +67,8 @@ fn what_a_peer_said_completely_reaches_a_slow_reader_although_the_stream_is_rese
 fn an_application_that_does_not_read_what_was_said_before_a_reset_is_reset_all_the_same() {
     let executor = Executor::default();
     let mut relay = relay(&executor);
-    let said = vec![7; 16_384];
-    for _ in 0..64 {
-        let mut plain = frame(said.len(), 0, 0, relay.stream);
-        plain.extend_from_slice(&said);
-        relay.peer.send(&plain);
-        fixture::turn(&mut relay.core);
-    }
-    let peers = relay.peer.http2.output();
-    peers.extend_from_slice(&frame(4, 3, 0, relay.stream));
-    // RFC 9113 section 7: CANCEL.
-    peers.extend_from_slice(&8_u32.to_be_bytes());
+    relay.say(&vec![7; 1 << 20]);
+    relay.peer.http2.reset(relay.stream, ErrorCode::Cancel);
     relay.peer.send(&[]);
     while relay.core.remains_bytes == 0 {
         fixture::turn(&mut relay.core);
@@ -70,12 +96,7 @@ fn a_stream_that_is_torn_behind_the_end_of_its_application_is_not_recorded_as_co
     while !relay.core.tunnels.iter().all(|(_, tunnel)| tunnel.has_read_all()) {
         fixture::turn(&mut relay.core);
     }
-    let mut plain = frame(4, 0, 0, relay.stream);
-    plain.extend_from_slice(b"part");
-    // RFC 9113 section 7: INTERNAL_ERROR. One receive brings both.
-    plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
-    plain.extend_from_slice(&2_u32.to_be_bytes());
-    relay.peer.send(&plain);
+    say_and_reset(&mut relay, b"part", ErrorCode::InternalError);
     while !relay.core.tunnels.is_empty() {
         fixture::turn(&mut relay.core);
     }
@@ -88,13 +109,7 @@ fn what_a_peer_said_before_a_reset_reaches_the_application_before_the_reset_does
     let executor = Executor::default();
     let mut relay = relay(&executor);
     let said = vec![7; 16_384];
-    let mut plain = frame(said.len(), 0, 0, relay.stream);
-    plain.extend_from_slice(&said);
-    // RFC 9113 section 7: CANCEL.
-    plain.extend_from_slice(&frame(4, 3, 0, relay.stream));
-    plain.extend_from_slice(&8_u32.to_be_bytes());
-    // One receive brings all of it.
-    relay.peer.send(&plain);
+    say_and_reset(&mut relay, &said, ErrorCode::Cancel);
     while !relay.core.tunnels.is_empty() {
         fixture::turn(&mut relay.core);
     }
@@ -154,32 +169,6 @@ fn an_answer_that_was_ended_stays_a_whole_one_although_a_send_finds_out_before_i
     let (told, ends) = told_behind(&mut relay.core, relay.session, &mut relay.peer, relay.stream);
     // END_STREAM, and RST_STREAM behind it.
     assert_eq!((told, &*ends), (said.len(), &[(0, 1), (3, 0)][..]));
-}
-
-/// How much DATA the peer was sent on the stream, and which frames said that it ended, with their flags.
-fn told_behind(
-    core: &mut Core<EpollDriver>,
-    session: Key<Session>,
-    peer: &mut Peer,
-    stream: StreamId,
-) -> (usize, Vec<(u8, u8)>) {
-    core.close_session(session, &Ending::Said("test".into()));
-    fixture::turn(core);
-    let (mut told, mut ends) = (0, Vec::new());
-    let plain = peer.read_to_end();
-    let mut rest = &plain[..];
-    while let Some((header, behind)) = rest.split_first_chunk::<9>() {
-        let bytes = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
-        let (kind, flags) = (header[3], header[4]);
-        if header[5..] == stream.get().to_be_bytes() {
-            told += if kind == 0 { bytes } else { 0 };
-            if kind == 3 || flags == 1 {
-                ends.push((kind, flags));
-            }
-        }
-        rest = &behind[bytes..];
-    }
-    (told, ends)
 }
 
 #[test]
@@ -310,6 +299,35 @@ fn beyond_the_budget_of_remains_a_stream_is_cut_off_with_its_session() {
     relay.core.close_session(session, &Ending::Said("test".into()));
     assert_eq!(relay.core.tunnels.len(), 0);
     assert_eq!(relay.core.remains_bytes, limits::REMAINS_BYTES_MAX);
+}
+
+#[test]
+fn what_is_torn_leaves_half_of_the_budget_to_what_is_complete() {
+    let is_left = |is_complete: bool| {
+        let executor = Executor::default();
+        let mut relay = relay(&executor);
+        match is_complete {
+            true => drop(relay.say_all(ANSWER_BYTES)),
+            false => relay.say(&vec![7; ANSWER_BYTES]),
+        }
+        relay.core.remains_bytes = limits::REMAINS_BYTES_MAX / 2;
+        let session = relay.session;
+        relay.core.close_session(session, &Ending::Said("test".into()));
+        relay.core.tunnels.len() == 1
+    };
+    assert!(is_left(true));
+    assert!(!is_left(false));
+}
+
+#[test]
+fn nothing_is_left_of_what_comes_after_the_end_of_a_drain() {
+    let executor = Executor::default();
+    let mut relay = relay(&executor);
+    relay.say_all(ANSWER_BYTES);
+    relay.core.drain_over = true;
+    let session = relay.session;
+    relay.core.close_session(session, &Ending::Drained);
+    assert_eq!((relay.core.tunnels.len(), relay.core.remains_bytes), (0, 0));
 }
 
 #[test]

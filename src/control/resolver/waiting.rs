@@ -18,8 +18,6 @@ pub struct Waiting {
     pods: HashMap<PodUid, Pod>,
     /// Pods with names in their queue; whose turn is next comes first.
     turns: VecDeque<PodUid>,
-    /// Names that are being looked up.
-    begun: usize,
 }
 
 #[derive(Default)]
@@ -70,10 +68,11 @@ impl Waiting {
 
     /// The next name to be looked up; the caller does, and brings the end of it to `ended`.
     pub fn begin(&mut self) -> Option<Arc<str>> {
+        let begun = self.pods.values().map(|pod| pod.begun).sum();
         for _ in 0..self.turns.len() {
             let uid = self.turns.pop_front()?;
-            let begun = self.pods.get(&uid).map_or(0, |pod| pod.begun);
-            let host = match limits::has_part(limits::RESOLUTIONS_MAX, self.begun, begun) {
+            let own = self.pods.get(&uid).map_or(0, |pod| pod.begun);
+            let host = match limits::has_part(limits::RESOLUTIONS_MAX, begun, own) {
                 true => self.begin_for(&uid),
                 false => None,
             };
@@ -96,7 +95,6 @@ impl Waiting {
             if name.queued_by.remove(uid).is_some() && name.begun_for.is_none() {
                 name.begun_for = Some(uid.clone());
                 pod.begun += 1;
-                self.begun += 1;
                 return Some(host);
             }
         }
@@ -112,7 +110,6 @@ impl Waiting {
             if let Some(pod) = self.pods.get_mut(&uid) {
                 pod.begun -= 1;
             }
-            self.begun -= 1;
             self.leave_if_done(&uid);
         }
         name.workers
@@ -121,39 +118,43 @@ impl Waiting {
     /// Takes out what was asked for before `since` and not begun: those who wait for it have given up. With whom to tell.
     pub fn expire(&mut self, since: Instant) -> BTreeMap<Arc<str>, BTreeSet<usize>> {
         let mut expired = BTreeMap::new();
-        let uids: Vec<_> = self.turns.iter().cloned().collect();
-        for uid in uids {
-            let Some(pod) = self.pods.get_mut(&uid) else {
-                continue;
-            };
-            while pod.queue.front().is_some_and(|(asked, _)| *asked < since)
-                && let Some((_, host)) = pod.queue.pop_front()
-            {
+        for (uid, pod) in &mut self.pods {
+            while let Some(host) = pod.pop_older(since) {
                 let Some(name) = self.names.get_mut(&host) else {
                     continue;
                 };
-                match name.queued_by.get(&uid) {
+                match name.queued_by.get(uid) {
                     // It was asked for again.
                     Some(last) if *last >= since => pod.queue.push_back((*last, Arc::clone(&host))),
-                    Some(_) | None => drop(name.queued_by.remove(&uid)),
+                    Some(_) | None => drop(name.queued_by.remove(uid)),
                 }
                 if name.queued_by.is_empty() && name.begun_for.is_none() {
                     let name = self.names.remove(&host).unwrap_or_default();
                     expired.insert(host, name.workers);
                 }
             }
-            self.leave_if_done(&uid);
         }
+        self.pods.retain(|_, pod| !pod.is_done());
         self.turns
             .retain(|uid| self.pods.get(uid).is_some_and(|pod| !pod.queue.is_empty()));
         expired
     }
 
     fn leave_if_done(&mut self, uid: &PodUid) {
-        let is_done = |pod: &Pod| pod.queue.is_empty() && pod.begun == 0;
-        if self.pods.get(uid).is_some_and(is_done) {
+        if self.pods.get(uid).is_some_and(Pod::is_done) {
             self.pods.remove(uid);
         }
+    }
+}
+
+impl Pod {
+    fn is_done(&self) -> bool {
+        self.queue.is_empty() && self.begun == 0
+    }
+
+    fn pop_older(&mut self, since: Instant) -> Option<Arc<str>> {
+        self.queue.front().filter(|(asked, _)| *asked < since)?;
+        self.queue.pop_front().map(|(_, host)| host)
     }
 }
 
@@ -222,7 +223,6 @@ mod tests {
             under_way.extend(begin_all(&mut waiting));
         }
         assert!(waiting.names.is_empty() && waiting.pods.is_empty() && waiting.turns.is_empty());
-        assert_eq!(waiting.begun, 0);
     }
 
     #[test]

@@ -19,9 +19,7 @@ use tokio::sync::Notify;
 
 use super::Body;
 use crate::clock::{self, Duration, Instant};
-
-/// For how long a client may be silent before its place is another's: longer than a request that is there is looked at.
-const SILENT_MAX: Duration = Duration::from_millis(100);
+use crate::limits;
 
 /// One connection, as far as it concerns its place.
 pub struct Client {
@@ -47,7 +45,7 @@ impl Client {
     pub fn gives_way_at(&self) -> Option<Instant> {
         match self.unread_since.get() {
             Some(since) => Some(since + self.unread_time_max),
-            None => Some(self.request_awaited_since.get()? + SILENT_MAX),
+            None => Some(self.request_awaited_since.get()? + limits::HTTP_SILENT_TIME_MAX),
         }
     }
 

@@ -5,12 +5,12 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -135,6 +135,14 @@ struct OpenListener {
     _closing: mpsc::SyncSender<()>,
 }
 
+impl Drop for OpenListener {
+    /// Nobody gets through to it from here on. Closing alone is not enough: a child that this process starts, for
+    /// whatever test, holds a copy of every descriptor between fork and exec.
+    fn drop(&mut self) {
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+    }
+}
+
 /// A running server; its port is free again when dropped.
 pub struct Server {
     log: Arc<Mutex<ServerLog>>,
@@ -170,8 +178,7 @@ impl Drop for Server {
     }
 }
 
-/// Of a server that is gone the port may be taken for another moment: a child that this process starts, for whatever
-/// test, holds a copy of every descriptor between fork and exec.
+/// Of a server that is gone the port may be taken for another moment, as long as a child holds a copy of its listener.
 pub async fn when_free(listen: impl Fn() -> io::Result<TcpListener>) -> io::Result<TcpListener> {
     let deadline = tokio::time::Instant::now() + PORT_LIMIT;
     loop {
@@ -220,4 +227,28 @@ pub async fn echo(mut stream: TcpStream, _peer: SocketAddr) -> io::Result<()> {
 pub fn reset(stream: TcpStream) -> io::Result<()> {
     let stream = stream.into_std()?;
     Socket::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_calls_a_server_that_is_gone_is_refused_whoever_holds_a_copy_of_its_listener() {
+        let (closing, _closed) = mpsc::sync_channel(0);
+        let open = OpenListener {
+            listener: listen(0).expect("a free port"),
+            _closing: closing,
+        };
+        let port = open.listener.local_addr().expect("an address").port();
+        let _copy = SockRef::from(&open.listener).try_clone().expect("a copy");
+        drop(open);
+        let called = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        assert_eq!(
+            called.err().map(|error| error.kind()),
+            Some(io::ErrorKind::ConnectionRefused)
+        );
+    }
 }

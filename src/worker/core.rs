@@ -268,12 +268,22 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Seals and sends what the turn produced so far.
     pub fn send_out(&mut self) {
-        // Applications first: bytes taken by them give window back, which the session flush then carries.
-        while let Some(key) = self.dirty_tunnels.pop() {
-            self.flush_tunnel(key);
-        }
-        while let Some(key) = self.dirty_sessions.pop() {
-            self.flush_session(key);
+        let busy = match self.tenants.is_crowded() {
+            true => self.put_busy_first(),
+            false => [0, 0],
+        };
+        for [tunnels, sessions] in [busy, [0, 0]] {
+            // Applications first: bytes taken by them give window back, which the session flush then carries.
+            while self.dirty_tunnels.len() > tunnels
+                && let Some(key) = self.dirty_tunnels.pop()
+            {
+                self.flush_tunnel(key);
+            }
+            while self.dirty_sessions.len() > sessions
+                && let Some(key) = self.dirty_sessions.pop()
+            {
+                self.flush_session(key);
+            }
         }
     }
 

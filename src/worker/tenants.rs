@@ -3,8 +3,9 @@
 //! A tenant is whoever causes work: a pod of this node with its own connections, or the source of HBONE sessions, by
 //! its address. Nothing waits as long as the worker is not crowded (`crowd`). While it is, each tenant may use
 //! `limits::TENANT_TURN_COST` of a turn for events of sessions and relays; what arrives beyond it waits in a queue of
-//! its own, and tenants that wait take turns. Costs are counted, not measured: in bytes relayed. What sets up
-//! connections are tasks, which take turns in lanes, one for each tenant (`runtime/tasks.rs`).
+//! its own, and tenants that wait take turns; what the busy ones send goes out behind what others do. Costs are counted,
+//! not measured: in bytes relayed. What sets up connections are tasks, which take turns in lanes, one for each tenant
+//! (`runtime/tasks.rs`).
 //!
 //! On the worker's thread. Invariant: what one tenant caused is done in the order in which it arrived.
 
@@ -19,6 +20,7 @@ use super::core::Core;
 use super::hbone::session::{Session, Transport};
 use super::owner::Owned;
 use super::pods::PodState;
+use super::tunnel::Tunnel;
 use crate::bridge::orders::Capture;
 use crate::limits;
 use crate::planted::{Bug, is_planted};
@@ -50,6 +52,8 @@ pub struct Tenant {
     /// The last stretch of turns in which it had work, and what that cost.
     stretch: Cell<u64>,
     used: Cell<i64>,
+    /// Whether that was more than a modest part of what the busiest one used.
+    busy: Cell<bool>,
     /// The last crowded turn in which its applications got something, and what that cost.
     sent_in: Cell<u64>,
     sent: Cell<i64>,
@@ -115,6 +119,7 @@ impl Tenant {
             // Of no stretch.
             stretch: Cell::new(u64::MAX),
             used: Cell::new(0),
+            busy: Cell::new(false),
             sent_in: Cell::new(0),
             sent: Cell::new(0),
         }
@@ -124,6 +129,23 @@ impl Tenant {
     pub fn lane(&self) -> Lane {
         self.number
     }
+
+    /// Whether it had much to do in the last stretch in which it had anything.
+    pub fn is_busy(&self) -> bool {
+        self.busy.get()
+    }
+}
+
+/// Brings those that are chosen to the front. How many they are.
+fn partition<T>(items: &mut [T], is_chosen: impl Fn(&T) -> bool) -> usize {
+    let mut chosen = 0;
+    for at in 0..items.len() {
+        if is_chosen(&items[at]) {
+            items.swap(at, chosen);
+            chosen += 1;
+        }
+    }
+    chosen
 }
 
 impl Tenants {
@@ -360,6 +382,16 @@ impl<D: Driver + 'static> Core<D> {
                 self.note_served_receive(key);
             }
         }
+    }
+
+    /// What is sent is taken from the back: those of tenants with little to do wait for no send of the busy ones. How
+    /// many tunnels and sessions those have.
+    pub(super) fn put_busy_first(&mut self) -> [usize; 2] {
+        let (tunnels, sessions) = (&self.tunnels, &self.sessions);
+        let is_busy = |key: &Key<Tunnel>| tunnels.get(*key).is_some_and(|tunnel| tunnel.tenant().is_busy());
+        let busy_tunnels = partition(&mut self.dirty_tunnels, is_busy);
+        let is_busy = |key: &Key<Session>| sessions.get(*key).is_some_and(|session| session.tenant.is_busy());
+        [busy_tunnels, partition(&mut self.dirty_sessions, is_busy)]
     }
 
     /// Who causes an event. `None`: what it costs is done by a task, or it is nobody's in particular.

@@ -74,10 +74,14 @@ impl Crowd {
     }
 
     fn begin_stretch(&mut self) {
-        let used = || self.active.iter().map(|tenant| tenant.used.get());
-        let most = used().max().unwrap_or(0);
-        if used().any(|used| used <= most / limits::MODEST_PART) {
-            self.modest_until = self.turn + limits::MODEST_TURNS;
+        let most = self.active.iter().map(|tenant| tenant.used.get()).max();
+        let modest = most.unwrap_or(0) / limits::MODEST_PART;
+        for tenant in &self.active {
+            let busy = tenant.used.get() > modest;
+            tenant.busy.set(busy);
+            if !busy {
+                self.modest_until = self.turn + limits::MODEST_TURNS;
+            }
         }
         self.active.clear();
         self.stretch += 1;

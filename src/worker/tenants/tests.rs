@@ -243,9 +243,13 @@ fn of_connections_that_did_not_begin_the_newest_are_refused_until_one_begins() {
 /// Lets somebody with little to do wait behind somebody with much.
 fn crowd(tenants: &mut Tenants) {
     let (busy, modest) = (tenants.admit(), tenants.admit());
+    crowd_by(tenants, &busy, &modest);
+}
+
+fn crowd_by(tenants: &mut Tenants, busy: &Rc<Tenant>, modest: &Rc<Tenant>) {
     while !tenants.is_crowded() {
-        tenants.note(&busy, limits::STRETCH_COST);
-        tenants.note(&modest, limits::EVENT_COST);
+        tenants.note(busy, limits::STRETCH_COST);
+        tenants.note(modest, limits::EVENT_COST);
         tenants.begin_turn();
     }
 }
@@ -271,6 +275,27 @@ fn applications_of_a_tenant_get_their_part_of_a_crowded_turn_whatever_others_got
         assert!(tenants.may_send(&calm));
         tenants.note_tasks_left();
         tenants.begin_turn();
+    }
+}
+
+#[test]
+fn what_busy_tenants_send_in_a_crowded_turn_goes_out_behind_what_others_do() {
+    let executor = Executor::default();
+    let mut core = fixture::core(&executor);
+    let [busy, modest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|source| sender(&mut core, source));
+    let [much, little] = [&busy, &modest].map(|sender| {
+        let session = core.sessions.get(sender.key).expect("a session");
+        session.tenant.clone()
+    });
+    crowd_by(&mut core.tenants, &much, &little);
+    for marked in [[busy.key, modest.key], [modest.key, busy.key]] {
+        for key in marked {
+            core.mark_session(key);
+        }
+        assert_eq!(core.put_busy_first(), [0, 1]);
+        assert_eq!(core.dirty_sessions, [busy.key, modest.key], "taken from the back");
+        core.send_out();
+        assert!(core.dirty_sessions.is_empty());
     }
 }
 

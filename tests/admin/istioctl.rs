@@ -1,6 +1,9 @@
 //! The tables that `istioctl ztunnel-config` prints, made from a dump. Re-derived from what it printed for the
 //! captured dumps (tests/data/istioctl-*.txt); `the_tables_of_the_captured_dumps_come_out_as_istioctl_prints_them`
-//! holds it to that.
+//! holds it to that. Where `ISTIOCTL` names the program, it is run as well.
+
+use std::ffi::OsStr;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -15,6 +18,21 @@ pub fn table(command: &str, dump: &Value, now: &str) -> String {
         other => panic!("no such command: {other}"),
     };
     aligned(&rows, padding)
+}
+
+/// What this program prints for one command.
+pub fn run(program: &OsStr, command: &str, dump: &Value) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), dump.to_string()).expect("written");
+    let mut istioctl = Command::new(program);
+    istioctl.args(["ztunnel-config", command, "-f"]).arg(file.path());
+    let output = istioctl.output().expect("istioctl runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
 }
 
 /// Columns as wide as their widest cell and `padding`, but for the last.
@@ -155,9 +173,8 @@ fn certificates(dump: &Value, now: &str) -> Vec<Vec<String>> {
         let roots = list(item, "rootCerts").iter().map(|it| ("Root", it));
         let certificates: Vec<_> = chain.chain(roots).collect();
         if certificates.is_empty() {
-            let mut row = vec![identity, "NA".to_owned(), state];
-            row.extend(std::iter::repeat_n("NA".to_owned(), 4));
-            rows.push(row);
+            let cells = ["NA", &state, "false", "NA", "NA", "NA"].map(str::to_owned);
+            rows.push([vec![identity], cells.to_vec()].concat());
             continue;
         }
         for (kind, certificate) in certificates {

@@ -268,22 +268,25 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Seals and sends what the turn produced so far.
     pub fn send_out(&mut self) {
-        let busy = match self.tenants.is_crowded() {
-            true => self.put_busy_first(),
-            false => [0, 0],
-        };
-        for [tunnels, sessions] in [busy, [0, 0]] {
-            // Applications first: bytes taken by them give window back, which the session flush then carries.
-            while self.dirty_tunnels.len() > tunnels
-                && let Some(key) = self.dirty_tunnels.pop()
-            {
-                self.flush_tunnel(key);
-            }
-            while self.dirty_sessions.len() > sessions
-                && let Some(key) = self.dirty_sessions.pop()
-            {
-                self.flush_session(key);
-            }
+        if self.tenants.is_crowded() {
+            let busy = self.put_busy_first();
+            self.send_all_but(busy);
+        }
+        self.send_all_but([0, 0]);
+    }
+
+    /// So many tunnels and sessions, the first ones, stay.
+    pub(super) fn send_all_but(&mut self, [tunnels, sessions]: [usize; 2]) {
+        // Applications first: bytes taken by them give window back, which the session flush then carries.
+        while self.dirty_tunnels.len() > tunnels
+            && let Some(key) = self.dirty_tunnels.pop()
+        {
+            self.flush_tunnel(key);
+        }
+        while self.dirty_sessions.len() > sessions
+            && let Some(key) = self.dirty_sessions.pop()
+        {
+            self.flush_session(key);
         }
     }
 

@@ -281,21 +281,29 @@ fn applications_of_a_tenant_get_their_part_of_a_crowded_turn_whatever_others_got
 #[test]
 fn what_busy_tenants_send_in_a_crowded_turn_goes_out_behind_what_others_do() {
     let executor = Executor::default();
-    let mut core = fixture::core(&executor);
-    let [busy, modest] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|source| sender(&mut core, source));
-    let [much, little] = [&busy, &modest].map(|sender| {
-        let session = core.sessions.get(sender.key).expect("a session");
-        session.tenant.clone()
-    });
-    crowd_by(&mut core.tenants, &much, &little);
-    for marked in [[busy.key, modest.key], [modest.key, busy.key]] {
-        for key in marked {
+    let mut relay = relay(&executor);
+    let core = &mut relay.core;
+    let (tunnel, session) = (core.tunnels.keys()[0], core.sessions.keys()[0]);
+    let busy = core.tunnels.get(tunnel).expect("it stands").tenant().clone();
+    core.sessions.get_mut(session).expect("it stands").tenant = busy.clone();
+    let other = sender(core, [10, 0, 0, 2]);
+    let modest = core.tenants.of_source([10, 0, 0, 2].into());
+    crowd_by(&mut core.tenants, &busy, &modest);
+    for sessions in [[session, other.key], [other.key, session]] {
+        core.mark_tunnel(tunnel);
+        for key in sessions {
             core.mark_session(key);
         }
-        assert_eq!(core.put_busy_first(), [0, 1]);
-        assert_eq!(core.dirty_sessions, [busy.key, modest.key], "taken from the back");
+        let busy = core.put_busy_first();
+        assert_eq!(busy, [1, 1]);
+        core.send_all_but(busy);
+        assert_eq!(
+            (&core.dirty_tunnels[..], &core.dirty_sessions[..]),
+            (&[tunnel][..], &[session][..]),
+            "the other's went out, and nothing of the busy one"
+        );
         core.send_out();
-        assert!(core.dirty_sessions.is_empty());
+        assert!(core.dirty_tunnels.is_empty() && core.dirty_sessions.is_empty());
     }
 }
 

@@ -527,7 +527,8 @@ pub const SESSION_WAIT: Duration = Duration::from_secs(30);
 pub const POOL_ROUNDS_MAX: usize = 64;
 /// How often a stream that the peer refused unprocessed is asked for again.
 pub const REFUSED_RETRIES_MAX: usize = 2;
-/// Endpoints of a service that one connection tries before it fails.
+/// Endpoints of a service, or workloads that have an address one after the other, that one connection tries before it
+/// fails.
 pub const ENDPOINT_TRIES_MAX: usize = 3;
 /// Choices that are made for an endpoint that was not tried yet: with three endpoints of which two were, one of 400,000
 /// searches is in vain.

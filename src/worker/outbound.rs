@@ -200,7 +200,7 @@ async fn route<D: Driver + 'static>(
 
 /// Connects as planned. As long as nothing of the client's was said, an endpoint of a service that takes no connection,
 /// or takes its time, is given up for another one: a pod that ends, or whose node died, is an endpoint for a while
-/// after it stopped listening.
+/// after it stopped listening. A workload that lost its address meanwhile is given up for the one that has it now.
 async fn connect<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
@@ -209,16 +209,20 @@ async fn connect<D: Driver + 'static>(
     account: &mut Account,
 ) -> Result<End<D>, Rc<Outcome>> {
     let mut tried = Vec::new();
+    let mut tries_left = limits::ENDPOINT_TRIES_MAX;
     loop {
+        tries_left -= 1;
         let other = {
             let _attempting = Attempting::begin(shell, pod, account, course.next_hop());
             let mut work = pin!(attempt(shell, pod, &course));
-            if !course.has_choice || tried.len() + 1 == limits::ENDPOINT_TRIES_MAX {
-                return work.await;
-            }
-            match shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await {
+            let attempted = if course.has_choice && tries_left > 0 {
+                shell.within(limits::ENDPOINT_PATIENCE, work.as_mut()).await
+            } else {
+                Ok(work.as_mut().await)
+            };
+            match attempted {
                 Ok(Ok(end)) => return Ok(end),
-                Ok(Err(failed)) if !failed.is_about_an_endpoint() => return Err(failed),
+                Ok(Err(failed)) if tries_left == 0 || !failed.is_about_an_endpoint() => return Err(failed),
                 Ok(Err(failed)) => another(shell, pod, &course, target, &mut tried, account, &failed)
                     .await
                     .ok_or(failed)?,
@@ -247,7 +251,8 @@ async fn connect<D: Driver + 'static>(
     }
 }
 
-/// Chooses another endpoint than that of `course` and those tried before, if there is one.
+/// Chooses another endpoint than that of `course` and those tried before, if there is one. If the address is another
+/// workload's by now, it may well be the same address.
 async fn another<D: Driver + 'static>(
     shell: &Shell<D>,
     pod: &Rc<PodState>,
@@ -259,7 +264,12 @@ async fn another<D: Driver + 'static>(
 ) -> Option<Course> {
     let source = account.source.clone()?;
     let from = course.next_hop();
-    tried.push(from);
+    if !shell.with(|core| core.is_overtaken(course)) {
+        if !course.has_choice {
+            return None;
+        }
+        tried.push(from);
+    }
     let given_up = (course.opens() == Opens::Connected).then(|| account.clone());
     let other = route(shell, pod, &source, target, tried, account).await.ok()?;
     let id = format_args!("{:032x}", account.connection_id);
@@ -574,6 +584,11 @@ impl<D: Driver + 'static> Core<D> {
             }
             Lead::Plain { next_hop } => self.plain_is_in_trouble((pod.pod.uid.clone(), *next_hop)),
         }
+    }
+
+    /// Whether it leads to a workload whose address has changed hands since.
+    fn is_overtaken(&self, course: &Course) -> bool {
+        matches!(&course.lead, Lead::Tunnel(request) if self.check_owner(&request.key).is_err())
     }
 
     /// Whether a connection was made to our own listener, at whatever address of the pod, and not led there on its way to

@@ -12,6 +12,7 @@ use uztunnel_rig::lock;
 use uztunnel_rig::zds::WorkloadInfo;
 use uztunnel_rig::{Blueprint, Family, Pod, PodSpec, World, mesh_file, wait_until};
 
+use crate::admin::dump;
 use crate::setup::{options, workload};
 use crate::silence::{end_silence, silence};
 use crate::telemetry::sample;
@@ -86,10 +87,18 @@ fn take_over(account: &str) {
     let (_server, got_by_new) = serve(pod, b'n');
     let old_uid = mesh_file::workload_uid(&pod.spec);
     let successor = successor(&istiod, account);
+    let new_uid = successor.name.clone();
     let nonces = istiod.update(ADDRESS, vec![successor]).into_iter();
     for nonce in nonces.chain(istiod.remove(ADDRESS, &[&old_uid])) {
         assert_eq!(istiod.wait_for_answer(&nonce).error, None);
     }
+    // Answered comes before in force.
+    wait_until("the new pod in the mesh, and the old one gone from it", || {
+        let shown = dump(&world, 0);
+        let workloads = shown["workloads"].as_array()?;
+        let is_there = |uid: &str| workloads.iter().any(|it| it["uid"] == *uid);
+        (is_there(&new_uid) && !is_there(&old_uid)).then_some(())
+    });
     // The old conversation goes on, into the silence; the new one begins when the address answers again.
     let old = client.spawn(async move {
         let answer = ask(&mut stream, b'x').await;

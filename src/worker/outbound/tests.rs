@@ -11,10 +11,11 @@ use crate::clock;
 use crate::identity::Identity;
 use crate::mesh::{
     Builder, GatewayAddress, GatewayTarget, LocalState, Locale, NamespacedHostname, NetworkAddress, Service,
-    TunnelProtocol,
+    Snapshot, TunnelProtocol,
 };
 use crate::runtime::tasks::Executor;
 use crate::sys::epoll::EpollDriver;
+use crate::tls::FakeCa;
 use crate::worker::fixture;
 
 const VIP: [u8; 4] = [198, 18, 9, 1];
@@ -40,6 +41,11 @@ fn endpoint(name: &str, addresses: &[[u8; 4]]) -> Workload {
 /// A worker that knows the service, with these endpoints.
 fn core(executor: &Executor, endpoints: Vec<Workload>) -> Core<EpollDriver> {
     let core = fixture::core(executor);
+    core.snapshot.publish(snapshot(endpoints));
+    core
+}
+
+fn snapshot(endpoints: Vec<Workload>) -> Snapshot {
     let mut service = Service::new("shop", "shop", "shop.shop");
     service.vips = vec![NetworkAddress::new("", VIP.into())];
     service.ports = [(80, 8080)].into_iter().collect();
@@ -49,8 +55,7 @@ fn core(executor: &Executor, endpoints: Vec<Workload>) -> Core<EpollDriver> {
         services: vec![service],
         policies: Vec::new(),
     });
-    core.snapshot.publish(builder.build());
-    core
+    builder.build()
 }
 
 /// The endpoints that so many connections of the pod would go to.
@@ -178,6 +183,54 @@ fn the_waypoint_of_the_endpoint_that_was_chosen_is_asked_for() {
         matches!(&lookup, Ok(Demand::Lookup { question: Question::Mesh(target), .. }) if *target == waypoint),
         "{lookup:?}"
     );
+}
+
+#[test]
+fn a_connection_whose_destination_changes_hands_while_it_is_made_goes_to_who_has_the_address_now() {
+    // Nobody takes tunnels there.
+    const ADDRESS: [u8; 4] = [127, 0, 9, 1];
+    let executor = Executor::default();
+    let tunnelled = |name| {
+        let mut workload = endpoint(name, &[ADDRESS]);
+        workload.protocol = TunnelProtocol::Hbone;
+        workload
+    };
+    let mut core = core(&executor, vec![tunnelled("old")]);
+    let (demands, _asked) = demands::channel();
+    core.demands = demands;
+    let shell = Shell::new(core, executor.spawner());
+    let account = Rc::<RefCell<Option<Account>>>::default();
+    shell.spawn({
+        let (shell, pod, result) = (shell.clone(), fixture::pod(), account.clone());
+        async move {
+            let now = shell.with(|core| core.now);
+            let (peer, target) = (([198, 18, 0, 1], 4000).into(), (ADDRESS, 80).into());
+            let mut account = Account::new(Direction::Outbound, now, peer, target);
+            let source = Arc::new(source());
+            account.source = Some(source.clone());
+            let course = route(&shell, &pod, &source, target, &[], &mut account).await;
+            let course = course.unwrap_or_else(|error| panic!("{error}"));
+            let failed = connect(&shell, &pod, course, target, &mut account).await.err();
+            assert!(
+                matches!(failed.as_deref(), Some(Outcome::ConnectFailed(_))),
+                "{failed:?}"
+            );
+            *result.borrow_mut() = Some(account);
+        }
+    });
+    // The old one is called, as soon as the caller has its certificate.
+    executor.run(10);
+    shell.with(|core| {
+        core.snapshot.publish(snapshot(vec![tunnelled("new")]));
+        let certificate = FakeCa::new().issue(&identity("till"), clock::wall());
+        core.take_certificate(identity("till"), Ok(Arc::new(certificate.expect("issued"))));
+    });
+    for _ in 0..4 {
+        executor.run(10);
+        shell.with(fixture::turn);
+    }
+    let account = account.borrow_mut().take().expect("it is over");
+    assert_eq!(account.destination.as_ref().map(|it| &*it.name), Some("new"));
 }
 
 #[test]

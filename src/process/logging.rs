@@ -65,16 +65,18 @@ pub fn start(filter: &str, format: Format) -> Result<(LogSink, Filter), LoggingE
     };
     let subscriber = Registry::default().with(subscriber_filter).with(lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
-    flush_before_dying(sink.clone());
+    end_with_a_panic(sink.clone());
     Ok((sink, Filter::new(clauses, in_use)))
 }
 
-/// What was logged before a panic is often why: it must reach the reader before the process aborts.
-fn flush_before_dying(sink: LogSink) {
+/// The process aborts, also where it was built to unwind: a thread that is missing would be noticed much later. What was
+/// logged before is often why, and must reach the reader first.
+fn end_with_a_panic(sink: LogSink) {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         sink.flush(FLUSH_PATIENCE);
         report(panic);
+        std::process::abort();
     }));
 }
 
@@ -236,6 +238,9 @@ fn push_span(target: &mut String, name: &str, fields: &[(&'static str, Value)]) 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
     use super::*;
     use crate::bridge::log::LogItem;
 
@@ -270,6 +275,29 @@ mod tests {
         inbound.record("peer", 7);
         let _inbound = inbound.enter();
         tracing::info!(target: "uztunnel::worker::inbound", count = 3, ok = true, text = "a \"b\"", "it {}", "is");
+    }
+
+    /// In a process of its own, which is this test once more.
+    #[test]
+    fn a_thread_that_panics_ends_the_process_after_its_last_words() {
+        const INSIDE: &str = "UZTUNNEL_TEST_PANICS";
+        if std::env::var_os(INSIDE).is_some() {
+            start("info", Format::Plain).expect("the only logging of this process");
+            tracing::info!("its last words");
+            let panicked = std::thread::spawn(|| panic!("nobody catches this")).join();
+            unreachable!("the process goes on: {panicked:?}");
+        }
+        let mut inside = Command::new(std::env::current_exe().expect("this program"));
+        let own_name = "process::logging::tests::a_thread_that_panics_ends_the_process_after_its_last_words";
+        let ended = inside
+            .args(["--exact", own_name, "--nocapture"])
+            .env(INSIDE, "")
+            .output()
+            .expect("started");
+        assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{ended:?}");
+        let [said, complaint] = [&ended.stdout, &ended.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        assert!(said.contains("its last words"), "{said}");
+        assert!(complaint.contains("nobody catches this"), "{complaint}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Every bound of the program in one place, with the relations between them asserted at compile time.
 
 mod control;
+mod parts;
 
 use std::time::Duration;
 
 pub use control::*;
+pub use parts::Parts;
 
 /// Worker threads. More than the CPUs of any machine we know of.
 pub const WORKERS_MAX: usize = 1024;

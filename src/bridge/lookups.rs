@@ -32,6 +32,8 @@ pub enum LookupError {
     /// Of a host name.
     #[error("{reason}")]
     Host { reason: Arc<str> },
-    #[error("too many lookups at once: {limit} are allowed")]
+    #[error(
+        "too many lookups at once: {limit} are allowed for all pods, fewer for one while others want some"
+    )]
     TooMany { limit: usize },
 }

@@ -181,11 +181,11 @@ impl Client {
 
     /// A worker asks.
     fn look_up(&mut self, asked: Asked<GatewayTarget>) {
-        let Asked { worker, what, .. } = asked;
+        let Asked { worker, pod, what } = asked;
         let Some(lookups) = &mut self.lookups else {
             return;
         };
-        if let Some(answer) = lookups.names.ask(worker, &what, clock::now()) {
+        if let Some(answer) = lookups.names.ask(worker, &pod, &what, clock::now()) {
             self.state.reply(vec![Reply {
                 worker,
                 question: Question::Mesh(what),

@@ -20,15 +20,25 @@ use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 
 /// What this worker has asked, and who waits for it.
-#[derive(Default)]
 pub struct Lookups {
     asked: HashMap<Question, Waiting>,
+    /// Of the questions that are not answered, each counted for the pod that asked first.
+    parts: limits::Parts<PodUid>,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self {
+            asked: HashMap::new(),
+            parts: limits::Parts::new(limits::LOOKUPS_WORKER_MAX),
+        }
+    }
 }
 
 #[derive(Default)]
 struct Waiting {
     senders: Vec<oneshot::Sender<LookupAnswer>>,
-    /// The control thread was told of these. Pods take turns there.
+    /// The control thread was told of these, the first first. Pods take turns there.
     pods: Vec<PodUid>,
 }
 
@@ -143,9 +153,9 @@ impl<D: Driver + 'static> Core<D> {
         question: Question,
     ) -> Result<oneshot::Receiver<LookupAnswer>, LookupError> {
         let (sender, receiver) = oneshot::channel();
-        let asked = &mut self.lookups.asked;
-        let limit = limits::LOOKUPS_WORKER_MAX;
-        if asked.len() >= limit && !asked.contains_key(&question) {
+        let Lookups { asked, parts } = &mut self.lookups;
+        if !asked.contains_key(&question) && !parts.take(pod) {
+            let limit = limits::LOOKUPS_WORKER_MAX;
             return Err(LookupError::TooMany { limit });
         }
         let waiting = asked.entry(question.clone()).or_default();
@@ -168,6 +178,9 @@ impl<D: Driver + 'static> Core<D> {
     /// The control thread's answer.
     pub(super) fn take_answer(&mut self, question: &Question, answer: &LookupAnswer) {
         let waiting = self.lookups.asked.remove(question).unwrap_or_default();
+        if let Some(first) = waiting.pods.first() {
+            self.lookups.parts.give_back(first);
+        }
         for sender in waiting.senders {
             // A connection whose time is over does not want it.
             let _ = sender.send(answer.clone());
@@ -243,16 +256,22 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_question_is_shed_when_there_are_too_many() {
+    fn the_newest_question_is_shed_when_there_are_too_many_of_a_pod_and_others_still_ask() {
         let mut core = fixture::core(&Executor::default());
         let name = |index: usize| Question::Mesh(format!("ns/host-{index}").parse().expect("a name"));
-        for index in 0..limits::LOOKUPS_WORKER_MAX {
-            core.ask_control(&pod(), name(index)).expect("within the bound");
-        }
         let limit = limits::LOOKUPS_WORKER_MAX;
-        let refused = core.ask_control(&pod(), name(limit)).err();
-        assert_eq!(refused, Some(LookupError::TooMany { limit }));
+        let shed = (0..limit).find_map(|index| Some((index, core.ask_control(&pod(), name(index)).err()?)));
+        let part = limit - limit / 8;
+        assert_eq!(shed, Some((part, LookupError::TooMany { limit })));
         core.ask_control(&pod(), name(0))
             .expect("somebody waits for it already");
+        let other = PodUid::new("other");
+        core.ask_control(&other, name(part)).expect("another one's");
+        core.ask_control(&other, name(0)).expect("the first one's");
+        // What is answered is counted for whoever asked first.
+        for index in 0..=part {
+            core.take_answer(&name(index), &Ok(Arc::default()));
+        }
+        assert_eq!(core.lookups.parts.taken(), 0);
     }
 }

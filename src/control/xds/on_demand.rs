@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::messages::discovery::DeltaDiscoveryRequest;
 use super::protocol::{Kind, Verdict};
+use crate::bridge::PodUid;
 use crate::bridge::lookups::{LookupAnswer, LookupError, Question};
 use crate::clock::Instant;
 use crate::limits;
@@ -28,12 +29,13 @@ pub struct Reply {
     pub answer: LookupAnswer,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OnDemand {
     names: BTreeMap<Arc<str>, Entry>,
     /// When an entry's time is over.
     due: BTreeSet<(Instant, Arc<str>)>,
-    waiting: usize,
+    /// Of the names that are waited for, each counted for the pod that asked first.
+    parts: limits::Parts<PodUid>,
     connected: bool,
     /// Told to the server on this stream.
     subscribed: BTreeSet<Arc<str>>,
@@ -46,6 +48,7 @@ pub struct OnDemand {
 enum Entry {
     Waiting {
         target: GatewayTarget,
+        asked_by: PodUid,
         workers: BTreeSet<usize>,
         until: Instant,
     },
@@ -62,9 +65,29 @@ enum Said {
     IsRefused,
 }
 
+impl Default for OnDemand {
+    fn default() -> Self {
+        Self {
+            names: BTreeMap::new(),
+            due: BTreeSet::new(),
+            parts: limits::Parts::new(limits::LOOKUPS_MAX),
+            connected: false,
+            subscribed: BTreeSet::new(),
+            unsubscribe: BTreeSet::new(),
+            subscribe: BTreeSet::new(),
+        }
+    }
+}
+
 impl OnDemand {
-    /// A worker asks. The answer, if it is known already.
-    pub fn ask(&mut self, worker: usize, target: &GatewayTarget, now: Instant) -> Option<LookupAnswer> {
+    /// A worker asks for a pod. The answer, if it is known already.
+    pub fn ask(
+        &mut self,
+        worker: usize,
+        pod: &PodUid,
+        target: &GatewayTarget,
+        now: Instant,
+    ) -> Option<LookupAnswer> {
         let name: Arc<str> = target.to_string().into();
         match self.names.get_mut(&name) {
             Some(Entry::Absent { .. }) => return Some(Ok(Arc::default())),
@@ -74,19 +97,19 @@ impl OnDemand {
             }
             None => {}
         }
-        let limit = limits::LOOKUPS_MAX;
-        if self.waiting >= limit {
+        if !self.parts.take(pod) {
+            let limit = limits::LOOKUPS_MAX;
             return Some(Err(LookupError::TooMany { limit }));
         }
         let until = now + limits::LOOKUP_FORGOTTEN_AFTER;
         let entry = Entry::Waiting {
             target: target.clone(),
+            asked_by: pod.clone(),
             workers: [worker].into(),
             until,
         };
         self.names.insert(name.clone(), entry);
         self.due.insert((until, name.clone()));
-        self.waiting += 1;
         if self.connected {
             self.want(name);
         }
@@ -95,7 +118,7 @@ impl OnDemand {
 
     /// Whether a connection of a worker waits for an answer.
     pub fn is_waiting(&self) -> bool {
-        self.waiting > 0
+        self.parts.taken() > 0
     }
 
     /// A stream was opened: what is waited for is asked for again.
@@ -157,8 +180,13 @@ impl OnDemand {
         {
             let (_, name) = self.due.pop_first().expect("invariant: there is a first one");
             match self.names.remove(&name) {
-                Some(Entry::Waiting { target, workers, .. }) => {
-                    self.waiting -= 1;
+                Some(Entry::Waiting {
+                    target,
+                    asked_by,
+                    workers,
+                    ..
+                }) => {
+                    self.parts.give_back(&asked_by);
                     self.subscribe.remove(&name);
                     // What it says later is not waited for any more.
                     self.leave(name.clone());
@@ -213,10 +241,11 @@ impl OnDemand {
         match entry {
             Entry::Waiting {
                 target,
+                asked_by,
                 workers,
                 until,
             } => {
-                self.waiting -= 1;
+                self.parts.give_back(&asked_by);
                 self.due.remove(&(until, name.clone()));
                 self.subscribe.remove(&name);
                 let told = match said {
@@ -232,7 +261,7 @@ impl OnDemand {
             }
         }
         match said {
-            Said::IsNot if self.names.len() - self.waiting < limits::LOOKUPS_ABSENT_MAX => {
+            Said::IsNot if self.names.len() - self.parts.taken() < limits::LOOKUPS_ABSENT_MAX => {
                 let until = now + limits::LOOKUP_ABSENT_KEPT;
                 self.due.insert((until, name.clone()));
                 self.names.insert(name, Entry::Absent { until: Some(until) });

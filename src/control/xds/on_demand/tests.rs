@@ -8,6 +8,10 @@ fn target(name: &str) -> GatewayTarget {
     name.parse().expect("an address or a name")
 }
 
+fn pod() -> PodUid {
+    PodUid::new("pod")
+}
+
 fn reply(worker: usize, name: &str, answer: LookupAnswer) -> Reply {
     Reply {
         worker,
@@ -60,9 +64,9 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
     let mut names = connected();
     let now = clock::now();
     for worker in [0, 1, 0] {
-        assert_eq!(names.ask(worker, &target("/10.0.0.1"), now), None);
+        assert_eq!(names.ask(worker, &pod(), &target("/10.0.0.1"), now), None);
     }
-    names.ask(0, &target("ns/host"), now);
+    names.ask(0, &pod(), &target("ns/host"), now);
     assert_eq!(told(&mut names), (texts(&["/10.0.0.1", "ns/host"]), vec![]));
     assert!(!names.has_request());
     // What else is told is for nobody.
@@ -89,12 +93,12 @@ fn what_is_nobodys_is_remembered_for_a_while_and_then_asked_for_anew() {
     let mut names = connected();
     let now = clock::now();
     let stranger = target("net/1.2.3.4");
-    names.ask(3, &stranger, now);
+    names.ask(3, &pod(), &stranger, now);
     told(&mut names);
     let replies = names.heard(&removed("net/1.2.3.4"), now);
     assert_eq!(replies, [reply(3, "net/1.2.3.4", Ok(Arc::default()))]);
     assert_eq!(
-        names.ask(0, &stranger, now),
+        names.ask(0, &pod(), &stranger, now),
         Some(Ok(Arc::default())),
         "known to be nobody's"
     );
@@ -103,7 +107,7 @@ fn what_is_nobodys_is_remembered_for_a_while_and_then_asked_for_anew() {
     assert_eq!(names.next_due(), Some(later));
     assert_eq!(names.expire(later), []);
     assert_eq!(told(&mut names), (vec![], texts(&["net/1.2.3.4"])));
-    assert_eq!(names.ask(0, &stranger, later), None);
+    assert_eq!(names.ask(0, &pod(), &stranger, later), None);
     assert_eq!(told(&mut names), (texts(&["net/1.2.3.4"]), vec![]));
 }
 
@@ -111,11 +115,11 @@ fn what_is_nobodys_is_remembered_for_a_while_and_then_asked_for_anew() {
 fn what_was_found_and_lost_is_asked_for_by_leaving_it_first() {
     let mut names = connected();
     let now = clock::now();
-    names.ask(0, &target("/10.0.0.1"), now);
+    names.ask(0, &pod(), &target("/10.0.0.1"), now);
     told(&mut names);
     names.heard(&by_alias("/10.0.0.1", true), now);
     // Its workload went, and the server thinks that we still want the address.
-    assert_eq!(names.ask(0, &target("/10.0.0.1"), now), None);
+    assert_eq!(names.ask(0, &pod(), &target("/10.0.0.1"), now), None);
     assert_eq!(told(&mut names), (vec![], texts(&["/10.0.0.1"])));
     assert_eq!(told(&mut names), (texts(&["/10.0.0.1"]), vec![]));
     assert!(!names.has_request());
@@ -132,7 +136,7 @@ fn what_is_refused_is_told_as_that_and_may_be_asked_for_again() {
             ..Verdict::default()
         },
     ] {
-        assert_eq!(names.ask(0, &target("/10.0.0.1"), now), None);
+        assert_eq!(names.ask(0, &pod(), &target("/10.0.0.1"), now), None);
         while names.has_request() {
             told(&mut names);
         }
@@ -149,22 +153,26 @@ fn what_is_refused_is_told_as_that_and_may_be_asked_for_again() {
 fn questions_outlive_a_stream_and_so_does_what_was_nobodys_until_the_next_one() {
     let mut names = connected();
     let now = clock::now();
-    names.ask(0, &target("/10.0.0.1"), now);
-    names.ask(0, &target("/10.0.0.2"), now);
+    names.ask(0, &pod(), &target("/10.0.0.1"), now);
+    names.ask(0, &pod(), &target("/10.0.0.2"), now);
     told(&mut names);
     names.heard(&removed("/10.0.0.2"), now);
     names.closed();
     let later = now + limits::LOOKUP_ABSENT_KEPT;
     assert_eq!(names.expire(later), []);
     assert_eq!(
-        names.ask(1, &target("/10.0.0.2"), later),
+        names.ask(1, &pod(), &target("/10.0.0.2"), later),
         Some(Ok(Arc::default()))
     );
-    assert_eq!(names.ask(1, &target("/10.0.0.3"), later), None);
+    assert_eq!(names.ask(1, &pod(), &target("/10.0.0.3"), later), None);
     assert!(!names.has_request(), "there is nobody to tell");
     names.opened();
     assert_eq!(told(&mut names), (texts(&["/10.0.0.1", "/10.0.0.3"]), vec![]));
-    assert_eq!(names.ask(1, &target("/10.0.0.2"), later), None, "asked anew");
+    assert_eq!(
+        names.ask(1, &pod(), &target("/10.0.0.2"), later),
+        None,
+        "asked anew"
+    );
     assert_eq!(told(&mut names), (texts(&["/10.0.0.2"]), vec![]));
 }
 
@@ -172,7 +180,7 @@ fn questions_outlive_a_stream_and_so_does_what_was_nobodys_until_the_next_one() 
 fn who_gets_no_answer_is_told_so_in_the_end() {
     let mut names = connected();
     let now = clock::now();
-    names.ask(0, &target("/10.0.0.1"), now);
+    names.ask(0, &pod(), &target("/10.0.0.1"), now);
     let later = now + limits::LOOKUP_FORGOTTEN_AFTER;
     assert_eq!(names.next_due(), Some(later));
     let error = LookupError::NoAnswer {
@@ -181,14 +189,14 @@ fn who_gets_no_answer_is_told_so_in_the_end() {
     };
     assert_eq!(names.expire(later), [reply(0, "/10.0.0.1", Err(error))]);
     assert!(!names.has_request(), "nobody wants it any more");
-    assert_eq!((names.names.len(), names.waiting), (0, 0));
+    assert_eq!((names.names.len(), names.parts.taken()), (0, 0));
 }
 
 #[test]
 fn a_server_that_does_not_answer_is_told_that_nobody_waits_any_more() {
     let mut names = connected();
     let now = clock::now();
-    names.ask(0, &target("/10.0.0.1"), now);
+    names.ask(0, &pod(), &target("/10.0.0.1"), now);
     assert_eq!(told(&mut names), (texts(&["/10.0.0.1"]), vec![]));
     assert_eq!(names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER).len(), 1);
     assert_eq!(told(&mut names), (vec![], texts(&["/10.0.0.1"])));
@@ -199,22 +207,31 @@ fn questions_and_names_are_bounded_and_told_in_portions() {
     let mut names = connected();
     let now = clock::now();
     let name = |index: usize| format!("ns/host-{index:06}");
-    for index in 0..limits::LOOKUPS_MAX {
-        assert_eq!(names.ask(0, &target(&name(index)), now), None);
-    }
     let limit = limits::LOOKUPS_MAX;
-    let refused = names.ask(0, &target(&name(limit)), now);
-    assert_eq!(refused, Some(Err(LookupError::TooMany { limit })));
-    assert_eq!(names.ask(1, &target(&name(0)), now), None, "asked already");
+    let refused =
+        (0..limit).find_map(|index| Some((index, names.ask(0, &pod(), &target(&name(index)), now)?)));
+    let part = limit - limit / 8;
+    assert_eq!(refused, Some((part, Err(LookupError::TooMany { limit }))));
+    assert_eq!(
+        names.ask(1, &pod(), &target(&name(0)), now),
+        None,
+        "asked already"
+    );
+    let other = PodUid::new("other");
+    assert_eq!(
+        names.ask(0, &other, &target(&name(part)), now),
+        None,
+        "another pod's"
+    );
     let mut told_of = Vec::new();
     while names.has_request() {
         let (subscribed, _) = told(&mut names);
         assert!(subscribed.len() <= limits::LOOKUPS_REQUEST_MAX);
         told_of.extend(subscribed);
     }
-    assert_eq!(told_of, (0..limit).map(name).collect::<Vec<_>>());
+    assert_eq!(told_of, (0..=part).map(name).collect::<Vec<_>>());
     for index in 0..limits::LOOKUPS_ABSENT_MAX + 10 {
-        names.ask(0, &target(&name(index)), now);
+        names.ask(0, &pod(), &target(&name(index)), now);
         names.heard(&removed(&name(index)), now);
     }
     assert_eq!(names.names.len(), limits::LOOKUPS_ABSENT_MAX);

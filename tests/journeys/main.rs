@@ -16,6 +16,7 @@ mod addressing;
 mod admin;
 mod announcements;
 mod certificates;
+mod cluster;
 mod control_plane;
 mod failover;
 mod frames;

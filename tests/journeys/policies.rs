@@ -19,7 +19,7 @@ use crate::setup::{options, workload};
 const CAPTURED: &[u8] = include_bytes!("../data/xds-authorization.binpb");
 
 const HBONE_PORT: u16 = 15008;
-const PORT: u16 = 4000;
+pub const PORT: u16 = 4000;
 const OTHER_PORT: u16 = 4001;
 const EXEMPT_PORT: u16 = 6001;
 
@@ -36,11 +36,11 @@ fn serve(world: &World) -> [Server; 3] {
 }
 
 /// A connection to `server`.
-struct Live(TcpStream);
+pub struct Live(TcpStream);
 
 impl Live {
     /// One that stands end to end.
-    fn open(world: &World, pod: &str, port: u16) -> io::Result<Self> {
+    pub fn open(world: &World, pod: &str, port: u16) -> io::Result<Self> {
         let target = world.pod("server").address(Family::V4, port);
         let stream = world.pod(pod).namespace.run(|| TcpStream::connect(target))?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -54,14 +54,14 @@ impl Live {
         self.0.read_exact(&mut [0])
     }
 
-    fn wait_for_reset(mut self) {
+    pub fn wait_for_reset(mut self) {
         let ended = sys::uninterrupted(|| self.0.read(&mut [0]));
         let kind = ended.map_err(|error| error.kind());
         assert_eq!(kind, Err(io::ErrorKind::ConnectionReset));
     }
 
     /// Still the same connection, up to its orderly end.
-    fn finish(mut self) {
+    pub fn finish(mut self) {
         self.say().expect("it goes on");
         self.0.shutdown(Shutdown::Write).expect("an open socket");
         let mut rest = Vec::new();

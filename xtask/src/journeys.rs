@@ -26,6 +26,8 @@ pub struct Journeys {
     /// `NAME=VALUE` for every proxy.
     pub variables: Vec<&'static str>,
     filter: Option<String>,
+    /// Those that need the programs of a real control plane, which are in this folder, and no others.
+    cluster: Option<String>,
     /// What was asked for instead of `Lengths::of`.
     ttl: Option<u32>,
     duration: Option<u32>,
@@ -92,12 +94,13 @@ fn parse(arguments: &[String]) -> Result<(Vec<Journeys>, Option<PathBuf>), Strin
         match argument.as_str() {
             "--io" => io = value()?,
             "--control-plane" => wanted.control_plane = one_of(argument, &value()?, &CONTROL_PLANES)?,
+            "--cluster" => wanted.cluster = Some(value()?),
             "--ttl" => wanted.ttl = Some(seconds(value()?)?),
             "--duration" => wanted.duration = Some(seconds(value()?)?),
             "--binary" => binary = Some(PathBuf::from(value()?)),
             option if option.starts_with('-') => {
                 return Err(format!(
-                    "journeys {option}: expected a filter, --io, --control-plane, --ttl, --duration or --binary"
+                    "journeys {option}: expected a filter, --io, --control-plane, --cluster, --ttl, --duration or --binary"
                 ));
             }
             text => wanted.filter = Some(text.to_owned()),
@@ -126,6 +129,7 @@ impl Journeys {
             control_plane,
             variables: Vec::new(),
             filter: None,
+            cluster: None,
             ttl: None,
             duration: None,
         }
@@ -133,6 +137,10 @@ impl Journeys {
 
     /// All of them side by side, after those that would be disturbed by it; or those that the filter leaves.
     pub fn run(&self, binary: &Path, tally: &mut Tally) -> Outcome {
+        if self.cluster.is_some() {
+            let filter = self.filter.as_deref().unwrap_or("cluster::");
+            return self.run_some(binary, &[filter, "--ignored", "--test-threads=1"], tally);
+        }
         let side_by_side = format!("--test-threads={}", side_by_side());
         if let Some(filter) = &self.filter {
             return self.run_some(binary, &[filter, &side_by_side], tally);
@@ -157,6 +165,7 @@ impl Journeys {
             .env("JOURNEYS_TTL_SECONDS", ttl.to_string())
             .env("JOURNEYS_DURATION_SECONDS", duration.to_string())
             .env("JOURNEYS_RESTARTS", lengths.restarts.to_string());
+        command.envs(self.cluster.iter().map(|folder| ("CLUSTER_PROGRAMS", folder)));
         command.arg("--").args(which);
         if self.duration.is_some() {
             // Somebody waits for the figures.

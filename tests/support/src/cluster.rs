@@ -1,0 +1,516 @@
+//! A control plane of the real programs: etcd, a Kubernetes API server and istiod.
+//!
+//! They run in the network namespace of node 0, from a folder that the caller has (`docs/testing.md` says where they come
+//! from). There is no kubelet and no controller: the nodes, pods and services of a world are written to the API server as
+//! those would write them, with the addresses that they have. Istiod makes the mesh of them, signs for the pods, and lets
+//! proxies in by tokens that the API server issued for their own pods.
+//!
+//! Failures of the programs are `RigError`s with the last lines that they printed.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::blueprint::{Membership, PodSpec, ServiceSpec};
+use crate::mesh_file::node_name;
+use crate::namespace::run_with_input;
+use crate::proxy::ProxyOptions;
+use crate::world::{Pod, World};
+use crate::{Result, RigError, addresses, guardian};
+
+/// What the folder of the programs holds.
+const ETCD: &str = "etcd";
+const API_SERVER: &str = "kube-apiserver";
+const ISTIOD: &str = "pilot-discovery";
+/// `manifests/charts/base/files/crd-all.gen.yaml` of Istio.
+const RESOURCE_DEFINITIONS: &str = "crd-all.gen.yaml";
+
+/// A start takes some seconds; on a busy machine of two CPUs a multiple.
+const PATIENCE: Duration = Duration::from_secs(120);
+const ETCD_URL: &str = "http://127.0.0.1:2379";
+const ETCD_PEERS_URL: &str = "http://127.0.0.1:2380";
+const API_URL: &str = "https://127.0.0.1:6443";
+/// Everything is allowed to whoever shows it.
+const ADMINISTRATOR: &str = "the-rig";
+const ISTIOD_PORT: u16 = 15012;
+const ISTIOD_NAME: &str = "istiod.istio-system.svc";
+const SYSTEM: &str = "istio-system";
+const ROOTS_FILE: &str = "cluster-roots.pem";
+
+pub struct Cluster {
+    /// Of node 0, as `ip netns` knows it.
+    namespace: String,
+    programs: PathBuf,
+    folder: PathBuf,
+    address: String,
+    /// Ended before those that it depends on: declared first.
+    istiod: Option<Program>,
+    _api_server: Program,
+    _etcd: Program,
+}
+
+/// A running program; its output is in a file.
+struct Program {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Cluster {
+    /// Starts all programs and writes the world; istiod is ready afterwards.
+    pub fn start(world: &World, programs: &Path) -> Result<Self> {
+        let namespace = world.nodes[0].namespace.name().to_owned();
+        let folder = world.scratch().join("cluster");
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| RigError::new(format!("creating {}", folder.display()), error))?;
+        let launch = Launch {
+            namespace: &namespace,
+            programs,
+            folder: &folder,
+        };
+        let etcd = launch.etcd()?;
+        let mut api_server = launch.api_server()?;
+        api_server.wait_for("being ready", || {
+            ask(&namespace, "GET", "/readyz", None).is_ok().then_some(())
+        })?;
+        let mut cluster = Self {
+            address: format!("{}:{ISTIOD_PORT}", addresses::node(0).v4),
+            namespace,
+            programs: programs.to_owned(),
+            folder,
+            istiod: None,
+            _api_server: api_server,
+            _etcd: etcd,
+        };
+        cluster.define_resources()?;
+        cluster.write(world)?;
+        cluster.start_istiod()?;
+        Ok(cluster)
+    }
+
+    /// Ends istiod without notice.
+    pub fn kill_istiod(&mut self) {
+        self.istiod = None;
+    }
+
+    /// Waits until it is ready.
+    pub fn start_istiod(&mut self) -> Result<()> {
+        let launch = Launch {
+            namespace: &self.namespace,
+            programs: &self.programs,
+            folder: &self.folder,
+        };
+        let mut istiod = launch.istiod()?;
+        istiod.wait_for("being ready", || {
+            let arguments = ["-sf", "http://127.0.0.1:8080/ready"];
+            run_in(&self.namespace, "curl", &arguments, "").ok()
+        })?;
+        let roots = istiod.wait_for("writing its root certificate", || {
+            let path = format!("/api/v1/namespaces/{SYSTEM}/configmaps/istio-ca-root-cert");
+            let found = ask(&self.namespace, "GET", &path, None).ok()?;
+            found["data"]["root-cert.pem"].as_str().map(str::to_owned)
+        })?;
+        write(&self.folder.join(ROOTS_FILE), &roots)?;
+        self.istiod = Some(istiod);
+        Ok(())
+    }
+
+    /// What makes the proxy of a node use it, with a token for the proxy's own pod.
+    pub fn options(&self, node: usize, options: ProxyOptions) -> Result<ProxyOptions> {
+        let name = proxy_name(node);
+        let pod = ask(
+            &self.namespace,
+            "GET",
+            &format!("{}/{name}", pods_path(SYSTEM)),
+            None,
+        )?;
+        let wanted = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": ["istio-ca"],
+                "expirationSeconds": 3600,
+                "boundObjectRef": {
+                    "kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod["metadata"]["uid"],
+                },
+            },
+        });
+        let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/ztunnel/token");
+        let issued = self.create(&path, &wanted)?;
+        let token = issued["status"]["token"]
+            .as_str()
+            .ok_or_else(|| RigError::new(format!("asking for a token of {name}"), &issued))?;
+        let token_file = self.folder.join(format!("{name}.token"));
+        write(&token_file, token)?;
+        let [roots, token] =
+            [self.folder.join(ROOTS_FILE), token_file].map(|path| path.display().to_string());
+        let own = [
+            ("XDS_ADDRESS", self.address.as_str()),
+            ("ALT_XDS_HOSTNAME", ISTIOD_NAME),
+            ("XDS_ROOT_CA", &roots),
+            ("CA_ADDRESS", &self.address),
+            ("ALT_CA_HOSTNAME", ISTIOD_NAME),
+            ("CA_ROOT_CA", &roots),
+            ("AUTH_TOKEN", &token),
+            ("FAKE_CA", "false"),
+            ("LOCAL_XDS_PATH", ""),
+            ("POD_NAME", &name),
+            ("POD_NAMESPACE", SYSTEM),
+            ("SERVICE_ACCOUNT", "ztunnel"),
+        ];
+        Ok(own
+            .iter()
+            .fold(options, |options, (name, value)| options.variable(name, value)))
+    }
+
+    /// Creates an object in the collection at `path`; gives it as it is in the cluster.
+    pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
+        ask(&self.namespace, "POST", path, Some(object))
+    }
+
+    pub fn delete(&self, path: &str) -> Result<()> {
+        ask(&self.namespace, "DELETE", path, None).map(drop)
+    }
+
+    /// Whether the pod's readiness probe is told to succeed.
+    pub fn set_ready(&self, pod: &Pod, is_ready: bool) -> Result<()> {
+        let path = format!("{}/{}/status", pods_path(&pod.spec.namespace), pod.spec.name);
+        let status = json!({"status": {"conditions": [readiness(is_ready)]}});
+        ask(&self.namespace, "PATCH", &path, Some(&status)).map(drop)
+    }
+
+    fn define_resources(&self) -> Result<()> {
+        let path = self.programs.join(RESOURCE_DEFINITIONS);
+        let yaml = std::fs::read_to_string(&path)
+            .map_err(|error| RigError::new(format!("reading {}", path.display()), error))?;
+        for definition in yaml
+            .split("\n---")
+            .filter(|text| text.contains("CustomResourceDefinition"))
+        {
+            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            send(&self.namespace, "POST", path, "application/yaml", definition)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, world: &World) -> Result<()> {
+        let mut namespaces = vec![SYSTEM];
+        namespaces.extend(world.pods.iter().map(|pod| &*pod.spec.namespace));
+        namespaces.extend(world.blueprint.services.iter().map(|it| &*it.namespace));
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        for name in namespaces {
+            let labels = json!({"istio.io/dataplane-mode": if name == SYSTEM { "none" } else { "ambient" }});
+            let object = json!({
+                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
+            });
+            self.create("/api/v1/namespaces", &object)?;
+        }
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ztunnel"}});
+        self.create(&format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts"), &account)?;
+        for node in &world.nodes {
+            let name = node_name(node.index);
+            let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+            self.create("/api/v1/nodes", &object)?;
+            let mut proxy = PodSpec::new(&proxy_name(node.index), node.index);
+            proxy = proxy.namespace(SYSTEM).service_account("ztunnel");
+            proxy = proxy.membership(Membership::KnownPlain);
+            self.write_pod(world, &proxy, addresses::node(node.index))?;
+        }
+        for pod in &world.pods {
+            if pod.spec.membership != Membership::Outside {
+                self.write_pod(world, &pod.spec, pod.addresses)?;
+            }
+        }
+        for (index, spec) in world.blueprint.services.iter().enumerate() {
+            self.write_service(spec, addresses::service(index))?;
+        }
+        Ok(())
+    }
+
+    fn write_pod(&self, world: &World, spec: &PodSpec, own: addresses::Addresses) -> Result<()> {
+        let mut labels = json!({"app": spec.service_account});
+        for service in &world.blueprint.services {
+            if service.endpoints.contains(&spec.name) {
+                labels[selected_by(service)] = "true".into();
+            }
+        }
+        let annotations = match spec.membership {
+            // What istio-cni notes on a pod that it has enrolled.
+            Membership::Inside | Membership::Unredirected => {
+                json!({"ambient.istio.io/redirection": "enabled"})
+            }
+            Membership::KnownPlain | Membership::Outside => json!({}),
+        };
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": spec.name, "labels": labels, "annotations": annotations},
+            "spec": {
+                "nodeName": node_name(spec.node),
+                "serviceAccountName": spec.service_account,
+                "containers": [{"name": "application", "image": "of-the-rig"}],
+            },
+        });
+        let path = pods_path(&spec.namespace);
+        self.create(&path, &object)?;
+        let node = addresses::node(spec.node);
+        let status = json!({"status": {
+            "phase": "Running",
+            "podIP": own.v4, "podIPs": [{"ip": own.v4}, {"ip": own.v6}],
+            "hostIP": node.v4, "hostIPs": [{"ip": node.v4}],
+            "conditions": [readiness(true)],
+        }});
+        let path = format!("{path}/{}/status", spec.name);
+        ask(&self.namespace, "PATCH", &path, Some(&status)).map(drop)
+    }
+
+    fn write_service(&self, spec: &ServiceSpec, own: addresses::Addresses) -> Result<()> {
+        let ports = spec.ports.iter().map(|(port, target)| {
+            json!({"name": format!("tcp-{port}"), "port": port, "targetPort": target, "protocol": "TCP"})
+        });
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": spec.name},
+            "spec": {
+                "selector": {selected_by(spec): "true"},
+                "ports": ports.collect::<Vec<_>>(),
+                "ipFamilyPolicy": "RequireDualStack",
+                "clusterIP": own.v4,
+                "clusterIPs": [own.v4.to_string(), own.v6.to_string()],
+            },
+        });
+        let path = format!("/api/v1/namespaces/{}/services", spec.namespace);
+        self.create(&path, &object).map(drop)
+    }
+}
+
+/// Where programs are started, and with what.
+struct Launch<'a> {
+    namespace: &'a str,
+    programs: &'a Path,
+    folder: &'a Path,
+}
+
+impl Launch<'_> {
+    fn etcd(&self) -> Result<Program> {
+        let arguments = [
+            format!("--data-dir={}", self.folder.join("etcd").display()),
+            format!("--listen-client-urls={ETCD_URL}"),
+            format!("--advertise-client-urls={ETCD_URL}"),
+            format!("--listen-peer-urls={ETCD_PEERS_URL}"),
+            format!("--initial-advertise-peer-urls={ETCD_PEERS_URL}"),
+            format!("--initial-cluster=default={ETCD_PEERS_URL}"),
+            // It is thrown away with the world.
+            "--unsafe-no-fsync".to_owned(),
+        ];
+        self.start(ETCD, &arguments, &[])
+    }
+
+    fn api_server(&self) -> Result<Program> {
+        let (key, tokens) = (self.folder.join("accounts.key"), self.folder.join("tokens.csv"));
+        write(&key, &run_with_input("openssl", &["genrsa", "2048"], "")?)?;
+        write(&tokens, &format!("{ADMINISTRATOR},rig,rig,system:masters\n"))?;
+        let key = key.display();
+        let arguments = [
+            format!("--etcd-servers={ETCD_URL}"),
+            format!("--cert-dir={}", self.folder.display()),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--advertise-address={}", addresses::node(0).v4),
+            "--endpoint-reconciler-type=none".to_owned(),
+            format!("--token-auth-file={}", tokens.display()),
+            "--authorization-mode=AlwaysAllow".to_owned(),
+            // Nobody makes accounts' tokens for pods here.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={key}"),
+            format!("--service-account-signing-key-file={key}"),
+            // The rig's services are in there, and the cluster's own first address is none of theirs.
+            "--service-cluster-ip-range=198.18.192.0/18,fd00:198:18:f0::/108".to_owned(),
+        ];
+        self.start(API_SERVER, &arguments, &[])
+    }
+
+    fn istiod(&self) -> Result<Program> {
+        let (kubeconfig, mesh) = (self.folder.join("kubeconfig"), self.folder.join("mesh.yaml"));
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "rig", "cluster": {"server": API_URL, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "rig", "user": {"token": ADMINISTRATOR}}],
+            "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": "rig"}}],
+            "current-context": "rig",
+        });
+        write(&kubeconfig, &config.to_string())?;
+        write(&mesh, &json!({"trustDomain": "cluster.local"}).to_string())?;
+        let arguments = [
+            "discovery".to_owned(),
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--meshConfig={}", mesh.display()),
+            "--domain=cluster.local".to_owned(),
+            "--httpAddr=127.0.0.1:8080".to_owned(),
+            "--monitoringAddr=127.0.0.1:15014".to_owned(),
+            "--httpsAddr=127.0.0.1:15017".to_owned(),
+            "--grpcAddr=127.0.0.1:15010".to_owned(),
+            format!("--secureGRPCAddr={}:{ISTIOD_PORT}", addresses::node(0).v4),
+        ];
+        let environment = [
+            ("PILOT_ENABLE_AMBIENT", "true"),
+            ("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel"),
+            ("CLUSTER_ID", "Kubernetes"),
+            ("POD_NAME", "istiod"),
+            ("POD_NAMESPACE", SYSTEM),
+            ("REVISION", "default"),
+        ];
+        self.start(ISTIOD, &arguments, &environment)
+    }
+
+    fn start(
+        &self,
+        name: &'static str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<Program> {
+        let log = self.folder.join(format!("{name}.log"));
+        let failed = |error| RigError::new(format!("starting {name}"), error);
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(failed)?;
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", self.namespace])
+            .arg(self.programs.join(name))
+            .args(arguments)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(environment.iter().copied())
+            .current_dir(self.folder)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output)
+            .process_group(0);
+        let _open = guardian::hold_open()?;
+        let child = command.spawn().map_err(failed)?;
+        Ok(Program { name, child, log })
+    }
+}
+
+impl Program {
+    /// Asks until there is an answer, or the program has ended.
+    fn wait_for<T>(&mut self, what: &str, mut answer: impl FnMut() -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = answer() {
+                return Ok(answer);
+            }
+            let ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() || Instant::now() > deadline {
+                let state = ended.map_or_else(
+                    || format!("not after {PATIENCE:?}"),
+                    |status| format!("it ended with {status}"),
+                );
+                let operation = format!("waiting for {}: {what}", self.name);
+                return Err(RigError::new(
+                    operation,
+                    format!("{state}; the last lines:\n{}", self.tail()),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- last lines of {}:\n{}", self.name, self.tail());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The pod of a node's proxy.
+fn proxy_name(node: usize) -> String {
+    format!("ztunnel-{node}")
+}
+
+/// The label of a service's endpoints.
+fn selected_by(service: &ServiceSpec) -> String {
+    format!("endpoint-of-{}", service.name)
+}
+
+fn pods_path(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/pods")
+}
+
+fn readiness(is_ready: bool) -> Value {
+    json!({"type": "Ready", "status": if is_ready { "True" } else { "False" }})
+}
+
+/// Asks the API server; an answer that is no success is an error with its text.
+fn ask(namespace: &str, method: &str, path: &str, object: Option<&Value>) -> Result<Value> {
+    let kind = match method {
+        "PATCH" => "application/merge-patch+json",
+        _ => "application/json",
+    };
+    let body = object.map(Value::to_string).unwrap_or_default();
+    let answer = send(namespace, method, path, kind, &body)?;
+    // Some answers are a word.
+    Ok(serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
+}
+
+fn send(namespace: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<String> {
+    let (url, authorization, kind) = (
+        format!("{API_URL}{path}"),
+        format!("Authorization: Bearer {ADMINISTRATOR}"),
+        format!("Content-Type: {kind}"),
+    );
+    let mut arguments = vec![
+        "-sS",
+        "-k",
+        "-X",
+        method,
+        "-w",
+        "\n%{http_code}",
+        "-H",
+        &authorization,
+    ];
+    if !body.is_empty() {
+        arguments.extend(["-H", &kind, "--data-binary", "@-"]);
+    }
+    arguments.push(&url);
+    let answer = run_in(namespace, "curl", &arguments, body)?;
+    let (text, status) = answer.rsplit_once('\n').unwrap_or_default();
+    if status.starts_with('2') {
+        Ok(text.to_owned())
+    } else {
+        Err(RigError::new(
+            format!("{method} {path}"),
+            format!("{status}: {text}"),
+        ))
+    }
+}
+
+fn run_in(namespace: &str, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+    let mut all = vec!["netns", "exec", namespace, program];
+    all.extend(arguments);
+    run_with_input("ip", &all, input)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|error| RigError::new(format!("writing {}", path.display()), error))
+}

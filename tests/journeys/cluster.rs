@@ -7,41 +7,53 @@ use std::process::Command;
 use serde_json::{Value, json};
 use uztunnel_rig::applications::echo;
 use uztunnel_rig::cluster::Cluster;
-use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, World, wait_until};
+use uztunnel_rig::zds::WorkloadInfo;
+use uztunnel_rig::{Blueprint, Family, Membership, PodSpec, ProxyOptions, World, http, wait_until};
 
 use crate::admin::dump;
 use crate::policies::{Live, PORT};
-use crate::setup::{BODY_BYTES, assert_tunnelled, fetch, options, serve_http};
+use crate::setup::{BODY_BYTES, HTTP_PORT, assert_tunnelled, fetch, options, serve_http};
+use crate::transfers::assert_transfer;
+
+const TRANSFER_BYTES: u64 = 64 << 20;
 
 const POLICIES: &str = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies";
 const PEER_AUTHENTICATIONS: &str = "/apis/security.istio.io/v1/namespaces/shop/peerauthentications";
 
-/// Who is called `client` may not call anybody.
-fn about_client(name: &str) -> Value {
+/// A pod that may not call anybody.
+fn about(name: &str, pod: &str) -> Value {
+    let principal = format!("cluster.local/ns/shop/sa/{pod}");
     json!({
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
         "metadata": {"name": name},
         "spec": {
             "action": "DENY",
-            "rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/client"]}}]}],
+            "rules": [{"from": [{"source": {"principals": [principal]}}]}],
         },
     })
 }
 
-/// Two nodes under a real control plane. `variables`: what both proxies are told besides.
-fn start(variables: &[(&str, &str)]) -> (World, Cluster) {
+/// Two nodes that no proxy is started on yet, and their control plane.
+fn build() -> (World, Cluster) {
     let blueprint = Blueprint::two_nodes().pod(PodSpec::new("closed", 1).membership(Membership::KnownPlain));
-    let mut world = World::build(blueprint).expect("a world");
+    let world = World::build(blueprint).expect("a world");
     let cluster = Cluster::start(&world, &programs()).expect("a control plane");
-    let [first, second] = options();
-    let options = [(0, first), (1, second)].map(|(node, options)| {
-        let options = cluster.options(node, options).expect("a token");
-        variables
-            .iter()
-            .fold(options, |options, (name, value)| options.variable(name, value))
-    });
+    (world, cluster)
+}
+
+fn start_proxies(world: &mut World, cluster: &Cluster, options: [ProxyOptions; 2]) {
+    let [first, second] = options;
+    let options =
+        [(0, first), (1, second)].map(|(node, options)| cluster.options(node, options).expect("a token"));
     world.start_proxies(&options).expect("ready proxies");
+}
+
+/// With ready proxies that are told of one more variable.
+fn start_with(name: &str, value: &str) -> (World, Cluster) {
+    let (mut world, cluster) = build();
+    let options = options().map(|options| options.variable(name, value));
+    start_proxies(&mut world, &cluster, options);
     (world, cluster)
 }
 
@@ -62,7 +74,8 @@ fn assert_served(world: &World) {
 #[test]
 #[ignore = "needs etcd, kube-apiserver and istiod"]
 fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
-    let (world, mut cluster) = start(&[]);
+    let (mut world, mut cluster) = build();
+    start_proxies(&mut world, &cluster, options());
     let _servers = [
         serve_http(world.pod("server")),
         world.pod("server").serve(PORT, echo),
@@ -84,7 +97,7 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
     let open = |pod: &str| Live::open(&world, pod, PORT);
     let (live, other) = (open("client").expect("allowed"), open("cart").expect("allowed"));
     cluster
-        .create(POLICIES, &about_client("no-entry"))
+        .create(POLICIES, &about("no-entry", "client"))
         .expect("created");
     live.wait_for_reset();
     assert!(open("client").is_err());
@@ -120,7 +133,9 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
     line.expect("a line");
     assert_served(&world);
     cluster.start_istiod().expect("istiod again");
-    cluster.create(POLICIES, &about_client("later")).expect("created");
+    cluster
+        .create(POLICIES, &about("later", "client"))
+        .expect("created");
     wait_until("the new one's policy", || open("client").err());
     other.finish();
 }
@@ -128,7 +143,7 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
 #[test]
 #[ignore = "needs etcd, kube-apiserver and istiod"]
 fn istiod_tells_of_what_is_asked_for_and_of_its_changes() {
-    let (world, cluster) = start(&[("XDS_ON_DEMAND", "true")]);
+    let (world, cluster) = start_with("XDS_ON_DEMAND", "true");
     let _server = serve_http(world.pod("server"));
     // Ready without any of them, but for the pods of the node.
     let uids = |dump: &Value| {
@@ -152,7 +167,7 @@ fn istiod_tells_of_what_is_asked_for_and_of_its_changes() {
 #[test]
 #[ignore = "needs etcd, kube-apiserver and istiod"]
 fn istiods_certificates_are_renewed_under_open_connections() {
-    let (world, _cluster) = start(&[("SECRET_TTL", "6s")]);
+    let (world, _cluster) = start_with("SECRET_TTL", "6s");
     let _server = world.pod("server").serve(PORT, echo);
     let open = || Live::open(&world, "client", PORT).expect("allowed");
     let live = open();
@@ -174,6 +189,84 @@ fn istiods_certificates_are_renewed_under_open_connections() {
         });
     }
     live.finish();
+}
+
+#[test]
+#[ignore = "needs etcd, kube-apiserver, istiod and istio-csr"]
+fn istio_csr_signs_for_the_pods_of_the_node_and_for_no_others() {
+    let (mut world, mut cluster) = build();
+    cluster.start_istio_csr().expect("istio-csr");
+    start_proxies(&mut world, &cluster, options());
+    let _server = serve_http(world.pod("server"));
+    assert_served(&world);
+    assert_tunnelled(&world);
+    // Nobody of that identity is on the node, as far as the API server knows.
+    let info = WorkloadInfo {
+        name: "impostor".to_owned(),
+        namespace: "shop".to_owned(),
+        service_account: "impostor".to_owned(),
+    };
+    let agent = &world.nodes[0].agent;
+    let uid = "8f1c2d3e-0000-4000-8000-00000000beef";
+    agent
+        .add(uid, info, world.pod("closed").namespace.fd())
+        .expect("sent");
+    let logs = &world.nodes[0].proxy().logs;
+    let refused = logs.wait_for("the CA's refusal", |line| {
+        line.contains("spiffe://cluster.local/ns/shop/sa/impostor") && line.contains("Unauthenticated")
+    });
+    refused.expect("a line with the reason");
+    assert_served(&world);
+}
+
+#[test]
+#[ignore = "needs etcd, kube-apiserver, istiod and ztunnel"]
+fn a_node_with_ztunnel_and_one_without_share_a_mesh() {
+    let [ours, _] = options();
+    let ztunnel = ProxyOptions::new(&programs().join("ztunnel"));
+    let (mut world, cluster) = build();
+    start_proxies(&mut world, &cluster, [ours, ztunnel]);
+    let _servers =
+        ["cart", "server"].map(|pod| (serve_http(world.pod(pod)), world.pod(pod).serve(PORT, echo)));
+    // Ours calls.
+    assert_served(&world);
+    let logs = &world.nodes[0].proxy().logs;
+    let identity_of = |direction: &str, field: &str| {
+        let what = format!("a connection that is {direction}");
+        let record = logs.wait_for_access(&what, |record| record.field("direction") == direction);
+        record.expect("a record").field(field).to_owned()
+    };
+    assert_eq!(
+        identity_of("outbound", "dst.identity"),
+        world.pod("server").identity()
+    );
+    // Theirs calls.
+    for family in Family::BOTH {
+        let target = world.pod("cart").address(family, HTTP_PORT);
+        let response = world.pod("server").run(http::get(target, "/"));
+        assert_eq!(response.expect("a response").body.len(), BODY_BYTES);
+    }
+    assert_eq!(
+        identity_of("inbound", "src.identity"),
+        world.pod("server").identity()
+    );
+    assert_transfer(&world, "client", "server", Family::V4, [TRANSFER_BYTES; 2]);
+    assert_transfer(&world, "server", "cart", Family::V6, [TRANSFER_BYTES; 2]);
+
+    // Who may not call any more is told so, whoever carried the call and whoever received it.
+    let open = |from: &str, to: &str| Live::open_between(&world, from, to, PORT);
+    let [called, calling] = [("client", "server"), ("server", "cart")].map(|(from, to)| {
+        (
+            open(from, to).expect("allowed"),
+            about(&format!("not-{from}"), from),
+        )
+    });
+    for (live, policy) in [called, calling] {
+        cluster.create(POLICIES, &policy).expect("created");
+        live.wait_for_reset();
+    }
+    assert!(open("client", "server").is_err() && open("server", "cart").is_err());
+    open("cart", "server").expect("allowed").finish();
 }
 
 /// What istiod made of the pods and services.

@@ -35,14 +35,18 @@ fn serve(world: &World) -> [Server; 3] {
     [PORT, OTHER_PORT, EXEMPT_PORT].map(|port| world.pod("server").serve(port, echo))
 }
 
-/// A connection to `server`.
+/// A connection to an echoing server, `server`'s unless said otherwise.
 pub struct Live(TcpStream);
 
 impl Live {
     /// One that stands end to end.
     pub fn open(world: &World, pod: &str, port: u16) -> io::Result<Self> {
-        let target = world.pod("server").address(Family::V4, port);
-        let stream = world.pod(pod).namespace.run(|| TcpStream::connect(target))?;
+        Self::open_between(world, pod, "server", port)
+    }
+
+    pub fn open_between(world: &World, from: &str, to: &str, port: u16) -> io::Result<Self> {
+        let target = world.pod(to).address(Family::V4, port);
+        let stream = world.pod(from).namespace.run(|| TcpStream::connect(target))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut live = Self(stream);
         live.say()?;

@@ -11,7 +11,7 @@ const PORT: u16 = 4100;
 const GIB: u64 = 1 << 30;
 
 /// Moves so many bytes there and back, at once over one connection, and checks each of them.
-fn assert_transfer(world: &World, client: &str, server: &str, family: Family, bytes: [u64; 2]) {
+pub fn assert_transfer(world: &World, client: &str, server: &str, family: Family, bytes: [u64; 2]) {
     let [bytes_there, bytes_back] = bytes;
     let (there, back) = (Pattern::new(11), Pattern::new(12));
     let (expected, answer) = (there.clone(), back.clone());

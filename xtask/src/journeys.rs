@@ -165,7 +165,14 @@ impl Journeys {
             .env("JOURNEYS_TTL_SECONDS", ttl.to_string())
             .env("JOURNEYS_DURATION_SECONDS", duration.to_string())
             .env("JOURNEYS_RESTARTS", lengths.restarts.to_string());
-        command.envs(self.cluster.iter().map(|folder| ("CLUSTER_PROGRAMS", folder)));
+        if let Some(folder) = &self.cluster {
+            // The tests run in a folder of their own.
+            let absolute = std::path::absolute(folder);
+            command.env(
+                "CLUSTER_PROGRAMS",
+                absolute.map_err(|error| format!("--cluster {folder}: {error}"))?,
+            );
+        }
         command.arg("--").args(which);
         if self.duration.is_some() {
             // Somebody waits for the figures.
@@ -201,6 +208,8 @@ mod tests {
         let long = parse("certificates --ttl 60 --duration 300").expect("valid");
         assert_eq!((long[0].pair, long[0].control_plane), ("uring", "istiod"));
         assert_eq!((long[0].ttl, long[0].duration), (Some(60), Some(300)));
+        let real = parse("--cluster programs").expect("valid");
+        assert_eq!(real[0].cluster.as_deref(), Some("programs"));
     }
 
     #[test]
@@ -213,6 +222,7 @@ mod tests {
             ),
             ("--duration long", "--duration long: expected a number of seconds"),
             ("--ttl", "--ttl needs a value"),
+            ("--cluster", "--cluster needs a value"),
             ("--loud", "journeys --loud: expected"),
         ] {
             let error = parse(text).expect_err(text);

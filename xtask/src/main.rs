@@ -32,9 +32,9 @@ usage: cargo xtask <command>
   tidy
         the style rules only
   journeys [FILTER] [--io uring|epoll|uring-epoll|epoll-uring|denied|all] [--control-plane istiod|file]
-           [--ttl SECONDS] [--duration SECONDS] [--binary PATH]
+           [--ttl SECONDS] [--duration SECONDS] [--binary PATH] [--cluster FOLDER]
         tests in network namespaces; --duration and --ttl are for those that go on for a while: resets, and
-        certificates that are renewed under load
+        certificates that are renewed under load; --cluster: those under istiod itself, whose programs are in FOLDER
   sim [--seed N | --seeds N..M | --minutes T | --hunt] [--trace] ...
         the data path in simulated worlds with faults; without options what CI runs
   perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]

@@ -152,11 +152,11 @@ impl Authority {
     }
 }
 
-/// The URI among the names that a request asks for.
+/// The name that a request asks for: a pod's, or a server's.
 pub fn requested_name(request: &str) -> Result<String> {
     let request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
     match &request.params.subject_alt_names[..] {
-        [SanType::URI(name)] => Ok(name.to_string()),
+        [SanType::URI(name) | SanType::DnsName(name)] => Ok(name.to_string()),
         names => Err(RigError::new("reading a request's name", format!("{names:?}"))),
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! Failures of the programs are `RigError`s with the last lines that they printed.
 
+mod issuer;
+
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use self::issuer::Issuer;
+use crate::authority::Authority;
 use crate::blueprint::{Membership, PodSpec, ServiceSpec};
 use crate::mesh_file::node_name;
 use crate::namespace::run_with_input;
@@ -28,6 +32,9 @@ const API_SERVER: &str = "kube-apiserver";
 const ISTIOD: &str = "pilot-discovery";
 /// `manifests/charts/base/files/crd-all.gen.yaml` of Istio.
 const RESOURCE_DEFINITIONS: &str = "crd-all.gen.yaml";
+/// Only where it is asked for, and `deploy/crds/...` of cert-manager.
+const ISTIO_CSR: &str = "istio-csr";
+const REQUEST_DEFINITIONS: &str = "cert-manager.io_certificaterequests.yaml";
 
 /// A start takes some seconds; on a busy machine of two CPUs a multiple.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -38,19 +45,28 @@ const API_URL: &str = "https://127.0.0.1:6443";
 const ADMINISTRATOR: &str = "the-rig";
 const ISTIOD_PORT: u16 = 15012;
 const ISTIOD_NAME: &str = "istiod.istio-system.svc";
+const ISTIO_CSR_PORT: u16 = 15013;
+const ISTIO_CSR_NAME: &str = "cert-manager-istio-csr.cert-manager.svc";
 const SYSTEM: &str = "istio-system";
-const ROOTS_FILE: &str = "cluster-roots.pem";
+const ROOTS_FILE: &str = "istiods-roots.pem";
+const ISSUER_FILE: &str = "issuer.pem";
 
 pub struct Cluster {
-    /// Of node 0, as `ip netns` knows it.
-    namespace: String,
+    api: Api,
     programs: PathBuf,
     folder: PathBuf,
-    address: String,
-    /// Ended before those that it depends on: declared first.
+    /// Ended before those that they depend on: declared first.
     istiod: Option<Program>,
+    istio_csr: Option<(Program, Issuer)>,
     _api_server: Program,
     _etcd: Program,
+}
+
+/// The API server, as the administrator.
+#[derive(Clone)]
+struct Api {
+    /// Of node 0, as `ip netns` knows it.
+    namespace: String,
 }
 
 /// A running program; its output is in a file.
@@ -63,30 +79,32 @@ struct Program {
 impl Cluster {
     /// Starts all programs and writes the world; istiod is ready afterwards.
     pub fn start(world: &World, programs: &Path) -> Result<Self> {
-        let namespace = world.nodes[0].namespace.name().to_owned();
+        let api = Api {
+            namespace: world.nodes[0].namespace.name().to_owned(),
+        };
         let folder = world.scratch().join("cluster");
         std::fs::create_dir_all(&folder)
             .map_err(|error| RigError::new(format!("creating {}", folder.display()), error))?;
         let launch = Launch {
-            namespace: &namespace,
+            namespace: &api.namespace,
             programs,
             folder: &folder,
         };
         let etcd = launch.etcd()?;
         let mut api_server = launch.api_server()?;
         api_server.wait_for("being ready", || {
-            ask(&namespace, "GET", "/readyz", None).is_ok().then_some(())
+            api.ask("GET", "/readyz", None).is_ok().then_some(())
         })?;
         let mut cluster = Self {
-            address: format!("{}:{ISTIOD_PORT}", addresses::node(0).v4),
-            namespace,
+            api,
             programs: programs.to_owned(),
             folder,
             istiod: None,
+            istio_csr: None,
             _api_server: api_server,
             _etcd: etcd,
         };
-        cluster.define_resources()?;
+        cluster.define_resources(RESOURCE_DEFINITIONS)?;
         cluster.write(world)?;
         cluster.start_istiod()?;
         Ok(cluster)
@@ -99,19 +117,11 @@ impl Cluster {
 
     /// Waits until it is ready.
     pub fn start_istiod(&mut self) -> Result<()> {
-        let launch = Launch {
-            namespace: &self.namespace,
-            programs: &self.programs,
-            folder: &self.folder,
-        };
-        let mut istiod = launch.istiod()?;
-        istiod.wait_for("being ready", || {
-            let arguments = ["-sf", "http://127.0.0.1:8080/ready"];
-            run_in(&self.namespace, "curl", &arguments, "").ok()
-        })?;
+        let mut istiod = self.launch().istiod()?;
+        istiod.wait_for("being ready", || self.probe("http://127.0.0.1:8080/ready"))?;
         let roots = istiod.wait_for("writing its root certificate", || {
             let path = format!("/api/v1/namespaces/{SYSTEM}/configmaps/istio-ca-root-cert");
-            let found = ask(&self.namespace, "GET", &path, None).ok()?;
+            let found = self.api.ask("GET", &path, None).ok()?;
             found["data"]["root-cert.pem"].as_str().map(str::to_owned)
         })?;
         write(&self.folder.join(ROOTS_FILE), &roots)?;
@@ -119,15 +129,36 @@ impl Cluster {
         Ok(())
     }
 
+    /// From now on `options` name istio-csr as the CA, with an issuer of the rig behind it. Istiod signs no more for pods.
+    pub fn start_istio_csr(&mut self) -> Result<()> {
+        self.define_resources(REQUEST_DEFINITIONS)?;
+        let authority = Authority::new("issuer of the rig")?;
+        write(&self.folder.join(ISSUER_FILE), &authority.pem())?;
+        let issuer = Issuer::start(self.api.clone(), SYSTEM, authority);
+        let mut istio_csr = self.launch().istio_csr()?;
+        istio_csr.wait_for("being ready", || self.probe("http://127.0.0.1:6060/readyz"))?;
+        self.istio_csr = Some((istio_csr, issuer));
+        Ok(())
+    }
+
+    fn launch(&self) -> Launch<'_> {
+        Launch {
+            namespace: &self.api.namespace,
+            programs: &self.programs,
+            folder: &self.folder,
+        }
+    }
+
+    fn probe(&self, url: &str) -> Option<String> {
+        run_in(&self.api.namespace, "curl", &["-sf", url], "").ok()
+    }
+
     /// What makes the proxy of a node use it, with a token for the proxy's own pod.
     pub fn options(&self, node: usize, options: ProxyOptions) -> Result<ProxyOptions> {
         let name = proxy_name(node);
-        let pod = ask(
-            &self.namespace,
-            "GET",
-            &format!("{}/{name}", pods_path(SYSTEM)),
-            None,
-        )?;
+        let pod = self
+            .api
+            .ask("GET", &format!("{}/{name}", pods_path(SYSTEM)), None)?;
         let wanted = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
@@ -146,15 +177,21 @@ impl Cluster {
             .ok_or_else(|| RigError::new(format!("asking for a token of {name}"), &issued))?;
         let token_file = self.folder.join(format!("{name}.token"));
         write(&token_file, token)?;
-        let [roots, token] =
-            [self.folder.join(ROOTS_FILE), token_file].map(|path| path.display().to_string());
+        let [istiods_roots, issuers_roots] = [ROOTS_FILE, ISSUER_FILE].map(|file| self.folder.join(file));
+        let (ca_address, ca_name, ca_roots) = match self.istio_csr {
+            Some(_) => (address(ISTIO_CSR_PORT), ISTIO_CSR_NAME, issuers_roots),
+            None => (address(ISTIOD_PORT), ISTIOD_NAME, istiods_roots.clone()),
+        };
+        let xds_address = address(ISTIOD_PORT);
+        let files = [istiods_roots, ca_roots, token_file];
+        let [roots, ca_roots, token] = files.map(|path| path.display().to_string());
         let own = [
-            ("XDS_ADDRESS", self.address.as_str()),
+            ("XDS_ADDRESS", xds_address.as_str()),
             ("ALT_XDS_HOSTNAME", ISTIOD_NAME),
             ("XDS_ROOT_CA", &roots),
-            ("CA_ADDRESS", &self.address),
-            ("ALT_CA_HOSTNAME", ISTIOD_NAME),
-            ("CA_ROOT_CA", &roots),
+            ("CA_ADDRESS", &ca_address),
+            ("ALT_CA_HOSTNAME", ca_name),
+            ("CA_ROOT_CA", &ca_roots),
             ("AUTH_TOKEN", &token),
             ("FAKE_CA", "false"),
             ("LOCAL_XDS_PATH", ""),
@@ -169,22 +206,23 @@ impl Cluster {
 
     /// Creates an object in the collection at `path`; gives it as it is in the cluster.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
-        ask(&self.namespace, "POST", path, Some(object))
+        self.api.ask("POST", path, Some(object))
     }
 
     pub fn delete(&self, path: &str) -> Result<()> {
-        ask(&self.namespace, "DELETE", path, None).map(drop)
+        self.api.ask("DELETE", path, None).map(drop)
     }
 
     /// Whether the pod's readiness probe is told to succeed.
     pub fn set_ready(&self, pod: &Pod, is_ready: bool) -> Result<()> {
         let path = format!("{}/{}/status", pods_path(&pod.spec.namespace), pod.spec.name);
         let status = json!({"status": {"conditions": [readiness(is_ready)]}});
-        ask(&self.namespace, "PATCH", &path, Some(&status)).map(drop)
+        self.api.ask("PATCH", &path, Some(&status)).map(drop)
     }
 
-    fn define_resources(&self) -> Result<()> {
-        let path = self.programs.join(RESOURCE_DEFINITIONS);
+    /// Those that a file of the programs' folder defines.
+    fn define_resources(&self, file: &str) -> Result<()> {
+        let path = self.programs.join(file);
         let yaml = std::fs::read_to_string(&path)
             .map_err(|error| RigError::new(format!("reading {}", path.display()), error))?;
         for definition in yaml
@@ -192,7 +230,7 @@ impl Cluster {
             .filter(|text| text.contains("CustomResourceDefinition"))
         {
             let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-            send(&self.namespace, "POST", path, "application/yaml", definition)?;
+            self.api.send("POST", path, "application/yaml", definition)?;
         }
         Ok(())
     }
@@ -266,7 +304,7 @@ impl Cluster {
             "conditions": [readiness(true)],
         }});
         let path = format!("{path}/{}/status", spec.name);
-        ask(&self.namespace, "PATCH", &path, Some(&status)).map(drop)
+        self.api.ask("PATCH", &path, Some(&status)).map(drop)
     }
 
     fn write_service(&self, spec: &ServiceSpec, own: addresses::Addresses) -> Result<()> {
@@ -337,20 +375,11 @@ impl Launch<'_> {
     }
 
     fn istiod(&self) -> Result<Program> {
-        let (kubeconfig, mesh) = (self.folder.join("kubeconfig"), self.folder.join("mesh.yaml"));
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "rig", "cluster": {"server": API_URL, "insecure-skip-tls-verify": true}}],
-            "users": [{"name": "rig", "user": {"token": ADMINISTRATOR}}],
-            "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": "rig"}}],
-            "current-context": "rig",
-        });
-        write(&kubeconfig, &config.to_string())?;
+        let mesh = self.folder.join("mesh.yaml");
         write(&mesh, &json!({"trustDomain": "cluster.local"}).to_string())?;
         let arguments = [
             "discovery".to_owned(),
-            format!("--kubeconfig={}", kubeconfig.display()),
+            self.kubeconfig()?,
             format!("--meshConfig={}", mesh.display()),
             "--domain=cluster.local".to_owned(),
             "--httpAddr=127.0.0.1:8080".to_owned(),
@@ -368,6 +397,39 @@ impl Launch<'_> {
             ("REVISION", "default"),
         ];
         self.start(ISTIOD, &arguments, &environment)
+    }
+
+    fn istio_csr(&self) -> Result<Program> {
+        let address = addresses::node(0).v4;
+        let arguments = [
+            self.kubeconfig()?,
+            format!("--serving-address={address}:{ISTIO_CSR_PORT}"),
+            format!("--serving-certificate-dns-names={ISTIO_CSR_NAME}"),
+            format!("--root-ca-file={}", self.folder.join(ISSUER_FILE).display()),
+            format!("--certificate-namespace={SYSTEM}"),
+            format!("--leader-election-namespace={SYSTEM}"),
+            format!("--ca-trusted-node-accounts={SYSTEM}/ztunnel"),
+            "--issuer-name=rig".to_owned(),
+            "--istiod-cert-enabled=false".to_owned(),
+            // Pods' copies of the mesh's root are istiod's here.
+            "--configmap-namespace-selector=none=here".to_owned(),
+        ];
+        self.start(ISTIO_CSR, &arguments, &[])
+    }
+
+    /// The option that tells a program of the API server.
+    fn kubeconfig(&self) -> Result<String> {
+        let file = self.folder.join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "rig", "cluster": {"server": API_URL, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "rig", "user": {"token": ADMINISTRATOR}}],
+            "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": "rig"}}],
+            "current-context": "rig",
+        });
+        write(&file, &config.to_string())?;
+        Ok(format!("--kubeconfig={}", file.display()))
     }
 
     fn start(
@@ -443,6 +505,10 @@ impl Drop for Program {
     }
 }
 
+fn address(port: u16) -> String {
+    format!("{}:{port}", addresses::node(0).v4)
+}
+
 /// The pod of a node's proxy.
 fn proxy_name(node: usize) -> String {
     format!("ztunnel-{node}")
@@ -461,47 +527,49 @@ fn readiness(is_ready: bool) -> Value {
     json!({"type": "Ready", "status": if is_ready { "True" } else { "False" }})
 }
 
-/// Asks the API server; an answer that is no success is an error with its text.
-fn ask(namespace: &str, method: &str, path: &str, object: Option<&Value>) -> Result<Value> {
-    let kind = match method {
-        "PATCH" => "application/merge-patch+json",
-        _ => "application/json",
-    };
-    let body = object.map(Value::to_string).unwrap_or_default();
-    let answer = send(namespace, method, path, kind, &body)?;
-    // Some answers are a word.
-    Ok(serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
-}
-
-fn send(namespace: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<String> {
-    let (url, authorization, kind) = (
-        format!("{API_URL}{path}"),
-        format!("Authorization: Bearer {ADMINISTRATOR}"),
-        format!("Content-Type: {kind}"),
-    );
-    let mut arguments = vec![
-        "-sS",
-        "-k",
-        "-X",
-        method,
-        "-w",
-        "\n%{http_code}",
-        "-H",
-        &authorization,
-    ];
-    if !body.is_empty() {
-        arguments.extend(["-H", &kind, "--data-binary", "@-"]);
+impl Api {
+    /// An answer that is no success is an error with its text.
+    fn ask(&self, method: &str, path: &str, object: Option<&Value>) -> Result<Value> {
+        let kind = match method {
+            "PATCH" => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let body = object.map(Value::to_string).unwrap_or_default();
+        let answer = self.send(method, path, kind, &body)?;
+        // Some answers are a word.
+        Ok(serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
     }
-    arguments.push(&url);
-    let answer = run_in(namespace, "curl", &arguments, body)?;
-    let (text, status) = answer.rsplit_once('\n').unwrap_or_default();
-    if status.starts_with('2') {
-        Ok(text.to_owned())
-    } else {
-        Err(RigError::new(
-            format!("{method} {path}"),
-            format!("{status}: {text}"),
-        ))
+
+    fn send(&self, method: &str, path: &str, kind: &str, body: &str) -> Result<String> {
+        let (url, authorization, kind) = (
+            format!("{API_URL}{path}"),
+            format!("Authorization: Bearer {ADMINISTRATOR}"),
+            format!("Content-Type: {kind}"),
+        );
+        let mut arguments = vec![
+            "-sS",
+            "-k",
+            "-X",
+            method,
+            "-w",
+            "\n%{http_code}",
+            "-H",
+            &authorization,
+        ];
+        if !body.is_empty() {
+            arguments.extend(["-H", &kind, "--data-binary", "@-"]);
+        }
+        arguments.push(&url);
+        let answer = run_in(&self.namespace, "curl", &arguments, body)?;
+        let (text, status) = answer.rsplit_once('\n').unwrap_or_default();
+        if status.starts_with('2') {
+            Ok(text.to_owned())
+        } else {
+            Err(RigError::new(
+                format!("{method} {path}"),
+                format!("{status}: {text}"),
+            ))
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `Namespace` | `World` | drop deletes the name |
 //! | `Agent` | `World`, one per node | drop closes the socket |
 //! | `Istiod` | `Istiod::start`, `World::build` where the blueprint wants it | drop closes the port and every connection |
+//! | `Cluster` | `Cluster::start` | drop kills its programs by their ids |
 //! | `Proxy` | `World::start_proxy` | drop kills the process by its id |
 //! | `Ca` | `Ca::start` | drop closes its connections |
 //! | `HboneServer`, `Gateway` | their `start` | drop ends its task and its connections |

@@ -58,10 +58,13 @@ impl Live {
         self.0.read_exact(&mut [0])
     }
 
-    pub fn wait_for_reset(mut self) {
-        let ended = sys::uninterrupted(|| self.0.read(&mut [0]));
-        let kind = ended.map_err(|error| error.kind());
-        assert_eq!(kind, Err(io::ErrorKind::ConnectionReset));
+    pub fn wait_for_reset(self) {
+        assert_eq!(self.wait_for_end(), Err(io::ErrorKind::ConnectionReset));
+    }
+
+    /// What is read when nothing was said any more: the end, or how it was broken off.
+    pub fn wait_for_end(mut self) -> Result<usize, io::ErrorKind> {
+        sys::uninterrupted(|| self.0.read(&mut [0])).map_err(|error| error.kind())
     }
 
     /// Still the same connection, up to its orderly end.

@@ -44,6 +44,8 @@ const API_URL: &str = "https://127.0.0.1:6443";
 /// Everything is allowed to whoever shows it.
 const ADMINISTRATOR: &str = "the-rig";
 const ISTIOD_PORT: u16 = 15012;
+/// On which the programs listen.
+const RESERVED_PORTS: &str = "2379-2380,6060,6443,8080,9402,9876,15010-15017";
 const ISTIOD_NAME: &str = "istiod.istio-system.svc";
 const ISTIO_CSR_PORT: u16 = 15013;
 const ISTIO_CSR_NAME: &str = "cert-manager-istio-csr.cert-manager.svc";
@@ -82,6 +84,10 @@ impl Cluster {
         let api = Api {
             namespace: world.nodes[0].namespace.name().to_owned(),
         };
+        // Theirs are in the range from which this namespace takes those of outgoing connections.
+        world.nodes[0]
+            .namespace
+            .write_sysctls(&[("net/ipv4/ip_local_reserved_ports", RESERVED_PORTS)])?;
         let folder = world.scratch().join("cluster");
         std::fs::create_dir_all(&folder)
             .map_err(|error| RigError::new(format!("creating {}", folder.display()), error))?;

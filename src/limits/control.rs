@@ -187,6 +187,8 @@ pub const XDS_WARNINGS_MAX: usize = 20;
 /// A connection waits so long for what the control plane says about its destination (`XDS_ON_DEMAND`). Upstream waits
 /// for ever.
 pub const LOOKUP_WAIT: Duration = Duration::from_secs(5);
+/// The control thread is told again that somebody asks after so long: those who came first give up earlier.
+pub const LOOKUP_TOLD_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What one connection asks for: its destination, and the waypoints in front of it.
 pub const LOOKUPS_CONNECTION_MAX: usize = 4;
 /// Connections of one pod that wait for it on one worker.
@@ -224,6 +226,7 @@ const _: () = assert!(
     NAME_SERVER_TIMEOUT.as_millis() * (1 + NAME_SERVER_RETRIES as u128) < RESOLUTION_TIMEOUT.as_millis()
 );
 const _: () = assert!(LOOKUP_FORGOTTEN_AFTER.as_secs() > LOOKUP_WAIT.as_secs());
+const _: () = assert!(LOOKUP_TOLD_AGAIN_AFTER.as_secs() < LOOKUP_WAIT.as_secs());
 const _: () = assert!(LOOKUPS_POD_MAX < LOOKUPS_WORKER_MAX && LOOKUPS_POD_MAX < SETUPS_POD_MAX);
 // With the longest names that DNS has.
 const _: () = assert!(LOOKUPS_REQUEST_MAX * 512 < XDS_REQUEST_BYTES_MAX);

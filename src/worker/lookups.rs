@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::core::Core;
 use super::outcome::Outcome;
@@ -38,8 +39,8 @@ impl Default for Lookups {
 #[derive(Default)]
 struct Waiting {
     senders: Vec<oneshot::Sender<LookupAnswer>>,
-    /// The control thread was told of these, the first first. Pods take turns there.
-    pods: Vec<PodUid>,
+    /// The control thread was told of these, the first first, and then. Pods take turns there.
+    pods: Vec<(PodUid, Instant)>,
 }
 
 /// Sees to it that what has to be known about `ip` of `network` is in the snapshot, as far as there is anything: where
@@ -160,25 +161,29 @@ impl<D: Driver + 'static> Core<D> {
         }
         let waiting = asked.entry(question.clone()).or_default();
         waiting.senders.push(sender);
-        let is_told = match question {
-            Question::Mesh(_) => !waiting.pods.is_empty(),
-            Question::Host(_) => waiting.pods.contains(pod),
-        };
-        if !is_told {
-            waiting.pods.push(pod.clone());
-            self.demands.send(Demand::Lookup {
-                worker: self.index,
-                pod: pod.clone(),
-                question,
-            });
+        let now = self.now;
+        let is_of_mesh = matches!(question, Question::Mesh(_));
+        let told = waiting
+            .pods
+            .iter_mut()
+            .find(|(told, _)| is_of_mesh || told == pod);
+        match told {
+            Some((_, at)) if now < *at + limits::LOOKUP_TOLD_AGAIN_AFTER => return Ok(receiver),
+            Some((_, at)) => *at = now,
+            None => waiting.pods.push((pod.clone(), now)),
         }
+        self.demands.send(Demand::Lookup {
+            worker: self.index,
+            pod: pod.clone(),
+            question,
+        });
         Ok(receiver)
     }
 
     /// The control thread's answer.
     pub(super) fn take_answer(&mut self, question: &Question, answer: &LookupAnswer) {
         let waiting = self.lookups.asked.remove(question).unwrap_or_default();
-        if let Some(first) = waiting.pods.first() {
+        if let Some((first, _)) = waiting.pods.first() {
             self.lookups.parts.give_back(first);
         }
         for sender in waiting.senders {
@@ -226,6 +231,22 @@ mod tests {
             assert_eq!(queue.try_recv(), Ok(expected));
         }
         assert!(queue.try_recv().is_err());
+    }
+
+    #[test]
+    fn who_joins_a_question_late_is_told_of_as_those_before_give_up_earlier() {
+        let mut core = fixture::core(&Executor::default());
+        let (demands, mut queue) = demands::channel();
+        core.demands = demands;
+        for question in [question(1), Question::Host("api.example".into())] {
+            let mut told = || {
+                let asked = core.ask_control(&pod(), question.clone());
+                asked.expect("within the bound");
+                core.now += limits::LOOKUP_TOLD_AGAIN_AFTER / 2;
+                queue.try_recv().is_ok()
+            };
+            assert_eq!([told(), told(), told(), told()], [true, false, true, false]);
+        }
     }
 
     #[test]

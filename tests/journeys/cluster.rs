@@ -20,8 +20,8 @@ const TRANSFER_BYTES: u64 = 64 << 20;
 const POLICIES: &str = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies";
 const PEER_AUTHENTICATIONS: &str = "/apis/security.istio.io/v1/namespaces/shop/peerauthentications";
 
-/// A pod that may not call anybody.
-fn about(name: &str, pod: &str) -> Value {
+/// A policy by which a pod may not call anybody.
+fn denied(name: &str, pod: &str) -> Value {
     let principal = format!("cluster.local/ns/shop/sa/{pod}");
     json!({
         "apiVersion": "security.istio.io/v1",
@@ -97,7 +97,7 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
     let open = |pod: &str| Live::open(&world, pod, PORT);
     let (live, other) = (open("client").expect("allowed"), open("cart").expect("allowed"));
     cluster
-        .create(POLICIES, &about("no-entry", "client"))
+        .create(POLICIES, &denied("no-entry", "client"))
         .expect("created");
     live.wait_for_reset();
     assert!(open("client").is_err());
@@ -134,7 +134,7 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
     assert_served(&world);
     cluster.start_istiod().expect("istiod again");
     cluster
-        .create(POLICIES, &about("later", "client"))
+        .create(POLICIES, &denied("later", "client"))
         .expect("created");
     wait_until("the new one's policy", || open("client").err());
     other.finish();
@@ -261,7 +261,7 @@ fn a_node_with_ztunnel_and_one_without_share_a_mesh() {
     let [called, calling] = [("client", "server"), ("server", "cart")].map(|(from, to)| {
         (
             open(from, to).expect("allowed"),
-            about(&format!("not-{from}"), from),
+            denied(&format!("not-{from}"), from),
         )
     });
     for (live, policy) in [called, calling] {

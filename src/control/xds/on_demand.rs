@@ -91,8 +91,11 @@ impl OnDemand {
         let name: Arc<str> = target.to_string().into();
         match self.names.get_mut(&name) {
             Some(Entry::Absent { .. }) => return Some(Ok(Arc::default())),
-            Some(Entry::Waiting { workers, .. }) => {
+            Some(Entry::Waiting { workers, until, .. }) => {
                 workers.insert(worker);
+                self.due.remove(&(*until, name.clone()));
+                *until = now + limits::LOOKUP_FORGOTTEN_AFTER;
+                self.due.insert((*until, name));
                 return None;
             }
             None => {}

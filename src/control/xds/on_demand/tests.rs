@@ -203,6 +203,20 @@ fn a_server_that_does_not_answer_is_told_that_nobody_waits_any_more() {
 }
 
 #[test]
+fn a_question_is_given_up_so_long_after_it_was_last_asked() {
+    let mut names = connected();
+    let first = clock::now();
+    let last = first + limits::LOOKUP_FORGOTTEN_AFTER / 2;
+    for at in [first, last] {
+        assert_eq!(names.ask(0, &pod(), &target("/10.0.0.1"), at), None);
+    }
+    assert_eq!(names.expire(first + limits::LOOKUP_FORGOTTEN_AFTER), vec![]);
+    assert_eq!(names.next_due(), Some(last + limits::LOOKUP_FORGOTTEN_AFTER));
+    assert_eq!(names.expire(last + limits::LOOKUP_FORGOTTEN_AFTER).len(), 1);
+    assert_eq!(names.next_due(), None);
+}
+
+#[test]
 fn questions_and_names_are_bounded_and_told_in_portions() {
     let mut names = connected();
     let now = clock::now();

@@ -1,5 +1,6 @@
 //! The real istiod on a real Kubernetes API server: `cargo xtask journeys --cluster FOLDER`, with the programs in that
-//! folder (`docs/testing.md` says where they come from). All other journeys have a stand-in that says the same things.
+//! folder (`docs/testing.md` says where they come from), and not without. All other journeys have a stand-in that says the
+//! same things.
 
 use std::io;
 use std::path::PathBuf;
@@ -72,7 +73,6 @@ fn assert_served(world: &World) {
 }
 
 #[test]
-#[ignore = "needs etcd, kube-apiserver and istiod"]
 fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
     let (mut world, mut cluster) = build();
     start_proxies(&mut world, &cluster, options());
@@ -142,7 +142,6 @@ fn what_istiod_makes_of_pods_services_and_policies_is_in_force_on_both_nodes() {
 }
 
 #[test]
-#[ignore = "needs etcd, kube-apiserver and istiod"]
 fn istiod_tells_of_what_is_asked_for_and_of_its_changes() {
     let (world, cluster) = start_with("XDS_ON_DEMAND", "true");
     let _server = serve_http(world.pod("server"));
@@ -166,7 +165,6 @@ fn istiod_tells_of_what_is_asked_for_and_of_its_changes() {
 }
 
 #[test]
-#[ignore = "needs etcd, kube-apiserver and istiod"]
 fn istiods_certificates_are_renewed_under_open_connections() {
     let (world, _cluster) = start_with("SECRET_TTL", "6s");
     let _server = world.pod("server").serve(PORT, echo);
@@ -193,7 +191,6 @@ fn istiods_certificates_are_renewed_under_open_connections() {
 }
 
 #[test]
-#[ignore = "needs etcd, kube-apiserver, istiod and istio-csr"]
 fn istio_csr_signs_for_the_pods_of_the_node_and_for_no_others() {
     let (mut world, mut cluster) = build();
     cluster.start_istio_csr().expect("istio-csr");
@@ -219,7 +216,6 @@ fn assert_no_certificates_for_another_node(world: &mut World, cluster: &Cluster)
 }
 
 #[test]
-#[ignore = "needs etcd, kube-apiserver, istiod and ztunnel"]
 fn a_node_with_ztunnel_and_one_without_share_a_mesh() {
     let [ours, _] = options();
     let ztunnel = ProxyOptions {

@@ -18,6 +18,9 @@ pub const PROFILE: &str = "journey";
 /// How long a start takes is measured here: the other journeys would be part of it.
 const ALONE: &str = "control_plane::started_without_its_control_plane";
 
+/// They need programs that are not the project's.
+const UNDER_A_CLUSTER: &str = "cluster::";
+
 /// One run of all journeys, or of those that a filter leaves.
 #[derive(Debug, Clone)]
 pub struct Journeys {
@@ -138,8 +141,8 @@ impl Journeys {
     /// All of them side by side, after those that would be disturbed by it; or those that the filter leaves.
     pub fn run(&self, binary: &Path, tally: &mut Tally) -> Outcome {
         if self.cluster.is_some() {
-            let filter = self.filter.as_deref().unwrap_or("cluster::");
-            return self.run_some(binary, &[filter, "--ignored", "--test-threads=1"], tally);
+            let filter = self.filter.as_deref().unwrap_or(UNDER_A_CLUSTER);
+            return self.run_some(binary, &[filter, "--test-threads=1"], tally);
         }
         let side_by_side = format!("--test-threads={}", side_by_side());
         if let Some(filter) = &self.filter {
@@ -174,6 +177,9 @@ impl Journeys {
             );
         }
         command.arg("--").args(which);
+        if self.cluster.is_none() {
+            command.args(["--skip", UNDER_A_CLUSTER]);
+        }
         if self.duration.is_some() {
             // Somebody waits for the figures.
             command.arg("--show-output");

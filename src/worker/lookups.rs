@@ -172,6 +172,8 @@ impl<D: Driver + 'static> Core<D> {
             Some((_, at)) => *at = now,
             None => waiting.pods.push((pod.clone(), now)),
         }
+        // As long as somebody asks again there may be no answer, and no end to those whose time is over.
+        waiting.senders.retain(|sender| !sender.is_abandoned());
         self.demands.send(Demand::Lookup {
             worker: self.index,
             pod: pod.clone(),
@@ -246,6 +248,8 @@ mod tests {
                 queue.try_recv().is_ok()
             };
             assert_eq!([told(), told(), told(), told()], [true, false, true, false]);
+            let waiting = &core.lookups.asked[&question];
+            assert_eq!(waiting.senders.len(), 2, "those before have given up");
         }
     }
 

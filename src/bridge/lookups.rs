@@ -33,7 +33,7 @@ pub enum LookupError {
     #[error("{reason}")]
     Host { reason: Arc<str> },
     #[error(
-        "too many lookups at once: {limit} are allowed for all pods, fewer for one while others want some"
+        "too many lookups at once: {limit} are allowed for all pods, fewer for one the less room is left"
     )]
     TooMany { limit: usize },
 }

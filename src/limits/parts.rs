@@ -8,26 +8,27 @@ use std::hash::Hash;
 
 use super::has_part;
 
+/// `ALL`: how much there is.
 #[derive(Debug)]
-pub struct Parts<W> {
-    all: usize,
+pub struct Parts<W, const ALL: usize> {
     taken: usize,
     of: HashMap<W, usize>,
 }
 
-impl<W: Clone + Eq + Hash> Parts<W> {
-    pub fn new(all: usize) -> Self {
+impl<W, const ALL: usize> Default for Parts<W, ALL> {
+    fn default() -> Self {
         Self {
-            all,
             taken: 0,
             of: HashMap::new(),
         }
     }
+}
 
+impl<W: Clone + Eq + Hash, const ALL: usize> Parts<W, ALL> {
     /// True if `who` got one.
     pub fn take(&mut self, who: &W) -> bool {
         let own = self.of.get(who).copied().unwrap_or(0);
-        let has_room = has_part(self.all, self.taken, own);
+        let has_room = has_part(ALL, self.taken, own);
         if has_room {
             self.taken += 1;
             self.of.insert(who.clone(), own + 1);
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn who_takes_all_that_it_can_leaves_some_for_others_and_nothing_behind() {
-        let mut parts = Parts::new(4000);
+        let mut parts = Parts::<&str, 4000>::default();
         let mut take_all = |who: &&'static str| {
             let mut got = 0;
             while parts.take(who) {

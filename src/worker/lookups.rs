@@ -21,19 +21,11 @@ use crate::runtime::oneshot;
 use crate::sys::driver::Driver;
 
 /// What this worker has asked, and who waits for it.
+#[derive(Default)]
 pub struct Lookups {
     asked: HashMap<Question, Waiting>,
     /// Of the questions that are not answered, each counted for the pod that asked first.
-    parts: limits::Parts<PodUid>,
-}
-
-impl Default for Lookups {
-    fn default() -> Self {
-        Self {
-            asked: HashMap::new(),
-            parts: limits::Parts::new(limits::LOOKUPS_WORKER_MAX),
-        }
-    }
+    parts: limits::Parts<PodUid, { limits::LOOKUPS_WORKER_MAX }>,
 }
 
 #[derive(Default)]

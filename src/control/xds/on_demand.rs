@@ -29,13 +29,13 @@ pub struct Reply {
     pub answer: LookupAnswer,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OnDemand {
     names: BTreeMap<Arc<str>, Entry>,
     /// When an entry's time is over.
     due: BTreeSet<(Instant, Arc<str>)>,
     /// Of the names that are waited for, each counted for the pod that asked first.
-    parts: limits::Parts<PodUid>,
+    parts: limits::Parts<PodUid, { limits::LOOKUPS_MAX }>,
     connected: bool,
     /// Told to the server on this stream.
     subscribed: BTreeSet<Arc<str>>,
@@ -63,20 +63,6 @@ enum Said {
     IsNot,
     /// It cannot be used.
     IsRefused,
-}
-
-impl Default for OnDemand {
-    fn default() -> Self {
-        Self {
-            names: BTreeMap::new(),
-            due: BTreeSet::new(),
-            parts: limits::Parts::new(limits::LOOKUPS_MAX),
-            connected: false,
-            subscribed: BTreeSet::new(),
-            unsubscribe: BTreeSet::new(),
-            subscribe: BTreeSet::new(),
-        }
-    }
 }
 
 impl OnDemand {

@@ -15,8 +15,8 @@ use crate::mesh::Workload;
 #[derive(Default)]
 pub struct Names {
     series: HashMap<NameLabels, Arc<NameSeries>>,
-    /// How many of them are whose.
-    parts: HashMap<Identity, usize>,
+    /// Whose they are.
+    parts: limits::Parts<Identity, { limits::SERIES_NAMES_MAX }>,
 }
 
 impl Names {
@@ -27,13 +27,8 @@ impl Names {
             source_principal: Some(source.identity.clone()),
             hostname: hostname.clone(),
         };
-        if !self.series.contains_key(&labels) {
-            let of_owner = self.parts.entry(source.identity.clone()).or_default();
-            if limits::has_part(limits::SERIES_NAMES_MAX, self.series.len(), *of_owner) {
-                *of_owner += 1;
-            } else {
-                labels = NameLabels::default();
-            }
+        if !self.series.contains_key(&labels) && !self.parts.take(&source.identity) {
+            labels = NameLabels::default();
         }
         let series = self.series.entry(labels);
         series

@@ -9,11 +9,10 @@
 
 mod issuer;
 
-use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -22,9 +21,10 @@ use crate::authority::Authority;
 use crate::blueprint::{Membership, PodSpec, ServiceSpec};
 use crate::mesh_file::node_name;
 use crate::namespace::run_with_input;
-use crate::proxy::ProxyOptions;
+use crate::process::Process;
+use crate::proxy::{ProxyOptions, Upstream};
 use crate::world::{Pod, World};
-use crate::{Result, RigError, addresses, guardian};
+use crate::{Result, RigError, addresses};
 
 /// What the folder of the programs holds.
 const ETCD: &str = "etcd";
@@ -50,18 +50,25 @@ const ISTIOD_NAME: &str = "istiod.istio-system.svc";
 const ISTIO_CSR_PORT: u16 = 15013;
 const ISTIO_CSR_NAME: &str = "cert-manager-istio-csr.cert-manager.svc";
 const SYSTEM: &str = "istio-system";
+/// Of the proxies.
+const ACCOUNT: &str = "ztunnel";
 const ROOTS_FILE: &str = "istiods-roots.pem";
 const ISSUER_FILE: &str = "issuer.pem";
 
 pub struct Cluster {
+    site: Site,
+    /// Ended before those that they depend on: declared first.
+    istiod: Option<Process>,
+    istio_csr: Option<(Process, Issuer)>,
+    _api_server: Process,
+    _etcd: Process,
+}
+
+/// Where programs are started, and with what.
+struct Site {
     api: Api,
     programs: PathBuf,
     folder: PathBuf,
-    /// Ended before those that they depend on: declared first.
-    istiod: Option<Program>,
-    istio_csr: Option<(Program, Issuer)>,
-    _api_server: Program,
-    _etcd: Program,
 }
 
 /// The API server, as the administrator.
@@ -69,13 +76,6 @@ pub struct Cluster {
 struct Api {
     /// Of node 0, as `ip netns` knows it.
     namespace: String,
-}
-
-/// A running program; its output is in a file.
-struct Program {
-    name: &'static str,
-    child: Child,
-    log: PathBuf,
 }
 
 impl Cluster {
@@ -91,20 +91,16 @@ impl Cluster {
         let folder = world.scratch().join("cluster");
         std::fs::create_dir_all(&folder)
             .map_err(|error| RigError::new(format!("creating {}", folder.display()), error))?;
-        let launch = Launch {
-            namespace: &api.namespace,
-            programs,
-            folder: &folder,
-        };
-        let etcd = launch.etcd()?;
-        let mut api_server = launch.api_server()?;
-        api_server.wait_for("being ready", || {
-            api.ask("GET", "/readyz", None).is_ok().then_some(())
-        })?;
-        let mut cluster = Self {
+        let site = Site {
             api,
             programs: programs.to_owned(),
             folder,
+        };
+        let etcd = site.etcd()?;
+        let mut api_server = site.api_server()?;
+        api_server.wait_for("be ready", PATIENCE, || site.api.ask("GET", "/readyz", None))?;
+        let mut cluster = Self {
+            site,
             istiod: None,
             istio_csr: None,
             _api_server: api_server,
@@ -123,14 +119,18 @@ impl Cluster {
 
     /// Waits until it is ready.
     pub fn start_istiod(&mut self) -> Result<()> {
-        let mut istiod = self.launch().istiod()?;
-        istiod.wait_for("being ready", || self.probe("http://127.0.0.1:8080/ready"))?;
-        let roots = istiod.wait_for("writing its root certificate", || {
-            let path = format!("/api/v1/namespaces/{SYSTEM}/configmaps/istio-ca-root-cert");
-            let found = self.api.ask("GET", &path, None).ok()?;
-            found["data"]["root-cert.pem"].as_str().map(str::to_owned)
+        let mut istiod = self.site.istiod()?;
+        istiod.wait_for("be ready", PATIENCE, || {
+            self.site.api.probe("http://127.0.0.1:8080/ready")
         })?;
-        write(&self.folder.join(ROOTS_FILE), &roots)?;
+        let path = format!("/api/v1/namespaces/{SYSTEM}/configmaps/istio-ca-root-cert");
+        let found = istiod.wait_for("write its root certificate", PATIENCE, || {
+            self.site.api.ask("GET", &path, None)
+        })?;
+        write(
+            &self.site.folder.join(ROOTS_FILE),
+            text(&found["data"]["root-cert.pem"])?,
+        )?;
         self.istiod = Some(istiod);
         Ok(())
     }
@@ -139,30 +139,21 @@ impl Cluster {
     pub fn start_istio_csr(&mut self) -> Result<()> {
         self.define_resources(REQUEST_DEFINITIONS)?;
         let authority = Authority::new("issuer of the rig")?;
-        write(&self.folder.join(ISSUER_FILE), &authority.pem())?;
-        let issuer = Issuer::start(self.api.clone(), SYSTEM, authority);
-        let mut istio_csr = self.launch().istio_csr()?;
-        istio_csr.wait_for("being ready", || self.probe("http://127.0.0.1:6060/readyz"))?;
+        write(&self.site.folder.join(ISSUER_FILE), &authority.pem())?;
+        let issuer = Issuer::start(self.site.api.clone(), SYSTEM, authority);
+        let mut istio_csr = self.site.istio_csr()?;
+        istio_csr.wait_for("be ready", PATIENCE, || {
+            self.site.api.probe("http://127.0.0.1:6060/readyz")
+        })?;
         self.istio_csr = Some((istio_csr, issuer));
         Ok(())
-    }
-
-    fn launch(&self) -> Launch<'_> {
-        Launch {
-            namespace: &self.api.namespace,
-            programs: &self.programs,
-            folder: &self.folder,
-        }
-    }
-
-    fn probe(&self, url: &str) -> Option<String> {
-        run_in(&self.api.namespace, "curl", &["-sf", url], "").ok()
     }
 
     /// What makes the proxy of a node use it, with a token for the proxy's own pod.
     pub fn options(&self, node: usize, options: ProxyOptions) -> Result<ProxyOptions> {
         let name = proxy_name(node);
         let pod = self
+            .site
             .api
             .ask("GET", &format!("{}/{name}", pods_path(SYSTEM)), None)?;
         let wanted = json!({
@@ -176,59 +167,46 @@ impl Cluster {
                 },
             },
         });
-        let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/ztunnel/token");
+        let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/{ACCOUNT}/token");
         let issued = self.create(&path, &wanted)?;
-        let token = issued["status"]["token"]
-            .as_str()
-            .ok_or_else(|| RigError::new(format!("asking for a token of {name}"), &issued))?;
-        let token_file = self.folder.join(format!("{name}.token"));
-        write(&token_file, token)?;
-        let [istiods_roots, issuers_roots] = [ROOTS_FILE, ISSUER_FILE].map(|file| self.folder.join(file));
-        let (ca_address, ca_name, ca_roots) = match self.istio_csr {
-            Some(_) => (address(ISTIO_CSR_PORT), ISTIO_CSR_NAME, issuers_roots),
-            None => (address(ISTIOD_PORT), ISTIOD_NAME, istiods_roots.clone()),
+        let token_file = self.site.folder.join(format!("{name}.token"));
+        write(&token_file, text(&issued["status"]["token"])?)?;
+        let upstream = |port, name, roots| Upstream {
+            address: (addresses::node(0).v4, port).into(),
+            name,
+            roots: self.site.folder.join(roots),
         };
-        let xds_address = address(ISTIOD_PORT);
-        let files = [istiods_roots, ca_roots, token_file];
-        let [roots, ca_roots, token] = files.map(|path| path.display().to_string());
-        let own = [
-            ("XDS_ADDRESS", xds_address.as_str()),
-            ("ALT_XDS_HOSTNAME", ISTIOD_NAME),
-            ("XDS_ROOT_CA", &roots),
-            ("CA_ADDRESS", &ca_address),
-            ("ALT_CA_HOSTNAME", ca_name),
-            ("CA_ROOT_CA", &ca_roots),
-            ("AUTH_TOKEN", &token),
-            ("FAKE_CA", "false"),
-            ("LOCAL_XDS_PATH", ""),
-            ("POD_NAME", &name),
-            ("POD_NAMESPACE", SYSTEM),
-            ("SERVICE_ACCOUNT", "ztunnel"),
-        ];
-        Ok(own
-            .iter()
-            .fold(options, |options, (name, value)| options.variable(name, value)))
+        let istiod = upstream(ISTIOD_PORT, ISTIOD_NAME, ROOTS_FILE);
+        let ca = match self.istio_csr {
+            Some(_) => upstream(ISTIO_CSR_PORT, ISTIO_CSR_NAME, ISSUER_FILE),
+            None => istiod.clone(),
+        };
+        Ok(options
+            .under(&istiod, &ca, &token_file)
+            .variable("POD_NAME", &name)
+            .variable("POD_NAMESPACE", SYSTEM)
+            .variable("SERVICE_ACCOUNT", ACCOUNT))
     }
 
     /// Creates an object in the collection at `path`; gives it as it is in the cluster.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
-        self.api.ask("POST", path, Some(object))
+        self.site.api.ask("POST", path, Some(object))
     }
 
     pub fn delete(&self, path: &str) -> Result<()> {
-        self.api.ask("DELETE", path, None).map(drop)
+        self.site.api.ask("DELETE", path, None).map(drop)
     }
 
     /// Whether the pod's readiness probe is told to succeed.
     pub fn set_ready(&self, pod: &Pod, is_ready: bool) -> Result<()> {
         let path = format!("{}/{}/status", pods_path(&pod.spec.namespace), pod.spec.name);
         let status = json!({"status": {"conditions": [readiness(is_ready)]}});
-        self.api.ask("PATCH", &path, Some(&status)).map(drop)
+        self.site.api.ask("PATCH", &path, Some(&status)).map(drop)
     }
 
     /// Those that a file of the programs' folder defines.
     fn define_resources(&self, file: &str) -> Result<()> {
-        let path = self.programs.join(file);
+        let path = self.site.programs.join(file);
         let yaml = std::fs::read_to_string(&path)
             .map_err(|error| RigError::new(format!("reading {}", path.display()), error))?;
         for definition in yaml
@@ -236,7 +214,7 @@ impl Cluster {
             .filter(|text| text.contains("CustomResourceDefinition"))
         {
             let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-            self.api.send("POST", path, "application/yaml", definition)?;
+            self.site.api.send("POST", path, "application/yaml", definition)?;
         }
         Ok(())
     }
@@ -254,14 +232,14 @@ impl Cluster {
             });
             self.create("/api/v1/namespaces", &object)?;
         }
-        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ztunnel"}});
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}});
         self.create(&format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts"), &account)?;
         for node in &world.nodes {
             let name = node_name(node.index);
             let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
             self.create("/api/v1/nodes", &object)?;
             let mut proxy = PodSpec::new(&proxy_name(node.index), node.index);
-            proxy = proxy.namespace(SYSTEM).service_account("ztunnel");
+            proxy = proxy.namespace(SYSTEM).service_account(ACCOUNT);
             proxy = proxy.membership(Membership::KnownPlain);
             self.write_pod(world, &proxy, addresses::node(node.index))?;
         }
@@ -310,7 +288,7 @@ impl Cluster {
             "conditions": [readiness(true)],
         }});
         let path = format!("{path}/{}/status", spec.name);
-        self.api.ask("PATCH", &path, Some(&status)).map(drop)
+        self.site.api.ask("PATCH", &path, Some(&status)).map(drop)
     }
 
     fn write_service(&self, spec: &ServiceSpec, own: addresses::Addresses) -> Result<()> {
@@ -334,15 +312,8 @@ impl Cluster {
     }
 }
 
-/// Where programs are started, and with what.
-struct Launch<'a> {
-    namespace: &'a str,
-    programs: &'a Path,
-    folder: &'a Path,
-}
-
-impl Launch<'_> {
-    fn etcd(&self) -> Result<Program> {
+impl Site {
+    fn etcd(&self) -> Result<Process> {
         let arguments = [
             format!("--data-dir={}", self.folder.join("etcd").display()),
             format!("--listen-client-urls={ETCD_URL}"),
@@ -356,7 +327,7 @@ impl Launch<'_> {
         self.start(ETCD, &arguments, &[])
     }
 
-    fn api_server(&self) -> Result<Program> {
+    fn api_server(&self) -> Result<Process> {
         let (key, tokens) = (self.folder.join("accounts.key"), self.folder.join("tokens.csv"));
         write(&key, &run_with_input("openssl", &["genrsa", "2048"], "")?)?;
         write(&tokens, &format!("{ADMINISTRATOR},rig,rig,system:masters\n"))?;
@@ -380,7 +351,7 @@ impl Launch<'_> {
         self.start(API_SERVER, &arguments, &[])
     }
 
-    fn istiod(&self) -> Result<Program> {
+    fn istiod(&self) -> Result<Process> {
         let mesh = self.folder.join("mesh.yaml");
         write(&mesh, &json!({"trustDomain": "cluster.local"}).to_string())?;
         let arguments = [
@@ -396,7 +367,7 @@ impl Launch<'_> {
         ];
         let environment = [
             ("PILOT_ENABLE_AMBIENT", "true"),
-            ("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel"),
+            ("CA_TRUSTED_NODE_ACCOUNTS", &*format!("{SYSTEM}/{ACCOUNT}")),
             ("CLUSTER_ID", "Kubernetes"),
             ("POD_NAME", "istiod"),
             ("POD_NAMESPACE", SYSTEM),
@@ -405,7 +376,7 @@ impl Launch<'_> {
         self.start(ISTIOD, &arguments, &environment)
     }
 
-    fn istio_csr(&self) -> Result<Program> {
+    fn istio_csr(&self) -> Result<Process> {
         let address = addresses::node(0).v4;
         let arguments = [
             self.kubeconfig()?,
@@ -414,7 +385,7 @@ impl Launch<'_> {
             format!("--root-ca-file={}", self.folder.join(ISSUER_FILE).display()),
             format!("--certificate-namespace={SYSTEM}"),
             format!("--leader-election-namespace={SYSTEM}"),
-            format!("--ca-trusted-node-accounts={SYSTEM}/ztunnel"),
+            format!("--ca-trusted-node-accounts={SYSTEM}/{ACCOUNT}"),
             "--issuer-name=rig".to_owned(),
             "--istiod-cert-enabled=false".to_owned(),
             // Pods' copies of the mesh's root are istiod's here.
@@ -438,81 +409,22 @@ impl Launch<'_> {
         Ok(format!("--kubeconfig={}", file.display()))
     }
 
-    fn start(
-        &self,
-        name: &'static str,
-        arguments: &[String],
-        environment: &[(&str, &str)],
-    ) -> Result<Program> {
-        let log = self.folder.join(format!("{name}.log"));
-        let failed = |error| RigError::new(format!("starting {name}"), error);
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(failed)?;
+    fn start(&self, name: &str, arguments: &[String], environment: &[(&str, &str)]) -> Result<Process> {
         let mut command = Command::new("ip");
         command
-            .args(["netns", "exec", self.namespace])
+            .args(["netns", "exec", &self.api.namespace])
             .arg(self.programs.join(name))
             .args(arguments)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs(environment.iter().copied())
-            .current_dir(self.folder)
+            .current_dir(&self.folder)
             .stdin(Stdio::null())
-            .stdout(output.try_clone().map_err(failed)?)
-            .stderr(output)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0);
-        let _open = guardian::hold_open()?;
-        let child = command.spawn().map_err(failed)?;
-        Ok(Program { name, child, log })
+        Process::start(name, || command.spawn())
     }
-}
-
-impl Program {
-    /// Asks until there is an answer, or the program has ended.
-    fn wait_for<T>(&mut self, what: &str, mut answer: impl FnMut() -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(answer) = answer() {
-                return Ok(answer);
-            }
-            let ended = self.child.try_wait().ok().flatten();
-            if ended.is_some() || Instant::now() > deadline {
-                let state = ended.map_or_else(
-                    || format!("not after {PATIENCE:?}"),
-                    |status| format!("it ended with {status}"),
-                );
-                let operation = format!("waiting for {}: {what}", self.name);
-                return Err(RigError::new(
-                    operation,
-                    format!("{state}; the last lines:\n{}", self.tail()),
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("---- last lines of {}:\n{}", self.name, self.tail());
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn address(port: u16) -> String {
-    format!("{}:{port}", addresses::node(0).v4)
 }
 
 /// The pod of a node's proxy.
@@ -527,6 +439,16 @@ fn selected_by(service: &ServiceSpec) -> String {
 
 fn pods_path(namespace: &str) -> String {
     format!("/api/v1/namespaces/{namespace}/pods")
+}
+
+fn text(value: &Value) -> Result<&str> {
+    let text = value.as_str();
+    text.ok_or_else(|| {
+        RigError::new(
+            "reading an answer of the API server",
+            format!("{value} is no text"),
+        )
+    })
 }
 
 fn readiness(is_ready: bool) -> Value {
@@ -544,6 +466,11 @@ impl Api {
         let answer = self.send(method, path, kind, &body)?;
         // Some answers are a word.
         Ok(serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
+    }
+
+    /// Of a program of this namespace.
+    fn probe(&self, url: &str) -> Result<String> {
+        run_in(&self.namespace, "curl", &["-sSf", url], "")
     }
 
     fn send(&self, method: &str, path: &str, kind: &str, body: &str) -> Result<String> {

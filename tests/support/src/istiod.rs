@@ -23,7 +23,7 @@ use crate::applications::when_free;
 use crate::authority::Authority;
 use crate::ca::{self, Script, Service};
 use crate::lock;
-use crate::proxy::ProxyOptions;
+use crate::proxy::{ProxyOptions, Upstream};
 use crate::world::World;
 use crate::{Result, RigError, addresses, wait_until};
 
@@ -215,25 +215,14 @@ impl Istiod {
         Ok(istiod)
     }
 
-    /// What makes a proxy of that world use it instead of the mesh file and a CA of its own. What `options` says
-    /// otherwise wins.
-    pub fn options(&self, mut options: ProxyOptions) -> ProxyOptions {
-        let address = self.address.to_string();
-        let [roots, token] = [ROOTS_FILE, TOKEN_FILE].map(|name| self.file(name).display().to_string());
-        let own = [
-            ("XDS_ADDRESS", address.as_str()),
-            ("ALT_XDS_HOSTNAME", SERVER_NAME),
-            ("XDS_ROOT_CA", &roots),
-            ("CA_ADDRESS", &address),
-            ("ALT_CA_HOSTNAME", SERVER_NAME),
-            ("CA_ROOT_CA", &roots),
-            ("AUTH_TOKEN", &token),
-            ("FAKE_CA", "false"),
-            ("LOCAL_XDS_PATH", ""),
-        ];
-        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        options.environment.splice(..0, own);
-        options
+    /// What makes a proxy of that world use it.
+    pub fn options(&self, options: ProxyOptions) -> ProxyOptions {
+        let own = Upstream {
+            address: self.address,
+            name: SERVER_NAME,
+            roots: self.file(ROOTS_FILE),
+        };
+        options.under(&own, &own, &self.file(TOKEN_FILE))
     }
 
     /// Who signs for the server itself, and for the mesh unless `ca` is told otherwise.

@@ -39,6 +39,7 @@ pub mod mesh_file;
 pub mod name_server;
 pub mod namespace;
 pub mod pattern;
+pub mod process;
 pub mod proxy;
 pub mod reassembly;
 pub mod redirect;

@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::ops::AddAssign;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::logs::Logs;
 use crate::mesh_file::node_name;
 use crate::namespace::Namespace;
-use crate::{PATIENCE, Result, RigError, guardian, sys};
+use crate::process::Process;
+use crate::{PATIENCE, Result, RigError, sys};
 
 const READINESS_PORT: u16 = 15021;
 
@@ -126,17 +127,44 @@ impl ProxyOptions {
         self
     }
 
+    /// Uses this control plane and this CA, instead of the mesh file and a CA of its own. What is said otherwise wins.
+    pub fn under(mut self, discovery: &Upstream, ca: &Upstream, token: &Path) -> Self {
+        let own = [
+            ("XDS_ADDRESS", discovery.address.to_string()),
+            ("ALT_XDS_HOSTNAME", discovery.name.to_owned()),
+            ("XDS_ROOT_CA", discovery.roots.display().to_string()),
+            ("CA_ADDRESS", ca.address.to_string()),
+            ("ALT_CA_HOSTNAME", ca.name.to_owned()),
+            ("CA_ROOT_CA", ca.roots.display().to_string()),
+            ("AUTH_TOKEN", token.display().to_string()),
+            ("FAKE_CA", "false".to_owned()),
+            ("LOCAL_XDS_PATH", String::new()),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        self.environment.splice(..0, own);
+        self
+    }
+
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 }
 
+/// A server that a proxy is told of.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    /// That its certificate is for.
+    pub name: &'static str,
+    /// The file of those who may sign that.
+    pub roots: PathBuf,
+}
+
 /// A running proxy; killed when dropped.
 pub struct Proxy {
-    child: Child,
+    process: Process,
     pub logs: Logs,
-    readers: Vec<thread::JoinHandle<()>>,
 }
 
 /// Where the proxy of a node finds its world.
@@ -188,53 +216,29 @@ impl Proxy {
         if options.deny_io_uring {
             sys::deny_io_uring_in_child(&mut command);
         }
-        let _open = guardian::hold_open()?;
-        let mut child = around
-            .namespace
-            .run(|| command.spawn())
-            .map_err(|error| RigError::new(format!("starting {}", options.binary.display()), error))?;
-        let logs = Logs::default();
-        let mut readers = Vec::new();
-        readers.extend(child.stdout.take().map(|stdout| logs.collect(stdout)));
-        readers.extend(child.stderr.take().map(|stderr| logs.collect(stderr)));
-        Ok(Self { child, logs, readers })
+        let name = options.binary.display().to_string();
+        let process = Process::start(&name, || around.namespace.run(|| command.spawn()))?;
+        let logs = process.logs.clone();
+        Ok(Self { process, logs })
     }
 
     /// Waits until readiness answers 200.
     pub fn wait_until_ready(&mut self, namespace: &Namespace) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.exit_status()? {
-                let cause = format!("it ended with {status}; the last lines:\n{}", self.logs.tail());
-                return Err(RigError::new("waiting for the proxy to be ready", cause));
+        self.process.wait_for("be ready", PATIENCE, || {
+            match namespace.run(|| probe("/healthz/ready")) {
+                Ok((200, _)) => Ok(()),
+                answer => Err(format!("{answer:?}")),
             }
-            if namespace
-                .run(|| probe("/healthz/ready"))
-                .is_ok_and(|(status, _)| status == 200)
-            {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let answer = namespace.run(|| probe("/healthz/ready"));
-                let cause = format!(
-                    "after {PATIENCE:?}: {answer:?}; the last lines:\n{}",
-                    self.logs.tail()
-                );
-                return Err(RigError::new("waiting for the proxy to be ready", cause));
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        })
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// `None` while it runs.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
-        self.child
-            .try_wait()
-            .map_err(|error| RigError::new("asking for the proxy's exit status", error))
+        self.process.exit_status()
     }
 
     /// Waits until the process ends by itself.
@@ -242,9 +246,7 @@ impl Proxy {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.exit_status()? {
-                for reader in self.readers.drain(..) {
-                    let _ = reader.join();
-                }
+                self.process.collect_rest();
                 return Ok(status);
             }
             if Instant::now() > deadline {
@@ -333,17 +335,6 @@ impl Proxy {
         let entries =
             std::fs::read_dir(&path).map_err(|error| RigError::new(format!("reading {path}"), error))?;
         Ok(entries.count())
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // Both fail only when the process is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
-        }
     }
 }
 

@@ -22,6 +22,8 @@ mod failover;
 mod frames;
 mod hostile;
 mod inside;
+#[path = "../admin/istioctl.rs"]
+mod istioctl;
 mod load;
 mod names;
 mod networks;

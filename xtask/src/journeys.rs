@@ -29,7 +29,7 @@ pub struct Journeys {
     /// `NAME=VALUE` for every proxy.
     pub variables: Vec<&'static str>,
     filter: Option<String>,
-    /// Those that need the programs of a real control plane, which are in this folder, and no others.
+    /// Where the programs of a real control plane are: the journeys that need them, unless the filter says others.
     cluster: Option<String>,
     /// What was asked for instead of `Lengths::of`.
     ttl: Option<u32>,

@@ -24,6 +24,7 @@ mod plan;
 mod policy;
 mod route;
 mod service;
+mod steady;
 mod trie;
 mod workload;
 
@@ -48,6 +49,7 @@ pub use service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
 };
+pub use steady::SteadyMap;
 pub use trie::TrieMap;
 pub use workload::{
     ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Role, Site, TunnelProtocol,

@@ -394,10 +394,9 @@ impl Client {
         }
         if let Some(kind) = kind {
             let mut accepted = std::mem::take(&mut verdict.accepted).into_iter();
-            self.protocol.make_room(kind, accepted.len());
-            while accepted.len() > limits::XDS_HELD_SLICE {
+            while accepted.len() > limits::XDS_SLICE {
                 self.protocol
-                    .hold(kind, accepted.by_ref().take(limits::XDS_HELD_SLICE));
+                    .hold(kind, accepted.by_ref().take(limits::XDS_SLICE));
                 self.state.give_way().await;
             }
             self.protocol.hold(kind, accepted);

@@ -7,9 +7,9 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
-use foldhash::{HashMap, HashSet};
 
 use super::address::{NamespacedHostname, PortMap};
+use super::steady::SteadyMap;
 use super::workload::{Role, Site};
 use crate::identity::Identity;
 
@@ -28,19 +28,11 @@ pub struct Interner {
 }
 
 #[derive(Debug)]
-struct Pool<T: ?Sized> {
-    known: HashSet<Arc<T>>,
-    sweep_at: usize,
-}
-
-const SWEEP_MIN: usize = 1024;
+struct Pool<T: ?Sized>(SteadyMap<Arc<T>, ()>);
 
 /// What was made of something that many resources say, by that or its fingerprint.
 #[derive(Debug)]
-struct Known<K, T: ?Sized> {
-    made: HashMap<K, Arc<T>>,
-    sweep_at: usize,
-}
+struct Known<K, T: ?Sized>(SteadyMap<K, Arc<T>>);
 
 /// By which bytes are known that were looked at before. To compare the bytes themselves would mean to fetch memory that no
 /// cache holds, for each of a hundred thousand workloads.
@@ -59,24 +51,17 @@ impl Fingerprints {
 
 impl<K, T: ?Sized> Default for Known<K, T> {
     fn default() -> Self {
-        Self {
-            made: HashMap::default(),
-            sweep_at: SWEEP_MIN,
-        }
+        Self(SteadyMap::default())
     }
 }
 
 impl<K: Hash + Eq, T: ?Sized> Known<K, T> {
     fn get(&self, key: &K) -> Option<Arc<T>> {
-        self.made.get(key).cloned()
+        self.0.get(key).cloned()
     }
 
     fn keep(&mut self, key: K, made: Arc<T>) -> Arc<T> {
-        if self.made.len() >= self.sweep_at {
-            self.made.retain(|_, it| Arc::strong_count(it) > 1);
-            self.sweep_at = (2 * self.made.len()).max(SWEEP_MIN);
-        }
-        self.made.insert(key, made.clone());
+        self.0.keep(key, made.clone(), |_, it| Arc::strong_count(it) > 1);
         made
     }
 }
@@ -105,10 +90,7 @@ impl Eq for Key {}
 
 impl<T: ?Sized> Default for Pool<T> {
     fn default() -> Self {
-        Self {
-            known: HashSet::default(),
-            sweep_at: SWEEP_MIN,
-        }
+        Self(SteadyMap::default())
     }
 }
 
@@ -117,25 +99,21 @@ impl<T: Hash + Eq + ?Sized> Pool<T> {
     where
         Arc<T>: for<'a> From<&'a T>,
     {
-        match self.known.get(value) {
+        match self.0.key(value) {
             Some(known) => known.clone(),
             None => self.keep(value.into()),
         }
     }
 
     fn same(&mut self, value: Arc<T>) -> Arc<T> {
-        match self.known.get(&*value) {
+        match self.0.key(&*value) {
             Some(known) => known.clone(),
             None => self.keep(value),
         }
     }
 
     fn keep(&mut self, value: Arc<T>) -> Arc<T> {
-        if self.known.len() >= self.sweep_at {
-            self.known.retain(|it| Arc::strong_count(it) > 1);
-            self.sweep_at = (2 * self.known.len()).max(SWEEP_MIN);
-        }
-        self.known.insert(value.clone());
+        self.0.keep(value.clone(), (), |it, ()| Arc::strong_count(it) > 1);
         value
     }
 }
@@ -167,7 +145,7 @@ impl Interner {
         if list.is_empty() {
             return Arc::default();
         }
-        match self.memberships.known.get(&*list) {
+        match self.memberships.0.key(&*list) {
             Some(known) => known.clone(),
             None => self.memberships.keep(list.into()),
         }
@@ -230,19 +208,20 @@ impl Interner {
 mod tests {
     use super::*;
 
+    /// How many may be kept that nobody uses, about.
+    const FEW: usize = 1024;
+    const MANY: u32 = 10_240;
+
     #[test]
     fn equals_are_one_and_what_nobody_uses_is_let_go_of() {
         let mut interner = Interner::default();
         let kept = interner.text("shop");
         assert!(Arc::ptr_eq(&kept, &interner.text("shop")));
-        for number in 0..10 * SWEEP_MIN {
+        for number in 0..MANY {
             interner.text(&number.to_string());
         }
-        assert!(
-            interner.texts.known.len() <= SWEEP_MIN + 1,
-            "{}",
-            interner.texts.known.len()
-        );
+        let known = interner.texts.0.len();
+        assert!(known <= 2 * FEW, "{known}");
         assert!(Arc::ptr_eq(&kept, &interner.text("shop")), "what is used stays");
         let list = || vec![(NamespacedHostname::new("shop", "cart"), PortMap::default())];
         let one = interner.memberships(list());
@@ -262,16 +241,13 @@ mod tests {
         let role = |_: &mut Interner| Ok::<_, ()>(Role::new(Identity::new("t", "n", "a")));
         let known = |_: &mut Interner| Err("it was to be made again");
         let kept = interner.role(b"kept", role).expect("made");
-        for number in 0..10 * SWEEP_MIN as u32 {
+        for number in 0..MANY {
             let made = interner.role(&number.to_be_bytes(), role).expect("made");
             let again = interner.role(&number.to_be_bytes(), known);
             assert!(Arc::ptr_eq(&made, &again.expect("known")));
         }
-        assert!(
-            interner.roles.made.len() <= SWEEP_MIN,
-            "{}",
-            interner.roles.made.len()
-        );
+        let known = interner.roles.0.len();
+        assert!(known <= 2 * FEW, "{known}");
         let again = interner.role(b"kept", known).expect("it is in use");
         assert!(Arc::ptr_eq(&kept, &again));
         assert_eq!(

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::HashMap;
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -20,6 +19,7 @@ use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
 use super::version::Version;
 use crate::clock::Instant;
 use crate::limits;
+use crate::mesh::SteadyMap;
 
 /// What is subscribed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +81,7 @@ pub struct Protocol {
 #[derive(Debug, Default)]
 struct Subscription {
     /// Name to version.
-    held: HashMap<Arc<str>, Version>,
+    held: SteadyMap<Arc<str>, Version>,
     /// A response without a fault was received, now or on an earlier stream.
     synced: bool,
     /// Held, but the server does not know it on this stream, and has not sent it.
@@ -149,14 +149,6 @@ impl Protocol {
     /// A part of what was accepted of a response that `answer` is about to be asked about.
     pub fn hold(&mut self, kind: Kind, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
         self.of(kind).hold(accepted);
-    }
-
-    /// So many are about to be held. A table that grows while it is filled keeps everybody waiting each time.
-    pub fn make_room(&mut self, kind: Kind, resources: usize) {
-        let held = &mut self.of(kind).held;
-        if held.is_empty() {
-            held.reserve(resources);
-        }
     }
 
     /// A response was dealt with: what to answer.
@@ -297,7 +289,7 @@ impl Subscription {
         self.sweep_at = None;
         let mut announced = BTreeMap::new();
         let mut bytes = 0;
-        for (name, version) in &self.held {
+        for (name, version) in self.held.iter() {
             bytes += name.len() + version.len() + ENTRY_BYTES;
             if bytes <= budget_bytes {
                 announced.insert(name.to_string(), version.to_string());
@@ -334,20 +326,12 @@ impl Subscription {
             self.unannounced.remove(name.as_str());
             self.held.remove(name.as_str());
         }
-        self.shrink();
     }
 
     fn hold(&mut self, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
         for (name, version) in accepted {
             self.unannounced.remove(&name);
             self.held.insert(name, version);
-        }
-    }
-
-    /// A mesh that has become small keeps no room for a large one.
-    fn shrink(&mut self) {
-        if self.held.len() < self.held.capacity() / 4 {
-            self.held.shrink_to(2 * self.held.len());
         }
     }
 
@@ -359,7 +343,6 @@ impl Subscription {
         for name in &self.unannounced {
             self.held.remove(name);
         }
-        self.shrink();
         std::mem::take(&mut self.unannounced)
     }
 }

@@ -19,6 +19,7 @@
 //! | `pods` | many pods announced at once |
 //! | `tenants` | what the storm of one pod costs another one |
 //! | `seats` | which CPU a thread runs on, and who goes first there |
+//! | `witness` | what the machine takes from everybody |
 //! | `report` | medians, spread, ratios, as a table |
 
 pub mod bench;
@@ -34,3 +35,4 @@ pub mod scenario;
 pub mod seats;
 pub mod server;
 pub mod tenants;
+pub mod witness;

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use uztunnel::sys::cpu;
+
 /// Busy CPU time of the whole machine since boot, nanoseconds (all but idle and waiting for disks).
 pub fn busy_ns() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/stat")?;
@@ -33,7 +35,7 @@ pub fn describe() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let model = model.map_or("unknown processor", |(_, model)| model.trim());
-    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let cpus = cpu::online().unwrap_or(0);
     format!(
         "{model}, {cpus} CPUs, Linux {}",
         read("/proc/sys/kernel/osrelease").trim()

@@ -4,7 +4,7 @@
 //!
 //! `uztunnel-perf scale --variant ... [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N]
 //! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
-//! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU.
+//! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU, and all else on the others.
 //!
 //! `uztunnel-perf endpoints [ROUNDS]`: what it costs to choose an endpoint of services of several sizes.
 //! `uztunnel-perf policies [ROUNDS]`: what it costs to authorize a connection where there are many policies.
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
-use uztunnel_perf::{endpoints, machine, pods, policies, report, scale, tenants};
+use uztunnel_perf::{endpoints, machine, pods, policies, report, scale, seats, tenants};
 use uztunnel_rig::ProxyOptions;
 
 struct Arguments {
@@ -108,13 +108,22 @@ struct ControlPlane {
 
 fn run_scale(arguments: &ControlPlane) -> Result<(), String> {
     println!("{}\n", machine::describe());
+    let mut together: Vec<_> = arguments
+        .variants
+        .iter()
+        .map(|_| scale::Together::default())
+        .collect();
     for round in 0..arguments.rounds {
-        for (name, options) in &arguments.variants {
+        for ((name, options), together) in arguments.variants.iter().zip(&mut together) {
             let outcome =
                 scale::run(options, &arguments.plan).map_err(|error| format!("variant {name}: {error}"))?;
             let name = format!("{name}, round {}", round + 1);
             println!("{}", outcome.report(&name, &arguments.plan));
+            together.add(&outcome);
         }
+    }
+    for ((name, _), together) in arguments.variants.iter().zip(&together) {
+        println!("{}", together.report(name));
     }
     Ok(())
 }
@@ -152,17 +161,22 @@ fn parse_control_plane(mut given: impl Iterator<Item = String>) -> Result<Contro
             "--changes" => parsed.plan.changes_per_second = number()? as u32,
             "--seconds" => parsed.plan.changing = Duration::from_secs(number()? as u64),
             // The first CPU has the number 0.
-            "--cpu" => cpu = Some(value),
+            "--cpu" => cpu = Some(number()?),
             other => return Err(format!("unknown option {other}")),
         }
     }
     if parsed.variants.is_empty() {
         return Err("which proxy? --variant NAME=BINARY".to_owned());
     }
+    parsed.plan.cpu = cpu;
+    if let Some(cpu) = cpu {
+        seats::leave(cpu)
+            .map_err(|error| format!("--cpu {cpu}: leaving that one to the proxies: {error}"))?;
+    }
     for (_, options) in &mut parsed.variants {
         options.workers = workers;
-        if let Some(cpu) = &cpu {
-            options.wrapper = ["taskset", "-c", cpu].map(str::to_owned).into();
+        if let Some(cpu) = cpu {
+            options.wrapper = ["taskset", "-c", &cpu.to_string()].map(str::to_owned).into();
         }
     }
     Ok(parsed)

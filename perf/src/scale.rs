@@ -15,6 +15,7 @@ use uztunnel_rig::proxy::{CpuTimes, Output};
 use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
 
 use crate::echo::{self, Echo};
+use crate::witness::{Stops, Witnesses};
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -22,6 +23,8 @@ pub struct Plan {
     pub changes_per_second: u32,
     pub changing: Duration,
     pub quiet: Duration,
+    /// That of the proxies, and of nobody else, if they have one.
+    pub cpu: Option<usize>,
 }
 
 impl Default for Plan {
@@ -35,6 +38,7 @@ impl Default for Plan {
             changes_per_second: 1000,
             changing: Duration::from_secs(30),
             quiet: Duration::from_secs(10),
+            cpu: None,
         }
     }
 }
@@ -53,6 +57,8 @@ pub struct Phase {
     pub by_thread: BTreeMap<String, CpuTimes>,
     /// Of both proxies, at its end.
     pub resident_bytes: u64,
+    /// What the machine took from threads that only compute.
+    pub stops: Stops,
 }
 
 /// What one run showed.
@@ -92,8 +98,9 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     world.start_proxies(&[options.clone(), options.clone()])?;
     let (client, server) = (world.pod(CLIENT), world.pod(SERVER));
     let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT))?;
+    let witnesses = Witnesses::start(plan.cpu.as_slice())?;
     std::thread::sleep(SETTLING);
-    let mut meter = Meter::new(&world, &echo)?;
+    let mut meter = Meter::new(&world, &echo, &witnesses)?;
     let mut phases = Vec::new();
 
     std::thread::sleep(plan.quiet);
@@ -115,6 +122,7 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     phases.push(meter.phase("changing")?);
 
     echo.stop()?;
+    witnesses.stop()?;
     let mut turns = Vec::new();
     for node in &mut world.nodes {
         let Some(mut proxy) = node.proxy.take() else {
@@ -205,17 +213,20 @@ fn await_answers(istiod: &Istiod, nonces: &[String]) -> Result<()> {
 struct Meter<'a> {
     world: &'a World,
     echo: &'a Echo,
+    witnesses: &'a Witnesses,
     begun: Instant,
     cpu_ns: u64,
     by_thread: BTreeMap<String, CpuTimes>,
 }
 
 impl<'a> Meter<'a> {
-    fn new(world: &'a World, echo: &'a Echo) -> Result<Self> {
+    fn new(world: &'a World, echo: &'a Echo, witnesses: &'a Witnesses) -> Result<Self> {
         echo.take();
+        witnesses.take();
         Ok(Self {
             world,
             echo,
+            witnesses,
             begun: Instant::now(),
             cpu_ns: world.proxies_cpu_ns()?,
             by_thread: by_thread(world)?,
@@ -238,6 +249,7 @@ impl<'a> Meter<'a> {
             cpu_s: (cpu_ns - self.cpu_ns) as f64 / 1e9,
             by_thread: by_thread.iter().map(since).collect(),
             resident_bytes: resident.sum::<Result<u64>>()?,
+            stops: self.witnesses.take(),
         };
         (self.begun, self.cpu_ns) = (Instant::now(), cpu_ns);
         self.by_thread = by_thread;
@@ -254,6 +266,33 @@ fn by_thread(world: &World) -> Result<BTreeMap<String, CpuTimes>> {
         }
     }
     Ok(sums)
+}
+
+/// The echo over all rounds of a variant. A phase of a second has a thousand messages: its 99.9th percentile is the
+/// longest but one, which the machine decides; of several rounds together it says more.
+#[derive(Debug, Default)]
+pub struct Together(Vec<(&'static str, Histogram<u64>)>);
+
+impl Together {
+    pub fn add(&mut self, outcome: &Outcome) {
+        for phase in &outcome.phases {
+            match self.0.iter_mut().find(|(name, _)| *name == phase.name) {
+                Some((_, echo_us)) => *echo_us += &phase.echo_us,
+                None => self.0.push((phase.name, phase.echo_us.clone())),
+            }
+        }
+    }
+
+    pub fn report(&self, name: &str) -> String {
+        let rows = self.0.iter().map(|(phase, echo_us)| {
+            let ms = |quantile| echo_us.value_at_quantile(quantile) as f64 / 1e3;
+            let (p50, p99, p999) = (ms(0.5), ms(0.99), ms(0.999));
+            let (max, messages) = (echo_us.max() as f64 / 1e3, echo_us.len());
+            format!("| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} |\n")
+        });
+        let head = "| all rounds | phase | messages | echo p50 ms | p99 ms | p99.9 ms | max ms |\n|---|---|---|---|---|---|---|\n";
+        std::iter::once(head.to_owned()).chain(rows).collect()
+    }
 }
 
 impl Outcome {
@@ -303,6 +342,17 @@ impl Outcome {
             });
             let threads: Vec<String> = threads.collect();
             writeln!(out, "- {}: {}", phase.name, threads.join(", "))?;
+        }
+        writeln!(out, "\nWhat the machine took from threads that only compute:\n")?;
+        for phase in &self.phases {
+            let Stops { ran, long, longest } = phase.stops;
+            writeln!(
+                out,
+                "- {}: {long} times a millisecond or more in {:.1} s, at most {:.1} ms",
+                phase.name,
+                ran.as_secs_f64(),
+                longest.as_secs_f64() * 1e3
+            )?;
         }
         writeln!(
             out,

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use uztunnel::sys::cpu;
 use uztunnel_rig::proxy::CpuTimes;
 
 /// Who runs when several want the same CPU.
@@ -52,10 +53,23 @@ impl Seat {
 
     /// Gives it to the calling thread.
     pub fn take(self) -> io::Result<()> {
-        let link = std::fs::read_link("/proc/thread-self")?;
-        let thread = link.file_name().and_then(|name| name.to_str()?.parse().ok());
-        self.give(thread.ok_or_else(|| io::Error::other(format!("{}: no thread's id", link.display())))?)
+        self.give(calling_thread()?)
     }
+}
+
+/// The calling thread, and those that it starts from now on, run on other CPUs than this one.
+pub fn leave(cpu: usize) -> io::Result<()> {
+    let allowed = cpu::allowed()?;
+    let others: Vec<String> = allowed
+        .iter()
+        .filter(|other| other.0 != cpu)
+        .map(|other| other.0.to_string())
+        .collect();
+    if others.is_empty() {
+        return Err(io::Error::other("there is no other CPU"));
+    }
+    let thread = calling_thread()?.to_string();
+    run("taskset", &["--pid", "--cpu-list", &others.join(","), &thread])
 }
 
 /// Ids and names of the threads of a process.
@@ -75,6 +89,12 @@ pub fn threads(process: u32) -> io::Result<Vec<(u32, String)>> {
 pub fn cpu_ns(process: u32, thread: u32) -> io::Result<u64> {
     let task = format!("/proc/{process}/task/{thread}");
     Ok(CpuTimes::read(Path::new(&task))?.ran_ns)
+}
+
+fn calling_thread() -> io::Result<u32> {
+    let link = std::fs::read_link("/proc/thread-self")?;
+    let thread = link.file_name().and_then(|name| name.to_str()?.parse().ok());
+    thread.ok_or_else(|| io::Error::other(format!("{}: no thread's id", link.display())))
 }
 
 fn run(program: &str, arguments: &[&str]) -> io::Result<()> {

@@ -42,13 +42,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     let control_plane = rest
         .first()
         .is_some_and(|first| ["scale", "pods"].contains(&first.as_str()));
-    let mut command = if control_plane {
-        let mut command = Command::new("taskset");
-        command.args(["-c", "1"]).arg(tool);
-        command
-    } else {
-        Command::new(tool)
-    };
+    let mut command = Command::new(tool);
     command.args(rest);
     if control_plane {
         command.args(["--cpu", "0"]);

@@ -32,7 +32,8 @@ const PAYLOAD_VALUE: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Response {
     pub envelope: Envelope,
-    /// In slices, none of which grows beyond `XDS_SLICE`: to move a hundred thousand would take a worker's patience.
+    /// In slices, none of which grows beyond `XDS_KEPT_TOGETHER`: to move a hundred thousand would take a worker's
+    /// patience.
     slices: Vec<Vec<Resource>>,
     /// How many resources it has.
     pub resources: usize,
@@ -146,7 +147,7 @@ impl Response {
             let names = parts.aliases.iter().map(|name| (*name).to_owned());
             self.aliases.extend(names.map(|name| (place, name)));
         }
-        if self.resources.is_multiple_of(limits::XDS_SLICE) {
+        if self.resources.is_multiple_of(limits::XDS_KEPT_TOGETHER) {
             self.slices.push(Vec::new());
         }
         self.resources += 1;

@@ -261,7 +261,7 @@ fn more_is_not_heard_of_before_the_next_publication_while_changes_keep_coming() 
 #[test]
 fn other_work_gets_its_turn_while_a_large_response_is_applied() {
     // For a hundred turns of an optimised build.
-    const RESOURCES: usize = 400 * limits::XDS_SLICE;
+    const RESOURCES: usize = 25_600;
     let empty = Snapshot::empty(Locale::default());
     let snapshots = SnapshotCell::new(empty);
     let builder = Builder::new(Locale::default());

@@ -220,8 +220,8 @@ mod tests {
         for number in 0..MANY {
             interner.text(&number.to_string());
         }
-        let known = interner.texts.0.len();
-        assert!(known <= 2 * FEW, "{known}");
+        let left = interner.texts.0.len();
+        assert!(left <= 2 * FEW, "{left}");
         assert!(Arc::ptr_eq(&kept, &interner.text("shop")), "what is used stays");
         let list = || vec![(NamespacedHostname::new("shop", "cart"), PortMap::default())];
         let one = interner.memberships(list());
@@ -246,8 +246,8 @@ mod tests {
             let again = interner.role(&number.to_be_bytes(), known);
             assert!(Arc::ptr_eq(&made, &again.expect("known")));
         }
-        let known = interner.roles.0.len();
-        assert!(known <= 2 * FEW, "{known}");
+        let left = interner.roles.0.len();
+        assert!(left <= 2 * FEW, "{left}");
         let again = interner.role(b"kept", known).expect("it is in use");
         assert!(Arc::ptr_eq(&kept, &again));
         assert_eq!(

@@ -25,8 +25,13 @@ const STOP: Duration = Duration::from_millis(1);
 /// The running threads.
 pub struct Witnesses {
     ended: Arc<AtomicBool>,
-    /// What each saw, by itself: none waits for another one.
-    threads: Vec<(Arc<Mutex<Stops>>, JoinHandle<io::Result<()>>)>,
+    threads: Vec<Witness>,
+}
+
+struct Witness {
+    /// By itself: none waits for another one.
+    seen: Arc<Mutex<Stops>>,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 /// What they saw, all of them.
@@ -64,7 +69,8 @@ impl Witnesses {
                 compute(&sees, &ended);
                 Ok(())
             });
-            witnesses.threads.push((seen, thread.map_err(failed)?));
+            let thread = thread.map_err(failed)?;
+            witnesses.threads.push(Witness { seen, thread });
         }
         Ok(witnesses)
     }
@@ -72,7 +78,7 @@ impl Witnesses {
     /// What was seen since the last call.
     pub fn take(&self) -> Stops {
         let mut all = Stops::default();
-        for (seen, _) in &self.threads {
+        for Witness { seen, .. } in &self.threads {
             let Stops { ran, long, longest } = std::mem::take(&mut *lock(seen));
             all.ran += ran;
             all.long += long;
@@ -84,7 +90,7 @@ impl Witnesses {
     /// Ends them; that one could not have its place is an error of the measurement.
     pub fn stop(mut self) -> Result<()> {
         self.ended.store(true, Ordering::Relaxed);
-        for (_, thread) in self.threads.drain(..) {
+        for Witness { thread, .. } in self.threads.drain(..) {
             thread
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))

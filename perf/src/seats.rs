@@ -72,15 +72,18 @@ pub fn leave(cpu: usize) -> io::Result<()> {
     run("taskset", &["--pid", "--cpu-list", &others.join(","), &thread])
 }
 
-/// Ids and names of the threads of a process.
+/// Ids and names of the threads of a process, but for those that end meanwhile.
 pub fn threads(process: u32) -> io::Result<Vec<(u32, String)>> {
     let mut threads = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let folder = entry?.path();
         let id = folder.file_name().and_then(|name| name.to_str()?.parse().ok());
         let id = id.ok_or_else(|| io::Error::other(format!("{}: no thread's id", folder.display())))?;
-        let name = std::fs::read_to_string(folder.join("comm"))?;
-        threads.push((id, name.trim_end().to_owned()));
+        match std::fs::read_to_string(folder.join("comm")) {
+            Ok(name) => threads.push((id, name.trim_end().to_owned())),
+            Err(_) if !folder.exists() => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(threads)
 }

@@ -97,6 +97,8 @@ pub struct SimDriver {
     tokens: Vec<Token>,
     /// What closed sockets left behind.
     lingering: Vec<Lingering>,
+    /// What a process that was killed is told at its next turn.
+    cut_off: Vec<Event>,
     /// Memory for copies of payloads, of sockets that are closed.
     copies: Vec<Vec<u8>>,
     counters: Counters,
@@ -176,6 +178,7 @@ impl SimDriver {
             serving: Vec::new(),
             tokens: Vec::new(),
             lingering: Vec::new(),
+            cut_off: Vec::new(),
             copies: Vec::new(),
             counters: Counters::default(),
             is_dead: false,
@@ -186,17 +189,35 @@ impl SimDriver {
     pub fn is_due(&self) -> bool {
         !self.ready.is_empty()
             || !self.lingering.is_empty()
+            || !self.cut_off.is_empty()
             || self.waker.woken.load(Ordering::Acquire)
             || self.network.has_ready(self.watcher)
     }
 
-    /// The process is gone: the kernel closes every socket, and there will be no other.
+    /// The process is gone: the kernel closes every socket, and there will be no other. What is left of it waits for no
+    /// send.
     pub fn kill(&mut self) {
-        for slot in &mut self.slots {
-            if let Some(socket) = slot.socket.take() {
-                slot.generation = slot.generation.wrapping_add(1);
-                socket.endpoint.close(Close::Orderly);
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let generation = slot.generation;
+            let Some(socket) = slot.socket.take() else {
+                continue;
+            };
+            slot.generation = generation.wrapping_add(1);
+            if let Some(sending) = socket.send {
+                let event = Event::Sent {
+                    owner: socket.owner,
+                    socket: SocketId {
+                        index: index as u32,
+                        generation,
+                    },
+                    taken: sending.taken,
+                    error: Some(not_connected()),
+                    payload: self.end_send(None, sending),
+                };
+                self.cut_off.push(event);
             }
+            socket.endpoint.close(Close::Orderly);
         }
         for Lingering { endpoint, .. } in &mut self.lingering {
             if let Some((endpoint, how)) = endpoint.take() {
@@ -506,6 +527,9 @@ impl Driver for SimDriver {
             }
         }
         let from = events.len();
+        for event in std::mem::take(&mut self.cut_off) {
+            self.push(events, event);
+        }
         self.end_lingering(events);
         self.serve(events);
         if self.waker.woken.swap(false, Ordering::AcqRel) {

@@ -4,7 +4,8 @@
 //!
 //! `uztunnel-perf scale --variant ... [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N]
 //! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
-//! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU, and all else on the others.
+//! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU, and all else on the
+//! others.
 //!
 //! `uztunnel-perf endpoints [ROUNDS]`: what it costs to choose an endpoint of services of several sizes.
 //! `uztunnel-perf policies [ROUNDS]`: what it costs to authorize a connection where there are many policies.

@@ -162,7 +162,10 @@ fn parse_control_plane(mut given: impl Iterator<Item = String>) -> Result<Contro
             "--changes" => parsed.plan.changes_per_second = number()? as u32,
             "--seconds" => parsed.plan.changing = Duration::from_secs(number()? as u64),
             // The first CPU has the number 0.
-            "--cpu" => cpu = Some(number()?),
+            "--cpu" => {
+                let number = value.parse();
+                cpu = Some(number.map_err(|_| format!("--cpu {value}: expected the number of a CPU"))?);
+            }
             other => return Err(format!("unknown option {other}")),
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! Whoever else wants a CPU takes it from them at once, and their clocks stand still meanwhile: they count their own CPU
 //! time. So what they see is what is taken from a thread unseen while it runs, by the hypervisor or for the packets of
-//! others. That happens to the threads that are measured as well, in the same measure. And no CPU sleeps while they run:
-//! a virtual one is woken by its host, which takes as long as it likes.
+//! others. That happens to the threads that are measured as well. What the machine takes while others run is not seen.
+//! And no CPU sleeps while they run: a virtual one is woken by its host, which takes as long as it likes.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,8 @@ pub struct Witnesses {
 struct Witness {
     /// By itself: none waits for another one.
     seen: Arc<Mutex<Stops>>,
-    thread: JoinHandle<io::Result<()>>,
+    /// Until it is stopped.
+    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 /// What they saw, all of them.
@@ -69,7 +70,7 @@ impl Witnesses {
                 compute(&sees, &ended);
                 Ok(())
             });
-            let thread = thread.map_err(failed)?;
+            let thread = Some(thread.map_err(failed)?);
             witnesses.threads.push(Witness { seen, thread });
         }
         Ok(witnesses)
@@ -87,16 +88,19 @@ impl Witnesses {
         all
     }
 
-    /// Ends them; that one could not have its place is an error of the measurement.
-    pub fn stop(mut self) -> Result<()> {
+    /// Ends them, and gives what they saw since `take`; that one could not have its place is an error of the measurement.
+    pub fn stop(mut self) -> Result<Stops> {
         self.ended.store(true, Ordering::Relaxed);
-        for Witness { thread, .. } in self.threads.drain(..) {
+        for witness in &mut self.threads {
+            let Some(thread) = witness.thread.take() else {
+                continue;
+            };
             thread
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 .map_err(|error| RigError::new("running a thread that only computes", error))?;
         }
-        Ok(())
+        Ok(self.take())
     }
 }
 
@@ -109,13 +113,16 @@ impl Drop for Witnesses {
 fn compute(seen: &Mutex<Stops>, ended: &AtomicBool) {
     let mut before = cpu::thread_time();
     let mut number = 1_u32;
-    while !ended.load(Ordering::Relaxed) {
+    loop {
         for _ in 0..WORK {
             number = std::hint::black_box(number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
         }
         let now = cpu::thread_time();
         lock(seen).add(now.saturating_sub(before));
         before = now;
+        if ended.load(Ordering::Relaxed) {
+            return;
+        }
     }
 }
 
@@ -145,13 +152,9 @@ mod tests {
     }
 
     #[test]
-    fn they_run_until_they_are_stopped_and_give_others_their_time() {
+    fn they_count_their_own_time_until_they_are_stopped() {
         let witnesses = Witnesses::start(&[]).expect("threads");
-        let from = std::time::Instant::now();
-        while witnesses.take().ran.is_zero() {
-            assert!(from.elapsed() < Duration::from_secs(20), "they did not run");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        witnesses.stop().expect("they had their places");
+        let seen = witnesses.stop().expect("they had their places");
+        assert!(seen.ran > Duration::ZERO, "{seen:?}");
     }
 }

@@ -39,6 +39,7 @@ pub use address::{
 };
 pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
+pub use few::Few;
 pub use inbound::{Delivery, InboundError, Preamble};
 pub use interner::{Interner, Memberships};
 pub use local::{LocalError, LocalState};

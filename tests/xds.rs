@@ -550,7 +550,7 @@ fn has_address(snapshot: &Snapshot, uid: &str, address: u32) -> bool {
     let expected = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + address));
     snapshot
         .workload(uid)
-        .is_some_and(|it| it.addresses == [expected])
+        .is_some_and(|it| *it.addresses == [expected])
 }
 
 /// How a client will find its server.

@@ -165,7 +165,7 @@ fn builder(kind: Kind, endpoints: u16) -> Builder {
 fn workload(uid: &str, address: IpAddr) -> Workload {
     let identity = "spiffe://cluster.local/ns/shop/sa/web".parse();
     Workload {
-        addresses: vec![address],
+        addresses: [address].into(),
         ..Workload::new(uid, uid, identity.expect("invariant: a valid identity"))
     }
 }

@@ -132,7 +132,7 @@ impl Case {
 fn server() -> Workload {
     let identity = "spiffe://cluster.local/ns/shop/sa/server".parse();
     Workload {
-        addresses: vec![Ipv4Addr::new(10, 0, 0, 2).into()],
+        addresses: [Ipv4Addr::new(10, 0, 0, 2).into()].into(),
         ..Workload::new("server", "server", identity.expect("invariant: a valid identity"))
     }
 }

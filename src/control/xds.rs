@@ -68,6 +68,17 @@ struct Stream {
     arriving: Option<Arriving>,
 }
 
+impl Stream {
+    async fn answer(&self, answers: impl IntoIterator<Item = DeltaDiscoveryRequest>) {
+        for answer in answers {
+            if self.requests.send(answer).await.is_err() {
+                // The stream is over; the reason is the next thing to be received.
+                tracing::debug!("a response was not answered: the stream is over");
+            }
+        }
+    }
+}
+
 struct Lookups {
     asked: mpsc::UnboundedReceiver<Asked<GatewayTarget>>,
     names: OnDemand,
@@ -273,8 +284,9 @@ impl Client {
                     }
                 }
                 received = stream.responses.next() => {
-                    if let Err(ended) = self.received(&mut stream, received).await {
-                        return ended;
+                    match self.received(&mut stream.arriving, received).await {
+                        Ok(answer) => stream.answer(answer).await,
+                        Err(ended) => return ended,
                     }
                 }
             }
@@ -288,18 +300,11 @@ impl Client {
             self.perform(chore).await;
             return Ok(());
         }
-        // Most likely it is what the thread woke for.
-        self.state.begin_slice();
-        let until = clock::now() + limits::XDS_GATHERING_MAX;
-        while clock::now() < until {
-            let received = tokio::select! {
-                biased;
-                received = stream.responses.next() => received,
-                () = std::future::ready(()) => break,
-            };
-            self.received(stream, received).await?;
-            self.state.give_way().await;
-        }
+        let mut answers = Vec::new();
+        let gathered = self.gather(stream, &mut answers).await;
+        // Together: to send one is a system call that wakes the server.
+        stream.answer(answers).await;
+        gathered?;
         self.perform(chore).await;
         let is_waited_for = |lookups: &Lookups| lookups.names.is_waiting();
         if self.synced.is_none()
@@ -312,25 +317,39 @@ impl Client {
         Ok(())
     }
 
-    /// Something came, or the stream is over.
-    async fn received(
+    /// Responses that are there already.
+    async fn gather(
         &mut self,
         stream: &mut Stream,
-        received: Result<Option<Piece>, Status>,
+        answers: &mut Vec<DeltaDiscoveryRequest>,
     ) -> Result<(), Ended> {
+        // Most likely it is what the thread woke for.
+        self.state.begin_slice();
+        let until = clock::now() + limits::XDS_GATHERING_MAX;
+        while clock::now() < until {
+            let received = tokio::select! {
+                biased;
+                received = stream.responses.next() => received,
+                () = std::future::ready(()) => break,
+            };
+            answers.extend(self.received(&mut stream.arriving, received).await?);
+            self.state.give_way().await;
+        }
+        Ok(())
+    }
+
+    /// Something came, or the stream is over. Gives the answer to a response that is complete.
+    async fn received(
+        &mut self,
+        arriving: &mut Option<Arriving>,
+        received: Result<Option<Piece>, Status>,
+    ) -> Result<Option<DeltaDiscoveryRequest>, Ended> {
         let piece = match received {
             Ok(Some(piece)) => piece,
             Ok(None) => return Err(Ended::Complete),
             Err(status) => return Err(Ended::of_status(&status)),
         };
-        let answer = self.piece(&mut stream.arriving, piece).await;
-        if let Some(answer) = answer.map_err(Ended::Malformed)?
-            && stream.requests.send(answer).await.is_err()
-        {
-            // The stream is over; the reason is the next thing to be received.
-            tracing::debug!("a response was not answered: the stream is over");
-        }
-        Ok(())
+        self.piece(arriving, piece).await.map_err(Ended::Malformed)
     }
 
     /// The next piece of a response; the answer when it was the last.

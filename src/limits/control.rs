@@ -138,8 +138,8 @@ pub const XDS_LARGE_RESPONSE: usize = 512;
 pub const XDS_GIVE_BACK_DELAY: Duration = Duration::from_secs(1);
 /// Text of a refusal. A server logs it.
 pub const XDS_NACK_TEXT_BYTES_MAX: usize = 64 << 10;
-/// Requests that wait to be sent. There is one for each response.
-pub const XDS_REQUESTS_QUEUED_MAX: usize = 8;
+/// Requests that wait to be sent: one for each response, and those of a while are sent together.
+pub const XDS_REQUESTS_QUEUED_MAX: usize = 64;
 /// Contract: control-plane.md section 1.9.
 pub const XDS_DELAY_MIN: Duration = Duration::from_millis(10);
 pub const XDS_DELAY_MAX: Duration = Duration::from_secs(15);
@@ -166,6 +166,8 @@ pub const XDS_SERVICES_SLICE: usize = 4;
 /// Exchanges between two snapshots that are repeated in the table that the one before had, instead of sharing what did
 /// not change. What they replaced is kept until then.
 pub const EXCHANGES_REPEATED_MAX: usize = 1024;
+/// Changes for whose room a service keeps when they were applied: 256 bytes.
+pub const PENDING_ROOM_KEPT_MAX: usize = 32;
 /// Lists of services of which is remembered where those are: some 300 bytes each.
 pub const MEMBERSHIPS_REMEMBERED_MAX: usize = 16_384;
 /// Endpoints of a service whose tables a worker may build, the first time that somebody calls it: 9 to 18 us,

@@ -81,7 +81,7 @@ impl Builder {
     pub fn insert_workload(&mut self, workload: impl Into<Arc<Workload>>) {
         let mut workload = workload.into();
         if workload.addresses.iter().any(|ip| *ip != ip.to_canonical()) {
-            for ip in &mut Arc::make_mut(&mut workload).addresses {
+            for ip in Arc::make_mut(&mut workload).addresses.iter_mut() {
                 *ip = ip.to_canonical();
             }
         }
@@ -100,7 +100,11 @@ impl Builder {
         let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
             (Some(place), Some(before)) => {
-                Arc::make_mut(&mut workload).uid = before.uid.clone();
+                let changed = Arc::make_mut(&mut workload);
+                changed.uid = before.uid.clone();
+                if changed.name == before.name {
+                    changed.name = before.name.clone();
+                }
                 self.replace_workload(place, &before, &workload);
                 place
             }
@@ -290,6 +294,7 @@ impl Builder {
             && let Some(taken) = self.pending.take()
         {
             self.apply(&taken);
+            self.pending.applied(taken);
             rest -= 1;
         }
         for _ in 0..rest {

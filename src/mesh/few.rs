@@ -1,12 +1,34 @@
-//! A list that nearly always has one entry, as what an address or a name leads to.
+//! A list that nearly always has one entry, as what an address or a name leads to: then it owns no memory beside itself.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
-/// At least one; two words.
-#[derive(Debug, Clone)]
-pub(super) enum Few<T> {
+/// Invariant: one entry is `One`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Few<T> {
     One([T; 1]),
-    More(Box<[T]>),
+    Other(Box<[T]>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self::Other(Box::default())
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(entries: I) -> Self {
+        let mut entries = entries.into_iter().fuse();
+        match (entries.next(), entries.next()) {
+            (Some(only), None) => Self::One([only]),
+            (first, second) => Self::Other(first.into_iter().chain(second).chain(entries).collect()),
+        }
+    }
+}
+
+impl<T, const LEN: usize> From<[T; LEN]> for Few<T> {
+    fn from(entries: [T; LEN]) -> Self {
+        entries.into_iter().collect()
+    }
 }
 
 impl<T: Clone> Few<T> {
@@ -15,7 +37,7 @@ impl<T: Clone> Few<T> {
     }
 
     pub fn push(&mut self, value: T) {
-        *self = Self::More(self.iter().cloned().chain([value]).collect());
+        *self = self.iter().cloned().chain([value]).collect();
     }
 
     /// `None` when nothing is left.
@@ -27,13 +49,6 @@ impl<T: Clone> Few<T> {
         }
         Some(few)
     }
-
-    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
-        match self {
-            Self::One(one) => one.iter_mut(),
-            Self::More(list) => list.iter_mut(),
-        }
-    }
 }
 
 impl<T> Deref for Few<T> {
@@ -42,7 +57,16 @@ impl<T> Deref for Few<T> {
     fn deref(&self) -> &[T] {
         match self {
             Self::One(one) => one,
-            Self::More(list) => list,
+            Self::Other(list) => list,
+        }
+    }
+}
+
+impl<T> DerefMut for Few<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::One(one) => one,
+            Self::Other(list) => list,
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn pod_in(namespace: &str, name: &str, address: &str) -> Workload {
     with(
         Workload::new(&format!("c1//Pod/{namespace}/{name}"), name, identity).on_node("node-a"),
         |it| {
-            it.addresses = vec![ip(address)];
+            it.addresses = [ip(address)].into();
             it.network = "net1".into();
             it.protocol = TunnelProtocol::Hbone;
         },

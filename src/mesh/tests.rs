@@ -102,7 +102,7 @@ fn an_address_is_taken_over_when_somebody_has_it_and_its_workload_has_not() {
     }
     // Whose name leads there has nothing that could be taken, whoever has the address.
     let mut named = pod("named", "10.0.0.9");
-    named.addresses.clear();
+    named.addresses = [].into();
     named.hostname = "old.shop".into();
     let uid = named.uid.clone();
     let mut builder = Builder::new(locale());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::address::{GatewayAddress, NamespacedHostname, PortMap};
+use super::few::Few;
 use super::interner::Memberships;
 use crate::identity::Identity;
 
@@ -17,7 +18,7 @@ pub struct Workload {
     /// The primary key, e.g. `cluster1//Pod/shop/cart-0`.
     pub uid: Arc<str>,
     pub name: Arc<str>,
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Few<IpAddr>,
     /// A name to resolve when there is no address; empty when there is none.
     pub hostname: Arc<str>,
     pub status: Health,
@@ -160,7 +161,7 @@ impl Workload {
         Self {
             uid: uid.into(),
             name: name.into(),
-            addresses: Vec::new(),
+            addresses: Few::default(),
             hostname: Arc::default(),
             status: Health::default(),
             capacity: 1,

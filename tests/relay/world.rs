@@ -140,7 +140,7 @@ fn mesh() -> uztunnel::mesh::Snapshot {
         ),
     ] {
         let mut workload = Workload::new(&format!("test//Pod/test/{name}"), name, identity(name));
-        workload.addresses = vec![ip.into()];
+        workload.addresses = [ip.into()].into();
         workload.protocol = protocol;
         for (service, vip, port) in services {
             let hostname = format!("{service}.test");

@@ -68,7 +68,7 @@ fn state(plan: &Plan) -> LocalState {
         let name = name(number);
         let uid = format!("sim//Pod/sim/{name}");
         let mut workload = Workload::new(&uid, &name, identity(pod.account)).on_node(&node_name(pod.node));
-        workload.addresses = pod.addresses.clone();
+        workload.addresses = pod.addresses.iter().copied().collect();
         workload.protocol = match pod.meshed {
             true => TunnelProtocol::Hbone,
             false => TunnelProtocol::Tcp,

@@ -233,12 +233,12 @@ fn with_the_network_first_local_endpoints_outrank_all_remote_ones() {
 #[test]
 fn an_endpoint_without_an_address_is_only_seen_from_other_networks() {
     let hidden = with(pod("hidden", "10.0.0.2"), |it| {
-        it.addresses = vec![];
+        it.addresses = [].into();
         it.network = "net2".into();
         it.network_gateway = waypoint("net2/192.0.2.1", 15008);
     });
     let unreachable = Workload {
-        addresses: vec![],
+        addresses: [].into(),
         ..pod("unreachable", "10.0.0.2")
     };
     let snapshot = balanced(None, vec![hidden, unreachable, pod("plain", "10.0.0.3")]);

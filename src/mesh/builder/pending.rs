@@ -100,6 +100,16 @@ impl Pending {
         Some(Taken { queue, changes })
     }
 
+    /// What was taken is applied. The room of a few changes is kept for the next ones.
+    pub fn applied(&mut self, taken: Taken) {
+        let Taken { queue, mut changes } = taken;
+        let room = &mut self.queues[queue].changes;
+        if room.capacity() == 0 && changes.capacity() <= limits::PENDING_ROOM_KEPT_MAX {
+            changes.clear();
+            *room = changes;
+        }
+    }
+
     /// Whose changes they are.
     pub fn service_of(&self, taken: &Taken) -> &NamespacedHostname {
         &self.queues[taken.queue].service

@@ -325,7 +325,7 @@ fn only_tunnels_with_a_header_are_delivered_on_loopback() {
         (ApplicationProtocol::None, Some(15088), LOCAL, "10.0.0.2:15088"),
     ] {
         let own = with(server(), |it| {
-            it.addresses = vec![ip(LOCAL), ip("fd00::2")];
+            it.addresses = [ip(LOCAL), ip("fd00::2")].into();
             it.application_tunnel = Some(ApplicationTunnel { protocol, port });
         });
         let snapshot = mesh(vec![own], vec![], vec![]);

@@ -20,7 +20,7 @@ fn the_documented_example_is_read_in_full() {
         cart.identity.to_string(),
         "spiffe://cluster.local/ns/shop/sa/cart"
     );
-    assert_eq!(cart.addresses, [ip("10.1.0.5"), ip("fd00::5")]);
+    assert_eq!(*cart.addresses, [ip("10.1.0.5"), ip("fd00::5")]);
     assert_eq!(cart.protocol, TunnelProtocol::Hbone);
     assert_eq!(&*cart.site.locality.zone, "eu-1");
     assert_eq!(cart.capacity, 1);
@@ -266,7 +266,7 @@ fn keys_have_to_be_there_and_to_be_unique() {
 fn mapped_addresses_become_ipv4() {
     let text = "workloads:\n- {uid: u, namespace: a, workloadIps: [\"::ffff:10.0.0.1\"], services: {}}\n";
     assert_eq!(
-        LocalState::parse(text).expect("valid").workloads[0].addresses,
+        *LocalState::parse(text).expect("valid").workloads[0].addresses,
         [ip("10.0.0.1")]
     );
 }

@@ -478,7 +478,7 @@ fn a_connection_from_the_waypoint_is_not_sent_to_it_again() {
 fn the_identity_of_a_waypoint_alone_does_not_bypass_it() {
     let (wp, wp_service) = with_waypoint();
     let impostor = Workload {
-        addresses: vec![ip("10.0.0.7")],
+        addresses: [ip("10.0.0.7")].into(),
         ..Workload {
             uid: "c1//Pod/shop/wp-impostor".into(),
             name: "impostor".into(),
@@ -536,7 +536,7 @@ fn the_address_family_follows_the_call_within_what_the_service_has() {
         (IpFamilies::V6, "10.96.0.1", "[fd00::2]:8080"),
     ] {
         let server = Workload {
-            addresses: vec![ip("10.0.0.2"), ip("fd00::2")],
+            addresses: [ip("10.0.0.2"), ip("fd00::2")].into(),
             ..pod("server", "10.0.0.2")
         };
         let web = Service {

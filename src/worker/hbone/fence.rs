@@ -110,7 +110,7 @@ mod tests {
     fn till(uid: &str) -> Workload {
         let identity = Identity::new("cluster.local", "shop", "till");
         let mut workload = Workload::new(uid, uid, identity);
-        workload.addresses = vec![IpAddr::from(ADDRESS)];
+        workload.addresses = [IpAddr::from(ADDRESS)].into();
         workload
     }
 
@@ -150,7 +150,7 @@ mod tests {
         sick.canonical_revision = "v2".into();
         builder.insert_workload(sick);
         let mut neighbour = till("neighbour");
-        neighbour.addresses = vec![[10, 0, 0, 9].into()];
+        neighbour.addresses = [[10, 0, 0, 9].into()].into();
         builder.insert_workload(neighbour);
         publish(&mut core, &mut builder);
         // Nor is its absence, as long as nobody else is there.

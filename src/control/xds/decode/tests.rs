@@ -152,7 +152,7 @@ fn a_captured_workload_has_every_field() {
         "spiffe://cluster.local/ns/shop/sa/cart"
     );
     assert_eq!(
-        cart.addresses,
+        *cart.addresses,
         ["198.18.24.2".parse::<IpAddr>().expect("an address")]
     );
     assert_eq!(cart.protocol, TunnelProtocol::Hbone);
@@ -419,7 +419,7 @@ fn what_a_workload_leaves_out_has_a_default() {
         })
     );
     assert_eq!(
-        explicit.addresses,
+        *explicit.addresses,
         ["10.0.0.1".parse::<IpAddr>().expect("an address")]
     );
     assert_eq!(

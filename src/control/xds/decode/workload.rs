@@ -15,7 +15,8 @@ use super::{
     tunnel_protocol, workload_type,
 };
 use crate::mesh::{
-    Health, Interner, Locality, Memberships, NamespacedHostname, NetworkMode, PortMap, Role, Site, Workload,
+    Few, Health, Interner, Locality, Memberships, NamespacedHostname, NetworkMode, PortMap, Role, Site,
+    Workload,
 };
 
 /// Fields as they were sent. Numbers of fields are those of proto/workload.proto.
@@ -73,10 +74,6 @@ impl<'a> Slices<'a> {
             None => self.first = Some(slice),
             Some(_) => self.more.push(slice),
         }
-    }
-
-    fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.more.len()
     }
 
     fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
@@ -327,13 +324,10 @@ fn services(
     Ok(services)
 }
 
-fn addresses(sent: &Slices<'_>) -> Result<Vec<IpAddr>, DecodeError> {
-    // Not collected: a vector that grows has room for four, and nearly all have one.
-    let mut addresses = Vec::with_capacity(sent.len());
-    for (at, bytes) in sent.iter().enumerate() {
-        addresses.push(in_field(format_args!("addresses[{at}]"), ip(bytes))?);
-    }
-    Ok(addresses)
+fn addresses(sent: &Slices<'_>) -> Result<Few<IpAddr>, DecodeError> {
+    let sent = sent.iter().enumerate();
+    sent.map(|(at, bytes)| in_field(format_args!("addresses[{at}]"), ip(bytes)))
+        .collect()
 }
 
 #[cfg(test)]

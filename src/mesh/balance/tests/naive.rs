@@ -152,7 +152,7 @@ prop_compose! {
         let map: Vec<(u16, u16)> = maps.into_iter().map(|target| (80, target)).collect();
         let endpoint = with(base.on_node(&node), |it| {
             if !addressed {
-                it.addresses.clear();
+                it.addresses = [].into();
             }
             it.hostname = if named { "name.example".into() } else { "".into() };
             it.network_gateway = behind_gateway.then(|| waypoint("net9/192.0.2.1", 15008)).flatten();

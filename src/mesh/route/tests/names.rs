@@ -5,7 +5,7 @@ use super::*;
 /// Behind `web`, reachable by name alone.
 fn external(protocol: TunnelProtocol) -> Workload {
     let external = with(pod("api", "10.0.0.2"), |it| {
-        it.addresses = vec![];
+        it.addresses = [].into();
         it.hostname = "api.example".into();
         it.protocol = protocol;
     });
@@ -46,7 +46,7 @@ fn records_of_the_family_of_the_call_are_preferred() {
 #[test]
 fn a_name_is_not_looked_up_where_an_address_is_usable() {
     let both = Workload {
-        addresses: vec![ip("10.0.0.2")],
+        addresses: [ip("10.0.0.2")].into(),
         ..external(TunnelProtocol::Hbone)
     };
     let web = vec![service("web", "10.96.0.1")];
@@ -58,7 +58,7 @@ fn a_name_is_not_looked_up_where_an_address_is_usable() {
 #[test]
 fn a_waypoint_may_have_only_a_name() {
     let wp = Workload {
-        addresses: vec![],
+        addresses: [].into(),
         hostname: "wp.example".into(),
         ..pod("wp", "10.0.0.9")
     };
@@ -74,7 +74,7 @@ fn a_waypoint_may_have_only_a_name() {
 #[test]
 fn a_gateway_may_have_only_a_name() {
     let gateway = with(pod("gateway", "10.0.0.9"), |it| {
-        it.addresses = vec![];
+        it.addresses = [].into();
         it.network = "net2".into();
         it.hostname = "gw.example".into();
     });

@@ -114,7 +114,7 @@ fn an_unknown_gateway_is_refused_by_its_name() {
 #[test]
 fn a_workload_that_only_its_gateway_reaches_is_an_endpoint_for_other_networks() {
     let hidden = Workload {
-        addresses: vec![],
+        addresses: [].into(),
         ..remote("hidden", waypoint(GATEWAY, 15008))
     };
     let snapshot = mesh(vec![client(), hidden, gateway()], vec![web()], vec![]);

@@ -19,9 +19,10 @@
 //! | `pods` | many pods announced at once |
 //! | `tenants` | what the storm of one pod costs another one |
 //! | `seats` | which CPU a thread runs on, and who goes first there |
-//! | `witness` | what the machine takes from everybody |
+//! | `awake` | CPUs that do not sleep meanwhile |
 //! | `report` | medians, spread, ratios, as a table |
 
+pub mod awake;
 pub mod bench;
 pub mod echo;
 pub mod endpoints;
@@ -35,4 +36,3 @@ pub mod scenario;
 pub mod seats;
 pub mod server;
 pub mod tenants;
-pub mod witness;

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use uztunnel_perf::awake::Awake;
 use uztunnel_perf::bench::{Variant, run_rounds};
 use uztunnel_perf::scenario::{Scenario, names};
 use uztunnel_perf::{endpoints, machine, pods, policies, report, scale, seats, tenants};
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), String> {
     if arguments.tenants {
+        let _awake = keep_awake();
         let table = tenants::run(&arguments.variants, arguments.rounds, arguments.slice);
         println!(
             "{}\n\n{}",
@@ -107,7 +109,18 @@ struct ControlPlane {
     plan: scale::Plan,
 }
 
+/// Where waiting for a CPU that sleeps would be a good part of what is measured.
+fn keep_awake() -> Option<Awake> {
+    let awake = Awake::keep();
+    awake
+        .inspect_err(|error| {
+            eprintln!("uztunnel-perf: idle CPUs sleep, and latencies have that in them: {error}")
+        })
+        .ok()
+}
+
 fn run_scale(arguments: &ControlPlane) -> Result<(), String> {
+    let _awake = keep_awake();
     println!("{}\n", machine::describe());
     let mut together: Vec<_> = arguments
         .variants

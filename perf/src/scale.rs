@@ -15,7 +15,7 @@ use uztunnel_rig::proxy::{CpuTimes, Output};
 use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
 
 use crate::echo::{self, Echo};
-use crate::witness::{Stops, Witnesses};
+use crate::machine;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -57,8 +57,8 @@ pub struct Phase {
     pub by_thread: BTreeMap<String, CpuTimes>,
     /// Of both proxies, at its end.
     pub resident_bytes: u64,
-    /// What the machine took from threads that only compute.
-    pub stops: Stops,
+    /// What the host took from the machine's CPUs, as far as it tells.
+    pub stolen: Duration,
 }
 
 /// What one run showed.
@@ -98,9 +98,8 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     world.start_proxies(&[options.clone(), options.clone()])?;
     let (client, server) = (world.pod(CLIENT), world.pod(SERVER));
     let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT))?;
-    let witnesses = Witnesses::start(plan.cpu.as_slice())?;
     std::thread::sleep(SETTLING);
-    let mut meter = Meter::new(&world, &echo, &witnesses)?;
+    let mut meter = Meter::new(&world, &echo)?;
     let mut phases = Vec::new();
 
     std::thread::sleep(plan.quiet);
@@ -122,7 +121,6 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     phases.push(meter.phase("changing")?);
 
     echo.stop()?;
-    witnesses.stop()?;
     let mut turns = Vec::new();
     for node in &mut world.nodes {
         let Some(mut proxy) = node.proxy.take() else {
@@ -213,21 +211,20 @@ fn await_answers(istiod: &Istiod, nonces: &[String]) -> Result<()> {
 struct Meter<'a> {
     world: &'a World,
     echo: &'a Echo,
-    witnesses: &'a Witnesses,
     begun: Instant,
+    stolen: Duration,
     cpu_ns: u64,
     by_thread: BTreeMap<String, CpuTimes>,
 }
 
 impl<'a> Meter<'a> {
-    fn new(world: &'a World, echo: &'a Echo, witnesses: &'a Witnesses) -> Result<Self> {
+    fn new(world: &'a World, echo: &'a Echo) -> Result<Self> {
         echo.take();
-        witnesses.take();
         Ok(Self {
             world,
             echo,
-            witnesses,
             begun: Instant::now(),
+            stolen: stolen()?,
             cpu_ns: world.proxies_cpu_ns()?,
             by_thread: by_thread(world)?,
         })
@@ -237,6 +234,7 @@ impl<'a> Meter<'a> {
     fn phase(&mut self, name: &'static str) -> Result<Phase> {
         let cpu_ns = self.world.proxies_cpu_ns()?;
         let by_thread = by_thread(self.world)?;
+        let stolen = stolen()?;
         let since = |(name, times): (&String, &CpuTimes)| {
             let before = self.by_thread.get(name).copied().unwrap_or_default();
             (name.clone(), times.since(before))
@@ -249,12 +247,17 @@ impl<'a> Meter<'a> {
             cpu_s: (cpu_ns - self.cpu_ns) as f64 / 1e9,
             by_thread: by_thread.iter().map(since).collect(),
             resident_bytes: resident.sum::<Result<u64>>()?,
-            stops: self.witnesses.take(),
+            stolen: stolen - self.stolen,
         };
         (self.begun, self.cpu_ns) = (Instant::now(), cpu_ns);
         self.by_thread = by_thread;
+        self.stolen = stolen;
         Ok(phase)
     }
+}
+
+fn stolen() -> Result<Duration> {
+    machine::stolen().map_err(|error| RigError::new("reading what the host took", error))
 }
 
 /// Of both proxies.
@@ -343,17 +346,16 @@ impl Outcome {
             let threads: Vec<String> = threads.collect();
             writeln!(out, "- {}: {}", phase.name, threads.join(", "))?;
         }
-        writeln!(out, "\nWhat the machine took from threads that only compute:\n")?;
-        for phase in &self.phases {
-            let Stops { ran, long, longest } = phase.stops;
-            writeln!(
-                out,
-                "- {}: {long} times a millisecond or more in {:.1} s, at most {:.1} ms",
-                phase.name,
-                ran.as_secs_f64(),
-                longest.as_secs_f64() * 1e3
-            )?;
-        }
+        let stolen = self
+            .phases
+            .iter()
+            .map(|phase| format!("{} {}", phase.name, phase.stolen.as_millis()));
+        let stolen: Vec<String> = stolen.collect();
+        writeln!(
+            out,
+            "\nWhat the host took from the machine's CPUs, ms: {}",
+            stolen.join(", ")
+        )?;
         writeln!(
             out,
             "\nBoth started anew: ready after {:.2} s, {:.2} CPU s.",

@@ -14,9 +14,12 @@ use uztunnel_rig::proxy::CpuTimes;
 pub enum Class {
     /// Before all others (SCHED_FIFO): only for those that have next to nothing to do.
     First,
+    /// Before all but those (SCHED_FIFO): only for those that leave time.
+    Second,
     /// As the kernel thinks fit.
     Ordinary,
-    /// With what the others leave (SCHED_IDLE); whoever of them wakes up interrupts it at once.
+    /// With what the others leave (SCHED_IDLE). `First` and `Second` interrupt it when they wake, ordinary ones nearly
+    /// always (`awake`).
     Last,
 }
 
@@ -24,7 +27,8 @@ impl Class {
     /// Gives it to a thread, by its id; that may run where it did.
     pub fn give(self, thread: u32) -> io::Result<()> {
         let (class, priority) = match self {
-            Self::First => ("--fifo", "1"),
+            Self::First => ("--fifo", "2"),
+            Self::Second => ("--fifo", "1"),
             Self::Ordinary => ("--other", "0"),
             Self::Last => ("--idle", "0"),
         };

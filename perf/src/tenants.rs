@@ -7,7 +7,8 @@
 //! What is to be seen is how the proxies share out a worker, not who gets a CPU of a machine that has only two. So each
 //! proxy has one worker, and a CPU that no other proxy uses: node 0's the second, node 1's the first. All tools are on
 //! the first CPU: those of `calm`, which have next to nothing to do, before everybody else, those of `storm` after
-//! everybody else, with the time that the worker of node 1 leaves. The worker of node 0 has its CPU for itself, and the
+//! everybody else, with the time that the worker of node 1 leaves. That one, too, has a class in which it does not
+//! wait until the scheduler finds that a thread of the storm had its part. The worker of node 0 has its CPU for itself, and the
 //! storm is as large as the rest of the machine can make it: how busy both workers are, how many connections it opens
 //! and how many bytes it moves stands beside what `calm` sees. Part of what `calm` sees is still the machine's own: a
 //! kernel that does not interrupt a system call lets everybody wait for the end of the storm's. How much that is shows
@@ -36,7 +37,7 @@ const STORM: Load = Load::ConnectionPerRequest { clients: 64 };
 const BULK: Load = Load::Bulk { streams: 4 };
 
 /// Of the workers of node 0 and node 1.
-const WORKERS: [Seat; 2] = [Seat::new(1, Class::Ordinary), Seat::new(0, Class::Ordinary)];
+const WORKERS: [Seat; 2] = [Seat::new(1, Class::Second), Seat::new(0, Class::Second)];
 const CALM_SEAT: Seat = Seat::new(0, Class::First);
 const STORM_SEAT: Seat = Seat::new(0, Class::Last);
 /// Threads whose names begin so are workers; other proxies call theirs otherwise and have no seats.

@@ -70,3 +70,24 @@ impl<T> DerefMut for Few<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_it_was_made_one_entry_owns_no_memory_and_equals_are_equal() {
+        for count in 0..4_u8 {
+            let made: Few<u8> = (0..count).collect();
+            assert_eq!(*made, *(0..count).collect::<Vec<_>>());
+            assert_eq!(matches!(made, Few::One(_)), count == 1);
+            let mut pushed = made.clone();
+            pushed.push(count);
+            assert_eq!(pushed, (0..=count).collect());
+            let left = pushed.without(|entry| *entry == count);
+            assert_eq!(left, (count > 0).then_some(made));
+        }
+        assert_eq!(Few::<u8>::default(), [].into());
+        assert!(size_of::<Few<std::net::IpAddr>>() <= size_of::<Vec<u8>>());
+    }
+}

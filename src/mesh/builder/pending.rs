@@ -181,6 +181,31 @@ mod tests {
     }
 
     #[test]
+    fn the_room_of_a_few_changes_is_kept_and_of_many_not_and_nothing_is_lost_by_it() {
+        let mut pending = Pending::default();
+        let services = list(&["a"]);
+        let push = |pending: &mut Pending, count: usize| {
+            for _ in 0..count {
+                pending.push(&services, Numbers::default().next(), Change::Left);
+            }
+        };
+        for (count, is_kept) in [(1, true), (limits::PENDING_ROOM_KEPT_MAX + 1, false), (1, true)] {
+            push(&mut pending, count);
+            let taken = pending.take().expect("one waits");
+            assert_eq!(taken.changes.len(), count);
+            pending.applied(taken);
+            let room = pending.queues[0].changes.capacity();
+            assert_eq!(room > 0, is_kept, "{room} after {count}");
+            assert!(pending.is_empty() && pending.take().is_none());
+        }
+        push(&mut pending, 1);
+        let taken = pending.take().expect("one waits");
+        push(&mut pending, 2);
+        pending.applied(taken);
+        assert_eq!(pending.take().expect("what came meanwhile").changes.len(), 2);
+    }
+
+    #[test]
     fn a_place_is_remembered_until_a_service_comes_or_goes() {
         let mut pending = Pending::default();
         let mut numbers = Numbers::<Backed>::default();

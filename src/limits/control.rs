@@ -166,8 +166,6 @@ pub const XDS_SERVICES_SLICE: usize = 4;
 /// Exchanges between two snapshots that are repeated in the table that the one before had, instead of sharing what did
 /// not change. What they replaced is kept until then.
 pub const EXCHANGES_REPEATED_MAX: usize = 1024;
-/// Changes for whose room a service keeps when they were applied: 256 bytes.
-pub const PENDING_ROOM_KEPT_MAX: usize = 32;
 /// Lists of services of which is remembered where those are: some 300 bytes each.
 pub const MEMBERSHIPS_REMEMBERED_MAX: usize = 16_384;
 /// Endpoints of a service whose tables a worker may build, the first time that somebody calls it: 9 to 18 us,

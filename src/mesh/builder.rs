@@ -100,11 +100,7 @@ impl Builder {
         let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
             (Some(place), Some(before)) => {
-                let changed = Arc::make_mut(&mut workload);
-                changed.uid = before.uid.clone();
-                if changed.name == before.name {
-                    changed.name = before.name.clone();
-                }
+                Arc::make_mut(&mut workload).uid = before.uid.clone();
                 self.replace_workload(place, &before, &workload);
                 place
             }
@@ -294,7 +290,6 @@ impl Builder {
             && let Some(taken) = self.pending.take()
         {
             self.apply(&taken);
-            self.pending.applied(taken);
             rest -= 1;
         }
         for _ in 0..rest {

@@ -1,4 +1,5 @@
 //! A list that nearly always has one entry, as what an address or a name leads to: then it owns no memory beside itself.
+//! Rejected: smallvec, three words where a place is one number and this has two.
 
 use std::ops::{Deref, DerefMut};
 

@@ -100,16 +100,6 @@ impl Pending {
         Some(Taken { queue, changes })
     }
 
-    /// What was taken is applied. The room of a few changes is kept for the next ones.
-    pub fn applied(&mut self, taken: Taken) {
-        let Taken { queue, mut changes } = taken;
-        let room = &mut self.queues[queue].changes;
-        if room.capacity() == 0 && changes.capacity() <= limits::PENDING_ROOM_KEPT_MAX {
-            changes.clear();
-            *room = changes;
-        }
-    }
-
     /// Whose changes they are.
     pub fn service_of(&self, taken: &Taken) -> &NamespacedHostname {
         &self.queues[taken.queue].service
@@ -178,31 +168,6 @@ mod tests {
         }
         assert_eq!(taken(&mut pending), None);
         assert!(pending.is_empty());
-    }
-
-    #[test]
-    fn the_room_of_a_few_changes_is_kept_and_of_many_not_and_nothing_is_lost_by_it() {
-        let mut pending = Pending::default();
-        let services = list(&["a"]);
-        let push = |pending: &mut Pending, count: usize| {
-            for _ in 0..count {
-                pending.push(&services, Numbers::default().next(), Change::Left);
-            }
-        };
-        for (count, is_kept) in [(1, true), (limits::PENDING_ROOM_KEPT_MAX + 1, false), (1, true)] {
-            push(&mut pending, count);
-            let taken = pending.take().expect("one waits");
-            assert_eq!(taken.changes.len(), count);
-            pending.applied(taken);
-            let room = pending.queues[0].changes.capacity();
-            assert_eq!(room > 0, is_kept, "{room} after {count}");
-            assert!(pending.is_empty() && pending.take().is_none());
-        }
-        push(&mut pending, 1);
-        let taken = pending.take().expect("one waits");
-        push(&mut pending, 2);
-        pending.applied(taken);
-        assert_eq!(pending.take().expect("what came meanwhile").changes.len(), 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod backing;
 mod balance;
 mod builder;
 mod few;
+mod fingerprint;
 mod gateway;
 mod inbound;
 mod index;
@@ -25,6 +26,7 @@ mod policy;
 mod route;
 mod service;
 mod steady;
+mod tail;
 mod trie;
 mod workload;
 
@@ -39,7 +41,8 @@ pub use address::{
 };
 pub use authorize::{ConnectionFacts, Denial, Matched, Permit, PermitReason, PolicyEvent, PolicySet};
 pub use builder::Builder;
-pub use few::Few;
+pub use few::{Few, Gathered};
+pub use fingerprint::{Fingerprint, Fingerprints};
 pub use inbound::{Delivery, InboundError, Preamble};
 pub use interner::{Interner, Memberships};
 pub use local::{LocalError, LocalState};
@@ -51,6 +54,7 @@ pub use service::{
     WeightedWaypoint,
 };
 pub use steady::SteadyMap;
+pub use tail::Tail;
 pub use trie::TrieMap;
 pub use workload::{
     ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Role, Site, TunnelProtocol,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::clock::SystemTime;
 use crate::identity::Identity;
 use crate::limits;
-use crate::mesh::TunnelAuthority;
+use crate::mesh::{Tail, TunnelAuthority};
 
 /// The target of access lines, as in `RUST_LOG=access=off`.
 pub const ACCESS_TARGET: &str = "access";
@@ -52,7 +52,7 @@ pub enum AccessEvent {
 pub struct Party {
     pub address: SocketAddr,
     /// Name of the pod.
-    pub workload: Option<Arc<str>>,
+    pub workload: Option<Tail>,
     pub namespace: Option<Arc<str>>,
     /// Only of mutual TLS.
     pub identity: Option<Identity>,

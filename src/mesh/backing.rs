@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::address::PortMap;
 use super::balance::Balance;
+use super::fingerprint::{Fingerprint, Fingerprints};
 use super::places::{Place, Places};
 use super::service::{Endpoint, Service};
 use super::trie::TrieMap;
@@ -20,7 +21,8 @@ use crate::limits;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Workloads {
     pub by_place: Places<Workload>,
-    pub by_uid: TrieMap<Arc<str>, Place<Workload>>,
+    by_uid: TrieMap<Fingerprint, Place<Workload>>,
+    fingerprints: Fingerprints,
 }
 
 #[derive(Debug)]
@@ -39,7 +41,33 @@ pub(super) struct Backed {
 
 impl Workloads {
     pub fn get(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.by_place.get(*self.by_uid.get(uid)?)
+        self.by_place.get(self.place(uid)?)
+    }
+
+    pub fn place(&self, uid: &str) -> Option<Place<Workload>> {
+        self.by_uid.get(&self.fingerprints.of(uid)).copied()
+    }
+
+    /// What `get` gives for each uid, looked up side by side.
+    pub fn foresee<const N: usize>(&self, uids: [Option<&str>; N]) -> [Option<&Arc<Workload>>; N] {
+        let places = self
+            .by_uid
+            .get_each(&uids.map(|uid| Some(self.fingerprints.of(uid?))));
+        places.map(|place| self.by_place.foresee(*place?))
+    }
+
+    /// The place of a uid that has one, or leads from now on to the one that `make` makes.
+    pub fn place_new(
+        &mut self,
+        uid: &str,
+        make: impl FnOnce() -> Place<Workload>,
+    ) -> Option<Place<Workload>> {
+        self.by_uid.insert_new(&self.fingerprints.of(uid), make)
+    }
+
+    /// The place of a uid, which leads nowhere from now on.
+    pub fn take_place(&mut self, uid: &str) -> Option<Place<Workload>> {
+        self.by_uid.remove(&self.fingerprints.of(uid))
     }
 }
 
@@ -93,9 +121,9 @@ impl Backed {
         if let Some(endpoint) = self.given.get(uid) {
             return Some(&endpoint.ports);
         }
-        let place = workloads.by_uid.get(uid)?;
-        self.members.get(place)?;
-        self.ports_as_member(workloads.by_place.get(*place)?)
+        let place = workloads.place(uid)?;
+        self.members.get(&place)?;
+        self.ports_as_member(workloads.by_place.get(place)?)
     }
 
     /// What a workload that names the service says about its ports.

@@ -14,6 +14,7 @@ use self::outside::Outside;
 use self::pending::{Change, Pending, Taken};
 use super::address::NamespacedHostname;
 use super::backing::Backed;
+use super::few::Gathered;
 use super::index::{Index, PolicyList};
 use super::interner::Interner;
 use super::local::LocalState;
@@ -24,6 +25,7 @@ use super::workload::{Role, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
 
+mod foresight;
 mod outside;
 mod pending;
 
@@ -95,12 +97,10 @@ impl Builder {
         self.intern(&mut workload);
         let Index { workloads, .. } = &mut self.index;
         let mut number = None;
-        let by_uid = &mut workloads.by_uid;
-        let known = by_uid.insert_new(&workload.uid, || *number.insert(self.workload_numbers.next()));
+        let known = workloads.place_new(&workload.uid, || *number.insert(self.workload_numbers.next()));
         let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
             (Some(place), Some(before)) => {
-                Arc::make_mut(&mut workload).uid = before.uid.clone();
                 self.replace_workload(place, &before, &workload);
                 place
             }
@@ -184,10 +184,10 @@ impl Builder {
             }
         }
         for (uid, endpoint) in given.iter().filter(|(_, it)| service.includes(it.status)) {
-            if let Some(workload) = self.index.workloads.by_uid.get(uid)
-                && backed.members.remove(workload).is_some()
+            if let Some(workload) = self.index.workloads.place(uid)
+                && backed.members.remove(&workload).is_some()
             {
-                self.outside.insert(place, *workload);
+                self.outside.insert(place, workload);
             }
             backed.given.insert(uid.clone(), endpoint.clone());
         }
@@ -286,6 +286,7 @@ impl Builder {
     /// is left.
     pub fn settle(&mut self, services_max: usize) -> bool {
         let mut rest = services_max;
+        self.foresee_services();
         while rest > 0
             && let Some(taken) = self.pending.take()
         {
@@ -343,7 +344,7 @@ impl Builder {
                 backed.members = joined(&backed.service, changes);
                 return;
             }
-            for (place, change) in changes {
+            for (place, change) in changes.iter() {
                 match change {
                     Change::Joined(status) => index.admit_as(backed, *place, *status),
                     Change::Left => drop(backed.members.remove(place)),
@@ -359,7 +360,7 @@ impl Builder {
     fn stage(&mut self, taken: &Taken) {
         let key = self.pending.service_of(taken);
         let staged = self.index.staged.get_or_insert_with(key, TrieMap::new);
-        for (place, change) in &taken.changes {
+        for (place, change) in taken.changes.iter() {
             match change {
                 Change::Joined(_) => drop(staged.insert(*place, ())),
                 Change::Left => drop(staged.remove(place)),
@@ -403,7 +404,7 @@ impl Builder {
             self.index.take_workload(place);
             self.index.place_workload(place, workload);
         }
-        let stays = before.services == workload.services;
+        let stays = before.shares_role(workload) || before.services == workload.services;
         for (key, _) in before.services.iter() {
             self.forget_given(key, &workload.uid);
         }
@@ -413,7 +414,7 @@ impl Builder {
     }
 
     fn forget_workload(&mut self, uid: &str) -> bool {
-        let Some(place) = self.index.workloads.by_uid.remove(uid) else {
+        let Some(place) = self.index.workloads.take_place(uid) else {
             return false;
         };
         let Some(old) = self.index.take_workload(place) else {
@@ -481,8 +482,8 @@ impl Builder {
 }
 
 /// The endpoints of a service that had none before these changes. The last change of each workload counts.
-fn joined(service: &Service, changes: &[(Place<Workload>, Change)]) -> TrieMap<Place<Workload>, ()> {
-    let mut changes = changes.to_vec();
+fn joined(service: &Service, changes: &Gathered<(Place<Workload>, Change)>) -> TrieMap<Place<Workload>, ()> {
+    let mut changes: Vec<_> = changes.iter().copied().collect();
     changes.sort_by_key(|(place, _)| *place);
     let of_each = changes.chunk_by(|(one, _), (other, _)| one == other);
     let joined: Vec<_> = of_each

@@ -52,6 +52,43 @@ impl<T: Clone> Few<T> {
     }
 }
 
+/// A list that grows one by one, and nearly always ends with one entry.
+#[derive(Debug, Clone)]
+pub struct Gathered<T> {
+    first: Option<T>,
+    more: Vec<T>,
+}
+
+impl<T> Default for Gathered<T> {
+    fn default() -> Self {
+        Self {
+            first: None,
+            more: Vec::new(),
+        }
+    }
+}
+
+impl<T> Gathered<T> {
+    pub fn push(&mut self, entry: T) {
+        match self.first {
+            None => self.first = Some(entry),
+            Some(_) => self.more.push(entry),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.first.iter().chain(&self.more)
+    }
+}
+
 impl<T> Deref for Few<T> {
     type Target = [T];
 
@@ -75,6 +112,17 @@ impl<T> DerefMut for Few<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gathered_is_there_in_its_order_and_one_entry_owns_no_memory() {
+        let mut gathered = Gathered::default();
+        for count in 0..4 {
+            assert_eq!((gathered.len(), gathered.is_empty()), (count, count == 0));
+            assert!(gathered.iter().copied().eq(0..count));
+            assert!(count > 1 || gathered.more.capacity() == 0);
+            gathered.push(count);
+        }
+    }
 
     #[test]
     fn however_it_was_made_one_entry_owns_no_memory_and_equals_are_equal() {

@@ -129,8 +129,8 @@ impl Snapshot {
         let workloads = &self.index.workloads;
         let (service, members) = (&backed.service, &backed.members);
         // Most that ask are strangers: found out without a walk over the endpoints.
-        let place = workloads.by_uid.get(&workload.uid);
-        place.is_some_and(|place| members.contains_key(place))
+        let place = workloads.place(&workload.uid);
+        place.is_some_and(|place| members.contains_key(&place))
             || backed.given.contains_key(&workload.uid)
             || workload.ports_in(&service.namespace, &service.hostname).is_some()
             || (backed.tables(workloads).has_identity(&workload.identity)

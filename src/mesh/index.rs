@@ -164,7 +164,7 @@ impl Index {
             && before.hostname.is_empty()
             && after.hostname.is_empty()
             && !self.is_local(before)
-            && !self.is_local(after)
+            && (Arc::ptr_eq(&before.site, &after.site) || !self.is_local(after))
             && (self.owners_beyond_first == 0
                 || self
                     .owners_of(after)
@@ -203,7 +203,7 @@ impl Index {
         }
         if self.is_local(workload) {
             self.next_policies_revision();
-            let name = workload.name.clone();
+            let name = Arc::from(&*workload.name);
             push_nested(&mut self.own_workloads, &workload.namespace, name, place);
         }
         self.workloads.by_place.set(place, workload.clone());
@@ -228,7 +228,12 @@ impl Index {
         }
         if self.is_local(&old) {
             self.next_policies_revision();
-            remove_nested(&mut self.own_workloads, &old.namespace, &old.name, place);
+            remove_nested(
+                &mut self.own_workloads,
+                &old.namespace,
+                &Arc::from(&*old.name),
+                place,
+            );
         }
         Some(old)
     }

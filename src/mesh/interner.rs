@@ -3,15 +3,17 @@
 //! Control thread, inside the builder; decoders ask it before they allocate. Invariant: what nobody uses any more is
 //! let go of, at the latest when as much again has come in.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use foldhash::quality::RandomState;
-
 use super::address::{NamespacedHostname, PortMap};
+use super::fingerprint::{Fingerprint, Fingerprints};
 use super::steady::SteadyMap;
 use super::workload::{Role, Site};
 use crate::identity::Identity;
+
+/// A larger buffer is let go of.
+const SPARE_BYTES_MAX: usize = 64 << 10;
 
 /// A workload's services, with its own port mapping.
 pub type Memberships = Arc<[(NamespacedHostname, PortMap)]>;
@@ -21,10 +23,12 @@ pub struct Interner {
     memberships: Pool<[(NamespacedHostname, PortMap)]>,
     lists: Pool<[Arc<str>]>,
     fingerprints: Fingerprints,
-    roles: Known<u128, Role>,
-    sites: Known<u128, Site>,
+    roles: Known<Fingerprint, Role>,
+    sites: Known<Fingerprint, Site>,
     identities: Known<Key, [Identity]>,
     texts: Pool<str>,
+    /// Buffers that nobody has at the moment.
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -33,21 +37,6 @@ struct Pool<T: ?Sized>(SteadyMap<Arc<T>, ()>);
 /// What was made of something that many resources say, by that or its fingerprint.
 #[derive(Debug)]
 struct Known<K, T: ?Sized>(SteadyMap<K, Arc<T>>);
-
-/// By which bytes are known that were looked at before. To compare the bytes themselves would mean to fetch memory that no
-/// cache holds, for each of a hundred thousand workloads.
-///
-/// Two hashes with keys of their own, which nobody outside of this process knows: that bytes of 2^32 kinds share one is
-/// as likely as one in 2^65.
-#[derive(Debug, Default)]
-struct Fingerprints([RandomState; 2]);
-
-impl Fingerprints {
-    fn of(&self, bytes: &[u8]) -> u128 {
-        let [high, low] = self.0.each_ref().map(|keys| u128::from(keys.hash_one(bytes)));
-        high << 64 | low
-    }
-}
 
 impl<K, T: ?Sized> Default for Known<K, T> {
     fn default() -> Self {
@@ -151,6 +140,20 @@ impl Interner {
         }
     }
 
+    /// An empty buffer, for what is put together to be looked up. To allocate one each time would be a good part of the
+    /// look-up.
+    pub fn lend(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// For the next one who needs it.
+    pub fn take_back(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= SPARE_BYTES_MAX {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
     /// What workloads are that say this of themselves; `make` finds out, if nobody said it before.
     pub fn role<E>(
         &mut self,
@@ -172,7 +175,7 @@ impl Interner {
     fn made_of<T, E>(
         &mut self,
         encoded: &[u8],
-        known: fn(&mut Self) -> &mut Known<u128, T>,
+        known: fn(&mut Self) -> &mut Known<Fingerprint, T>,
         make: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<Arc<T>, E> {
         let fingerprint = self.fingerprints.of(encoded);

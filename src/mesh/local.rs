@@ -19,6 +19,7 @@ use super::service::{
     BalanceMode, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Scope, Service, Visibility,
     WeightedWaypoint,
 };
+use super::tail::Tail;
 use super::workload::{
     ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Role, Site, TunnelProtocol,
     Workload,
@@ -383,8 +384,8 @@ impl From<WorkloadShape> for Workload {
             }),
         };
         Self {
+            name: Tail::of(&shape.uid, &shape.name),
             uid: shape.uid,
-            name: shape.name,
             addresses: shape.workload_ips.iter().map(IpAddr::to_canonical).collect(),
             hostname: shape.hostname,
             status: shape.status,

@@ -15,6 +15,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::hint::black_box;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -60,6 +61,17 @@ impl<T> Places<T> {
     pub fn get(&self, place: Place<T>) -> Option<&Arc<T>> {
         let (chunk, slot) = place.coordinates();
         self.table.get(chunk)?.as_ref()?[slot].as_ref()
+    }
+
+    /// Reads what an exchange in this place will write.
+    pub fn foresee(&self, place: Place<T>) -> Option<&Arc<T>> {
+        let (chunk, slot) = place.coordinates();
+        if let Some(twin) = &self.twin
+            && let Some(Some(chunk)) = twin.table.get(chunk)
+        {
+            black_box(chunk[slot].is_some());
+        }
+        self.get(place)
     }
 
     /// Gives what was there before.
@@ -151,10 +163,14 @@ fn put<T>(table: &mut Table<T>, place: Place<T>, value: Option<Arc<T>>) -> Optio
 }
 
 impl<T> Place<T> {
+    /// Its number, small as long as there are few places.
+    pub fn index(self) -> usize {
+        self.number as usize
+    }
+
     /// Chunk, and slot of it.
     fn coordinates(self) -> (usize, usize) {
-        let number = self.number as usize;
-        (number / CHUNK, number % CHUNK)
+        (self.index() / CHUNK, self.index() % CHUNK)
     }
 }
 

@@ -10,6 +10,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
+use std::hint::black_box;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
@@ -52,6 +53,17 @@ impl<K, V> Default for TrieMap<K, V> {
 impl<K, V> TrieMap<K, V> {
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Reads what a change of a map of few entries touches first.
+    pub fn foresee(&self) {
+        if let Some(root) = &self.root {
+            let entries = match &**root {
+                Node::Leaf { entries, .. } => entries.len(),
+                Node::Branch(_) => 0,
+            };
+            black_box((Arc::strong_count(root), entries));
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -120,6 +132,32 @@ impl<K: Hash + Eq, V> TrieMap<K, V> {
                 }
             }
         }
+    }
+
+    /// What `get` gives for each key. They are looked up side by side, so that none waits for the memory of another.
+    pub fn get_each<'a, const N: usize>(&'a self, keys: &[Option<K>; N]) -> [Option<&'a V>; N] {
+        let hashes = keys
+            .each_ref()
+            .map(|key| key.as_ref().map(|key| self.hasher.hash_one(key)));
+        let mut nodes = hashes.map(|hash| hash.and(self.root.as_deref()));
+        let mut depth = 0;
+        let mut deeper = true;
+        while deeper {
+            deeper = false;
+            for (node, hash) in nodes.iter_mut().zip(hashes) {
+                if let (Some(Node::Branch(children)), Some(hash)) = (*node, hash) {
+                    *node = children[child_of(hash, depth)].as_deref();
+                    deeper = true;
+                }
+            }
+            depth += BITS;
+        }
+        std::array::from_fn(|at| match (nodes[at], hashes[at], &keys[at]) {
+            (Some(Node::Leaf { tags, entries }), Some(hash), Some(key)) => {
+                place(tags, entries, hash, key).map(|at| &entries[at].1)
+            }
+            _ => None,
+        })
     }
 
     pub fn contains_key<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> bool
@@ -433,6 +471,12 @@ mod tests {
                 model
             );
             assert!(model.iter().all(|(key, value)| map.get(key) == Some(value)));
+            let keys: Vec<K> = (0..500).map(&key).collect();
+            for keys in keys.chunks(7) {
+                let keys: [Option<K>; 8] = std::array::from_fn(|at| keys.get(at).copied());
+                let values = keys.map(|key| model.get(&key?));
+                assert_eq!(map.get_each(&keys), values);
+            }
         }
     }
 

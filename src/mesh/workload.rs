@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use super::address::{GatewayAddress, NamespacedHostname, PortMap};
 use super::few::Few;
 use super::interner::Memberships;
+use super::tail::Tail;
 use crate::identity::Identity;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// The primary key, e.g. `cluster1//Pod/shop/cart-0`.
     pub uid: Arc<str>,
-    pub name: Arc<str>,
+    pub name: Tail,
     pub addresses: Few<IpAddr>,
     /// A name to resolve when there is no address; empty when there is none.
     pub hostname: Arc<str>,
@@ -57,7 +58,7 @@ pub struct Role {
 }
 
 // With the counts in front of it, a step of the allocator's: one more field would cost 16 bytes.
-const _: () = assert!(size_of::<Workload>() <= 96);
+const _: () = assert!(size_of::<Workload>() <= 112);
 
 /// How a workload is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -158,9 +159,10 @@ impl Role {
 impl Workload {
     /// A workload with everything but its names and identity left at the defaults.
     pub fn new(uid: &str, name: &str, identity: Identity) -> Self {
+        let uid = uid.into();
         Self {
-            uid: uid.into(),
-            name: name.into(),
+            name: Tail::of(&uid, name),
+            uid,
             addresses: Few::default(),
             hostname: Arc::default(),
             status: Health::default(),
@@ -200,11 +202,17 @@ impl Workload {
         }
     }
 
+    /// Whether both have the one copy of a role: equal ones nearly always do. Texts of the role need not be compared then,
+    /// which are in memory that no cache holds.
+    pub(super) fn shares_role(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.role, &other.role)
+    }
+
     /// Whether the same addresses lead to both.
     pub(super) fn is_reached_as(&self, other: &Self) -> bool {
         self.addresses == other.addresses
-            && self.network == other.network
-            && self.network_mode == other.network_mode
+            && (self.shares_role(other)
+                || (self.network == other.network && self.network_mode == other.network_mode))
     }
 
     /// True when neither an address nor a name leads to it; only its network's gateway could.

@@ -21,7 +21,7 @@ use crate::bridge::log::{ACCESS_TARGET, AccessEvent, AccessRecord, Direction, Lo
 use crate::bridge::traffic::{Original, Refusal, Series, Shard};
 use crate::clock;
 use crate::identity::Identity;
-use crate::mesh::{Service, TunnelAuthority, Workload};
+use crate::mesh::{Service, Tail, TunnelAuthority, Workload};
 use crate::wire::baggage::Baggage;
 
 /// Collects the records and counts of one worker.
@@ -161,9 +161,13 @@ impl Account {
 
 fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Identity>) -> Party {
     let text = |of: fn(&Workload) -> &Arc<str>| workload.map(of).filter(|text| !text.is_empty()).cloned();
+    let name = workload
+        .map(|workload| &workload.name)
+        .filter(|name| !name.is_empty())
+        .cloned();
     Party {
         address,
-        workload: text(|workload| &workload.name).or_else(|| text(|workload| &workload.canonical_name)),
+        workload: name.or_else(|| text(|workload| &workload.canonical_name).map(Tail::from)),
         namespace: text(|workload| &workload.namespace),
         identity,
         cluster: text(|workload| &workload.site.cluster_id),
@@ -174,7 +178,7 @@ fn party(address: SocketAddr, workload: Option<&Workload>, identity: Option<Iden
 fn told_party(address: SocketAddr, told: Baggage, identity: Option<Identity>) -> Party {
     Party {
         address,
-        workload: told.workload_name.map(Arc::from),
+        workload: told.workload_name.as_deref().map(Tail::from),
         namespace: told.namespace.map(Arc::from),
         identity,
         cluster: told.cluster.map(Arc::from),

@@ -84,7 +84,7 @@ pub fn address(bytes: &[u8], interner: &mut Interner) -> Result<Address, DecodeE
             (1, value) => {
                 let mut workload = match last.take() {
                     Some(Last::Workload(workload)) => workload,
-                    Some(Last::Service(_)) | None => Split::default(),
+                    Some(Last::Service(_)) | None => Split::new(interner),
                 };
                 workload.merge(value.bytes("workload")?)?;
                 last = Some(Last::Workload(workload));

@@ -8,6 +8,7 @@
 //! try more often than once in `XDS_DELAY_MIN`, nor that often for longer than a stream or two.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
 use super::version::Version;
 use crate::clock::Instant;
 use crate::limits;
-use crate::mesh::SteadyMap;
+use crate::mesh::{Fingerprint, Fingerprints, SteadyMap};
 
 /// What is subscribed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,8 +81,9 @@ pub struct Protocol {
 /// What is held of one kind.
 #[derive(Debug, Default)]
 struct Subscription {
-    /// Name to version.
-    held: SteadyMap<Arc<str>, Version>,
+    /// By the fingerprints of their names: name and version.
+    held: SteadyMap<Fingerprint, (Arc<str>, Version)>,
+    fingerprints: Fingerprints,
     /// A response without a fault was received, now or on an earlier stream.
     synced: bool,
     /// Held, but the server does not know it on this stream, and has not sent it.
@@ -289,7 +291,7 @@ impl Subscription {
         self.sweep_at = None;
         let mut announced = BTreeMap::new();
         let mut bytes = 0;
-        for (name, version) in self.held.iter() {
+        for (_, (name, version)) in self.held.iter() {
             bytes += name.len() + version.len() + ENTRY_BYTES;
             if bytes <= budget_bytes {
                 announced.insert(name.to_string(), version.to_string());
@@ -324,14 +326,22 @@ impl Subscription {
         // Last, as they are applied last.
         for name in &verdict.removed {
             self.unannounced.remove(name.as_str());
-            self.held.remove(name.as_str());
+            self.held.remove(&self.fingerprints.of(name.as_str()));
         }
     }
 
     fn hold(&mut self, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
-        for (name, version) in accepted {
+        let accepted: Vec<_> = accepted
+            .map(|(name, version)| (self.fingerprints.of(&*name), name, version))
+            .collect();
+        // Side by side, so that none waits for the memory of another.
+        for (fingerprint, ..) in &accepted {
+            let before = self.held.get(fingerprint);
+            black_box(before.map(|(name, _)| Arc::strong_count(name)));
+        }
+        for (fingerprint, name, version) in accepted {
             self.unannounced.remove(&name);
-            self.held.insert(name, version);
+            self.held.insert(fingerprint, (name, version));
         }
     }
 
@@ -341,7 +351,7 @@ impl Subscription {
         }
         self.sweep_at = None;
         for name in &self.unannounced {
-            self.held.remove(name);
+            self.held.remove(&self.fingerprints.of(&**name));
         }
         std::mem::take(&mut self.unannounced)
     }

@@ -116,9 +116,9 @@ impl Arriving {
 }
 
 impl Response {
-    /// Its resources, in their order.
-    pub fn take_resources(&mut self) -> impl Iterator<Item = Resource> + use<> {
-        std::mem::take(&mut self.slices).into_iter().flatten()
+    /// Its resources, in their order and in slices.
+    pub fn take_slices(&mut self) -> impl Iterator<Item = Vec<Resource>> + use<> {
+        std::mem::take(&mut self.slices).into_iter()
     }
 
     fn add(&mut self, bytes: &Bytes, tells_aliases: bool, interner: &mut Interner) {

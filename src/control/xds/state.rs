@@ -134,39 +134,55 @@ impl State {
     /// Applies one response: resources in their order, then removals.
     pub async fn apply(&mut self, kind: Kind, mut response: Response) -> Verdict {
         let mut verdict = Verdict::default();
+        let slices = response.take_slices();
         verdict.accepted.reserve_exact(response.resources);
-        let resources = response.take_resources();
         let mut aliases = response.aliases.into_iter().peekable();
-        for (at, resource) in resources.enumerate() {
-            if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
+        let mut at = 0;
+        for slice in slices {
+            let mut resources = slice.into_iter();
+            while !resources.as_slice().is_empty() {
                 self.give_way().await;
-            }
-            let Resource {
-                name,
-                version,
-                content,
-            } = resource.of_kind(kind, self.builder.interner());
-            let refusal = self.insert(content).err();
-            while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
-                verdict.aliases.push(Alias {
-                    name: alias,
-                    accepted: refusal.is_none(),
-                });
-            }
-            match refusal {
-                None => verdict.accepted.push((name, version)),
-                Some(error) => verdict.rejected.push((name, error.to_string())),
+                let names = resources.as_slice().iter().map(|it| &*it.name);
+                self.foresee(kind, names);
+                for resource in resources.by_ref().take(limits::XDS_SLICE) {
+                    let Resource {
+                        name,
+                        version,
+                        content,
+                    } = resource.of_kind(kind, self.builder.interner());
+                    let refusal = self.insert(content).err();
+                    while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
+                        verdict.aliases.push(Alias {
+                            name: alias,
+                            accepted: refusal.is_none(),
+                        });
+                    }
+                    at += 1;
+                    match refusal {
+                        None => verdict.accepted.push((name, version)),
+                        Some(error) => verdict.rejected.push((name, error.to_string())),
+                    }
+                }
             }
         }
-        for (at, name) in response.envelope.removed.into_iter().enumerate() {
-            if at % limits::XDS_SLICE == limits::XDS_SLICE - 1 {
-                self.give_way().await;
+        for names in response.envelope.removed.chunks(limits::XDS_SLICE) {
+            self.give_way().await;
+            self.foresee(kind, names.iter().map(|name| &**name));
+            for name in names {
+                self.remove(kind, name);
             }
-            self.remove(kind, &name);
-            verdict.removed.push(name);
         }
+        verdict.removed = response.envelope.removed;
         self.changed();
         verdict
+    }
+
+    /// The next of these are about to be applied.
+    fn foresee<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) {
+        match kind {
+            Kind::Address => self.builder.foresee(names),
+            Kind::Authorization => {}
+        }
     }
 
     /// Takes out what is no more.

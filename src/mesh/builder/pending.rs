@@ -6,12 +6,14 @@
 //! goes. Invariant: what is pushed is taken once, in this order for each service.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 
 use foldhash::HashMap;
 
 use crate::limits;
 use crate::mesh::address::NamespacedHostname;
 use crate::mesh::backing::Backed;
+use crate::mesh::few::Gathered;
 use crate::mesh::interner::Memberships;
 use crate::mesh::places::Place;
 use crate::mesh::workload::{Health, Workload};
@@ -32,14 +34,14 @@ pub(super) struct Pending {
 struct Queue {
     service: NamespacedHostname,
     found: Option<Place<Backed>>,
-    changes: Vec<(Place<Workload>, Change)>,
+    changes: Gathered<(Place<Workload>, Change)>,
 }
 
 /// What waits for one service.
 #[derive(Debug)]
 pub(super) struct Taken {
     queue: usize,
-    pub changes: Vec<(Place<Workload>, Change)>,
+    pub changes: Gathered<(Place<Workload>, Change)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +56,7 @@ impl Queue {
         Self {
             service: service.clone(),
             found: None,
-            changes: Vec::new(),
+            changes: Gathered::default(),
         }
     }
 }
@@ -91,6 +93,23 @@ impl Pending {
 
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Reads what a push for the list will write.
+    pub fn foresee(&self, services: &Memberships) {
+        let known = self.by_list.get(&services.as_ptr().addr());
+        for number in known.into_iter().flat_map(|(_, numbers)| numbers) {
+            black_box(self.queues[*number].changes.len());
+        }
+    }
+
+    /// Where the next services are, as far as it is known.
+    pub fn next_places<const N: usize>(&self) -> [Option<Place<Backed>>; N] {
+        let mut places = [None; N];
+        for (place, queue) in places.iter_mut().zip(&self.waiting) {
+            *place = self.queues[*queue].found;
+        }
+        places
     }
 
     /// The first, and then the others: what is pushed meanwhile comes after all of them.

@@ -15,8 +15,8 @@ use super::{
     tunnel_protocol, workload_type,
 };
 use crate::mesh::{
-    Few, Health, Interner, Locality, Memberships, NamespacedHostname, NetworkMode, PortMap, Role, Site,
-    Workload,
+    Few, Gathered, Health, Interner, Locality, Memberships, NamespacedHostname, NetworkMode, PortMap, Role,
+    Site, Tail, Workload,
 };
 
 /// Fields as they were sent. Numbers of fields are those of proto/workload.proto.
@@ -50,7 +50,7 @@ struct Sent<'a> {
 pub(super) struct Split<'a> {
     uid: &'a str,
     name: &'a str,
-    addresses: Slices<'a>,
+    addresses: Gathered<&'a [u8]>,
     hostname: &'a str,
     status: i32,
     capacity: Option<u32>,
@@ -58,32 +58,21 @@ pub(super) struct Split<'a> {
     site: Vec<u8>,
     /// The fields that make the role, without services.
     role: Vec<u8>,
-    services: Slices<'a>,
-}
-
-/// Of which there is nearly always one.
-#[derive(Debug, Default)]
-struct Slices<'a> {
-    first: Option<&'a [u8]>,
-    more: Vec<&'a [u8]>,
-}
-
-impl<'a> Slices<'a> {
-    fn push(&mut self, slice: &'a [u8]) {
-        match self.first {
-            None => self.first = Some(slice),
-            Some(_) => self.more.push(slice),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
-        self.first.into_iter().chain(self.more.iter().copied())
-    }
+    services: Gathered<&'a [u8]>,
 }
 
 const SERVICES: u32 = 22;
 
 impl<'a> Split<'a> {
+    /// Of a message that is yet to be read.
+    pub(super) fn new(interner: &mut Interner) -> Self {
+        Self {
+            site: interner.lend(),
+            role: interner.lend(),
+            ..Self::default()
+        }
+    }
+
     /// One more occurrence of the message: what it has goes before what was there.
     pub(super) fn merge(&mut self, bytes: &'a [u8]) -> Result<(), DecodeError> {
         self.role.reserve(bytes.len());
@@ -123,9 +112,12 @@ impl<'a> Split<'a> {
         let site = interner.site(&self.site, |interner| {
             Ok::<_, DecodeError>(Sent::of(&self.site)?.into_site(interner))
         })?;
+        interner.take_back(self.role);
+        interner.take_back(self.site);
+        let uid = self.uid.into();
         Ok(Workload {
-            uid: self.uid.into(),
-            name: self.name.into(),
+            name: Tail::of(&uid, self.name),
+            uid,
             addresses: addresses(&self.addresses)?,
             hostname: interner.text(self.hostname),
             status: match known("status", self.status)? {
@@ -141,11 +133,11 @@ impl<'a> Split<'a> {
     /// Makes services a part of the role. They are a map, which has no order: of a name that comes twice the last counts.
     fn join_services(&mut self) -> Result<(), DecodeError> {
         let Self { role, services, .. } = self;
-        if services.more.is_empty() {
-            role.extend_from_slice(services.first.unwrap_or_default());
+        if services.len() <= 1 {
+            services.iter().for_each(|field| role.extend_from_slice(field));
             return Ok(());
         }
-        let named = services.iter().map(|field| Ok((name_of_service(field)?, field)));
+        let named = services.iter().map(|field| Ok((name_of_service(field)?, *field)));
         let mut named = named.collect::<Result<Vec<_>, DecodeError>>()?;
         named.sort_by_key(|(name, _)| *name);
         for (_, field) in named {
@@ -324,7 +316,7 @@ fn services(
     Ok(services)
 }
 
-fn addresses(sent: &Slices<'_>) -> Result<Few<IpAddr>, DecodeError> {
+fn addresses(sent: &Gathered<&[u8]>) -> Result<Few<IpAddr>, DecodeError> {
     let sent = sent.iter().enumerate();
     sent.map(|(at, bytes)| in_field(format_args!("addresses[{at}]"), ip(bytes)))
         .collect()

@@ -69,10 +69,8 @@ fn a_resource_is_made_on_arrival_or_when_the_type_is_known_with_the_same_outcome
         assert_eq!(response.payload_bytes, 3 * workload("a").len());
         let aliases = response.aliases.iter().map(|(at, name)| (*at, name.as_str()));
         assert!(aliases.eq([(0, "/a"), (1, "/b"), (2, "/c"), (3, "/d"), (4, "/e")]));
-        for (resource, expected) in response
-            .take_resources()
-            .zip([None, None, None, Some(()), Some(())])
-        {
+        let resources = response.take_slices().flatten();
+        for (resource, expected) in resources.zip([None, None, None, Some(()), Some(())]) {
             assert_eq!(resource.version.to_string(), "c7ae5efe1698a7f");
             let resource = resource.of_kind(Kind::Address, interner);
             if let Content::Workload(workload) = &resource.content {
@@ -100,7 +98,7 @@ fn a_resource_that_says_it_is_of_the_other_type_is_refused() {
     ];
     for (kind, refused) in [(Kind::Address, 1), (Kind::Authorization, 0)] {
         let mut response = received(resources.clone(), 1000, interner);
-        for (at, resource) in response.take_resources().enumerate() {
+        for (at, resource) in response.take_slices().flatten().enumerate() {
             let refusal = refusal(resource.of_kind(kind, interner));
             let expected = format!(
                 "is of another type than the response, which is of {}",
@@ -130,7 +128,8 @@ fn a_resource_that_cannot_be_decoded_keeps_its_name_if_it_has_one() {
         response.add(&bytes.into(), false, interner);
     }
     let refused: Vec<_> = response
-        .take_resources()
+        .take_slices()
+        .flatten()
         .map(|it| (it.name.to_string(), refusal(it).expect("a refusal")))
         .collect();
     let expected = [

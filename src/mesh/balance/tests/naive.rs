@@ -196,7 +196,7 @@ prop_compose! {
     ) -> Case {
         for (at, it) in endpoints.iter_mut().enumerate() {
             it.uid = format!("c1//Pod/shop/p{at}").into();
-            it.name = format!("p{at}").into();
+            it.name = (*format!("p{at}")).into();
         }
         let map: Vec<(u16, u16)> = port.into_iter().map(|target| (80, target)).collect();
         Case {

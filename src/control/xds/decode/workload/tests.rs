@@ -83,7 +83,7 @@ fn owned(split: &Split<'_>, role: Sent<'_>, site: &Sent<'_>) -> Option<wire::Wor
         uid: split.uid.to_owned(),
         name: split.name.to_owned(),
         namespace: role.namespace.to_owned(),
-        addresses: split.addresses.iter().map(<[u8]>::to_vec).collect(),
+        addresses: split.addresses.iter().map(|it| it.to_vec()).collect(),
         hostname: split.hostname.to_owned(),
         network: role.network.to_owned(),
         tunnel_protocol: role.tunnel_protocol,

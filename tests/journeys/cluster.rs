@@ -218,11 +218,7 @@ fn assert_no_certificates_for_another_node(world: &mut World, cluster: &Cluster)
 #[test]
 fn a_node_with_ztunnel_and_one_without_share_a_mesh() {
     let [ours, _] = options();
-    let ztunnel = ProxyOptions {
-        // To ztunnel an empty one is a file.
-        wrapper: ["env", "-u", "LOCAL_XDS_PATH"].map(str::to_owned).into(),
-        ..ProxyOptions::new(&programs().join("ztunnel"))
-    };
+    let ztunnel = ProxyOptions::new(&programs().join("ztunnel"));
     let (mut world, cluster) = build();
     start_proxies(&mut world, &cluster, [ours, ztunnel]);
     let _servers =

@@ -105,6 +105,8 @@ pub struct ProxyOptions {
     pub wrapper: Vec<String>,
     /// The three io_uring calls fail with EPERM, as under the seccomp profile of most container runtimes.
     pub deny_io_uring: bool,
+    /// Whether `LOCAL_XDS_PATH` is set: to other proxies an empty one is a file, too.
+    pub has_mesh_file: bool,
 }
 
 impl ProxyOptions {
@@ -119,6 +121,7 @@ impl ProxyOptions {
             environment: Vec::new(),
             wrapper: Vec::new(),
             deny_io_uring: false,
+            has_mesh_file: true,
         }
     }
 
@@ -138,10 +141,10 @@ impl ProxyOptions {
             ("CA_ROOT_CA", ca.roots.display().to_string()),
             ("AUTH_TOKEN", token.display().to_string()),
             ("FAKE_CA", "false".to_owned()),
-            ("LOCAL_XDS_PATH", String::new()),
         ];
         let own = own.map(|(name, value)| (name.to_owned(), value));
         self.environment.splice(..0, own);
+        self.has_mesh_file = false;
         self
     }
 
@@ -193,7 +196,6 @@ impl Proxy {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("RUST_LOG", &options.log_filter)
             .env("NODE_NAME", node_name(around.node))
-            .env("LOCAL_XDS_PATH", around.mesh_file)
             .env("INPOD_UDS", around.agent_socket)
             .env("FAKE_CA", "true")
             .env("XDS_ADDRESS", "")
@@ -204,6 +206,9 @@ impl Proxy {
             .current_dir(around.scratch)
             .stdin(Stdio::null())
             .process_group(0);
+        if options.has_mesh_file {
+            command.env("LOCAL_XDS_PATH", around.mesh_file);
+        }
         match options.output {
             Output::Collected => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
             Output::Discarded => command.stdout(Stdio::null()).stderr(Stdio::null()),

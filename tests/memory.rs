@@ -3,15 +3,13 @@
 //! A test binary of its own, with one test: memory of the process is what it looks at.
 
 use bytes::Bytes;
-use prost::Message;
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::control::pods;
-use uztunnel::control::xds::messages::discovery::{Any, DeltaDiscoveryResponse, Resource};
 use uztunnel::control::xds::protocol::Kind;
 use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{Builder, Locale, Snapshot};
 use uztunnel::sys::allocator;
-use uztunnel_rig::istiod::Crowd;
+use uztunnel_rig::istiod::{self, ADDRESS, Crowd};
 
 const WORKLOADS: u32 = 40_000;
 
@@ -36,20 +34,7 @@ fn message() -> Bytes {
         workloads: WORKLOADS,
         services: WORKLOADS / 20,
     };
-    let resources = crowd.resources().into_iter().map(|it| Resource {
-        name: it.name,
-        version: it.version,
-        resource: Some(Any {
-            type_url: Kind::Address.type_url().to_owned(),
-            value: it.value.into(),
-        }),
-        ..Resource::default()
-    });
-    let message = DeltaDiscoveryResponse {
-        resources: resources.collect(),
-        ..DeltaDiscoveryResponse::default()
-    };
-    message.encode_to_vec().into()
+    istiod::encoded(ADDRESS, &crowd.resources(), Vec::new())
 }
 
 #[test]

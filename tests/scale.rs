@@ -9,17 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use prost::Message;
 use tokio::task::yield_now;
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::clock;
 use uztunnel::control::pods::{self, PodChanges};
-use uztunnel::control::xds::messages::discovery::{self, Any, DeltaDiscoveryResponse, Node};
+use uztunnel::control::xds::messages::discovery::Node;
 use uztunnel::control::xds::protocol::{Kind, Protocol};
 use uztunnel::control::xds::state::State;
 use uztunnel::mesh::{Builder, Locale, Snapshot};
-use uztunnel_rig::istiod::{Crowd, Resource};
+use uztunnel_rig::istiod::{self, ADDRESS, Crowd, Resource};
 
 /// What a workload may take, its part of its service and of the list of what is held included. 100,000 of them have
 /// to stay below 100 MiB.
@@ -95,7 +93,8 @@ impl Control {
 
     /// Applies and publishes; gives the longest time for which another task had to wait.
     fn serve(&mut self, resources: Vec<Resource>) -> Duration {
-        let message = message(resources);
+        let message = istiod::encoded(ADDRESS, &resources, Vec::new());
+        drop(resources);
         let (state, runtime) = (&mut self.state, &self.runtime);
         let (verdict, longest) = runtime.block_on(async {
             let mut longest = Duration::ZERO;
@@ -131,25 +130,6 @@ impl Control {
         );
         longest
     }
-}
-
-fn message(resources: Vec<Resource>) -> Bytes {
-    let resources = resources.into_iter().map(|it| discovery::Resource {
-        name: it.name,
-        version: it.version,
-        resource: Some(Any {
-            type_url: Kind::Address.type_url().to_owned(),
-            value: it.value.into(),
-        }),
-        ..discovery::Resource::default()
-    });
-    let message = DeltaDiscoveryResponse {
-        type_url: Kind::Address.type_url().to_owned(),
-        nonce: "n".to_owned(),
-        resources: resources.collect(),
-        ..DeltaDiscoveryResponse::default()
-    };
-    message.encode_to_vec().into()
 }
 
 fn crowd(workloads: u32) -> Crowd {
@@ -216,11 +196,7 @@ fn everything_is_given_back_when_the_mesh_is_empty_again() {
     let full = LIVE_BYTES.load(Ordering::Relaxed);
     let names = (1..WORKLOADS).map(|number| crowd.uid(number));
     let names = names.chain((0..crowd.services).map(|number| crowd.hostname_key(number)));
-    let removal = DeltaDiscoveryResponse {
-        removed_resources: names.collect(),
-        ..DeltaDiscoveryResponse::default()
-    };
-    let removal = removal.encode_to_vec().into();
+    let removal = istiod::encoded(ADDRESS, &[], names.collect());
     let state = &mut control.state;
     let removal = state.read(removal).expect("a response");
     let verdict = control.runtime.block_on(async {

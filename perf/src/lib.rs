@@ -14,6 +14,7 @@
 //! | `bench` | worlds and slices |
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
+//! | `changes` | what a change of a large mesh costs, without proxies |
 //! | `endpoints` | what a choice among endpoints costs, without proxies |
 //! | `policies` | what a connection costs to authorize, without proxies |
 //! | `pods` | many pods announced at once |
@@ -24,6 +25,7 @@
 
 pub mod awake;
 pub mod bench;
+pub mod changes;
 pub mod echo;
 pub mod endpoints;
 pub mod load;

@@ -14,6 +14,7 @@ use uztunnel_rig::istiod::{ADDRESS, Crowd, Istiod};
 use uztunnel_rig::proxy::{CpuTimes, Output};
 use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
 
+use crate::changes::{Change, Unrest};
 use crate::echo::{self, Echo};
 use crate::machine;
 
@@ -148,44 +149,23 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     })
 }
 
-/// Endpoints become unhealthy and healthy again, are removed and come back.
 fn change(istiod: &Istiod, plan: &Plan) -> Result<()> {
-    let Crowd { workloads, .. } = plan.crowd;
-    let batch = (plan.changes_per_second / 100).max(1);
     let begun = Instant::now();
     let mut nonces = Vec::new();
-    let mut removed = Vec::new();
-    let mut number = 0u32;
-    for round in 0.. {
+    let batch = (plan.changes_per_second / 100).max(1);
+    for (round, change) in (0..).zip(Unrest::new(plan.crowd, batch)) {
         let due = begun + BATCH_INTERVAL * round;
         if due >= begun + plan.changing {
             break;
         }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        // A prime step: changes are spread over all services.
-        let mut next = || {
-            number = (number + 7919) % workloads;
-            number
+        nonces = match change {
+            Change::Updated(resources) => istiod.update(ADDRESS, resources),
+            Change::Removed(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                istiod.remove(ADDRESS, &names)
+            }
         };
-        let version = u64::from(round) + 2;
-        if round % 8 == 7 {
-            let names: Vec<String> = (0..batch)
-                .map(|_| {
-                    let number = next();
-                    removed.push(number);
-                    plan.crowd.uid(number)
-                })
-                .collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            nonces = istiod.remove(ADDRESS, &names);
-        } else if round % 8 == 0 && !removed.is_empty() {
-            let back = removed.drain(..);
-            let back = back.map(|number| plan.crowd.workload(number, true, version));
-            nonces = istiod.update(ADDRESS, back.collect());
-        } else {
-            let changed = (0..batch).map(|_| plan.crowd.workload(next(), round % 2 == 0, version));
-            nonces = istiod.update(ADDRESS, changed.collect());
-        }
     }
     await_answers(istiod, &nonces)
 }

@@ -45,6 +45,8 @@ usage: cargo xtask <command>
         pods announced at once: time until all have certificates, memory of each
   perf endpoints [ROUNDS]
         what it costs to choose an endpoint of a service of ten and of a thousand
+  perf changes
+        what it costs to decode, apply and publish changes of a large mesh, without a proxy
   fuzz TARGET [SECONDS]
         libFuzzer on one target of tests/fuzz
 ";

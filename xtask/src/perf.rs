@@ -1,6 +1,6 @@
 //! `cargo xtask perf`: builds the proxy and the load tools in release mode and compares both drivers, the direct
 //! path and, with `--against`, another binary. `scale` and `pods` measure the control plane: the proxies alone on the
-//! first CPU, everything else on the second. `endpoints` and `policies` measure a decision, without a proxy.
+//! first CPU, everything else on the second. `endpoints`, `policies` and `changes` do without a proxy.
 
 use std::process::Command;
 
@@ -24,9 +24,8 @@ pub fn run(arguments: &[String]) -> Outcome {
         }
     }
     packages::ensure(&[packages::BUILD, packages::NETWORK])?;
-    let without_proxies = rest
-        .first()
-        .is_some_and(|first| ["endpoints", "policies"].contains(&first.as_str()));
+    let scenario = rest.first().map_or("", String::as_str);
+    let without_proxies = ["endpoints", "policies", "changes"].contains(&scenario);
     let binary = match without_proxies {
         true => None,
         false => Some(build_proxy("release")?),
@@ -38,11 +37,12 @@ pub fn run(arguments: &[String]) -> Outcome {
         "--package",
         "uztunnel-perf",
     ]))?;
-    let tool = target_dir().join("release").join("uztunnel-perf");
-    let control_plane = rest
-        .first()
-        .is_some_and(|first| ["scale", "pods"].contains(&first.as_str()));
-    let mut command = Command::new(tool);
+    let built = target_dir().join("release");
+    if scenario == "changes" {
+        return process::run(&mut Command::new(built.join("uztunnel-perf-changes")));
+    }
+    let control_plane = ["scale", "pods"].contains(&scenario);
+    let mut command = Command::new(built.join("uztunnel-perf"));
     command.args(rest);
     if control_plane {
         command.args(["--cpu", "0"]);

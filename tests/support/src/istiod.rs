@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
+use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -467,6 +469,13 @@ impl Inner {
         }
         nonces
     }
+}
+
+/// The bytes of a response, for those who need no server.
+pub fn encoded(type_url: &str, resources: &[Resource], removed: Vec<String>) -> Bytes {
+    response(type_url, "n", resources.iter(), removed)
+        .encode_to_vec()
+        .into()
 }
 
 fn response<'a>(

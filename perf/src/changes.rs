@@ -1,8 +1,8 @@
 //! What a change of a large mesh costs the control thread without gRPC, TLS and wakes: responses of a control plane are
 //! decoded, applied and published in this process, with no proxy and no network.
 //!
-//! As in a proxy, changes come some at a time, with a pause in between in which other work takes the caches. Beside that
-//! stands what they cost without a pause.
+//! As in a proxy, changes come some at a time, with a pause in between. How much of them the caches still have then is up to
+//! whatever else runs on the machine, and on its host. Beside that stands what they cost without a pause.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};

@@ -45,29 +45,43 @@ impl Workloads {
     }
 
     pub fn place(&self, uid: &str) -> Option<Place<Workload>> {
-        self.by_uid.get(&self.fingerprints.of(uid)).copied()
+        let place = *self.by_uid.get(&self.fingerprint(uid))?;
+        let found = self.by_place.get(place)?;
+        (*found.uid == *uid).then_some(place)
     }
 
-    /// What `get` gives for each uid, looked up side by side.
+    /// What `get` gives for each uid, looked up side by side, and perhaps another workload where it gives none.
     pub fn foresee<const N: usize>(&self, uids: [Option<&str>; N]) -> [Option<&Arc<Workload>>; N] {
-        let places = self
-            .by_uid
-            .get_each(&uids.map(|uid| Some(self.fingerprints.of(uid?))));
+        let fingerprints = uids.map(|uid| Some(self.fingerprint(uid?)));
+        let places = self.by_uid.get_each(&fingerprints);
         places.map(|place| self.by_place.foresee(*place?))
     }
 
-    /// The place of a uid that has one, or leads from now on to the one that `make` makes.
+    /// The place that the uid, or another one of its fingerprint, has; otherwise it leads from now on to the one that
+    /// `make` makes.
     pub fn place_new(
         &mut self,
         uid: &str,
         make: impl FnOnce() -> Place<Workload>,
     ) -> Option<Place<Workload>> {
-        self.by_uid.insert_new(&self.fingerprints.of(uid), make)
+        self.by_uid.insert_new(&self.fingerprint(uid), make)
     }
 
     /// The place of a uid, which leads nowhere from now on.
     pub fn take_place(&mut self, uid: &str) -> Option<Place<Workload>> {
-        self.by_uid.remove(&self.fingerprints.of(uid))
+        self.place(uid)?;
+        self.by_uid.remove(&self.fingerprint(uid))
+    }
+
+    /// As if the fingerprint of the uid were that of another one.
+    #[cfg(test)]
+    pub fn confuse(&mut self, uid: &str, other: &str) {
+        let place = self.place(other).expect("there is another one");
+        self.by_uid.insert(self.fingerprint(uid), place);
+    }
+
+    fn fingerprint(&self, uid: &str) -> Fingerprint {
+        self.fingerprints.of(uid.as_bytes())
     }
 }
 

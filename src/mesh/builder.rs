@@ -24,6 +24,7 @@ use super::service::Service;
 use super::workload::{Role, Workload};
 use super::{Locale, Snapshot, TrieMap};
 use crate::identity::Identity;
+use crate::limits;
 
 mod foresight;
 mod outside;
@@ -100,6 +101,13 @@ impl Builder {
         let known = workloads.place_new(&workload.uid, || *number.insert(self.workload_numbers.next()));
         let before = known.and_then(|place| workloads.by_place.get(place).cloned());
         let place = match (known, before) {
+            (Some(_), Some(before)) if before.uid != workload.uid => {
+                self.warnings.push(format!(
+                    "workload {:?} is left out: by chance it has the fingerprint of {:?}, until uztunnel is started anew",
+                    workload.uid, before.uid
+                ));
+                return;
+            }
             (Some(place), Some(before)) => {
                 self.replace_workload(place, &before, &workload);
                 place
@@ -285,15 +293,17 @@ impl Builder {
     /// A part of what `build` has to do before it can return, for at most `services_max` services; true while more
     /// is left.
     pub fn settle(&mut self, services_max: usize) -> bool {
-        let mut rest = services_max;
-        self.foresee_services();
-        while rest > 0
-            && let Some(taken) = self.pending.take()
-        {
-            self.apply(&taken);
-            rest -= 1;
+        let mut done = 0;
+        while done < services_max && !self.pending.is_empty() {
+            if done.is_multiple_of(limits::XDS_SERVICES_SLICE) {
+                self.foresee_services();
+            }
+            if let Some(taken) = self.pending.take() {
+                self.apply(&taken);
+            }
+            done += 1;
         }
-        for _ in 0..rest {
+        for _ in done..services_max {
             let Some(key) = self.stale.pop_first() else { break };
             self.renew_named(&key, |_, _| {});
         }

@@ -52,6 +52,26 @@ impl<T: Clone> Few<T> {
     }
 }
 
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => one,
+            Self::Other(list) => list,
+        }
+    }
+}
+
+impl<T> DerefMut for Few<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::One(one) => one,
+            Self::Other(list) => list,
+        }
+    }
+}
+
 /// A list that grows one by one, and nearly always ends with one entry.
 #[derive(Debug, Clone)]
 pub struct Gathered<T> {
@@ -86,26 +106,6 @@ impl<T> Gathered<T> {
 
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.first.iter().chain(&self.more)
-    }
-}
-
-impl<T> Deref for Few<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match self {
-            Self::One(one) => one,
-            Self::Other(list) => list,
-        }
-    }
-}
-
-impl<T> DerefMut for Few<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        match self {
-            Self::One(one) => one,
-            Self::Other(list) => list,
-        }
     }
 }
 

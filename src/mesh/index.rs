@@ -3,7 +3,7 @@
 //! Invariants: what leads to a workload or a service leads to its one place, and every lookup that should lead to it
 //! does; no empty lists remain.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -228,12 +228,7 @@ impl Index {
         }
         if self.is_local(&old) {
             self.next_policies_revision();
-            remove_nested(
-                &mut self.own_workloads,
-                &old.namespace,
-                &Arc::from(&*old.name),
-                place,
-            );
+            remove_nested(&mut self.own_workloads, &old.namespace, &*old.name, place);
         }
         Some(old)
     }
@@ -383,9 +378,10 @@ where
 }
 
 /// True if nothing is left of the key's.
-fn remove_from<K, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: &K, place: Place<T>) -> bool
+fn remove_from<K, Q, T>(map: &mut TrieMap<K, Few<Place<T>>>, key: &Q, place: Place<T>) -> bool
 where
-    K: Hash + Eq + Clone,
+    K: Hash + Eq + Clone + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
 {
     let Some(list) = map.get_mut(key) else {
         return true;
@@ -399,14 +395,15 @@ where
     is_last
 }
 
-fn remove_nested<K, T>(
+fn remove_nested<K, Q, T>(
     map: &mut ByNetwork<K, Few<Place<T>>>,
     outer: &Arc<str>,
-    inner: &K,
+    inner: &Q,
     place: Place<T>,
 ) -> bool
 where
-    K: Hash + Eq + Clone,
+    K: Hash + Eq + Clone + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
 {
     let Some(inner_map) = map.get_mut(outer) else {
         return true;

@@ -11,9 +11,7 @@ use super::fingerprint::{Fingerprint, Fingerprints};
 use super::steady::SteadyMap;
 use super::workload::{Role, Site};
 use crate::identity::Identity;
-
-/// A larger buffer is let go of.
-const SPARE_BYTES_MAX: usize = 64 << 10;
+use crate::limits;
 
 /// A workload's services, with its own port mapping.
 pub type Memberships = Arc<[(NamespacedHostname, PortMap)]>;
@@ -148,7 +146,7 @@ impl Interner {
 
     /// For the next one who needs it.
     pub fn take_back(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= SPARE_BYTES_MAX {
+        if self.spare.len() < limits::XDS_SPARE_MAX && buffer.capacity() <= limits::XDS_SPARE_BYTES_MAX {
             buffer.clear();
             self.spare.push(buffer);
         }
@@ -236,6 +234,21 @@ mod tests {
         assert_eq!(identity[0].to_string(), "spiffe://t/ns/n/sa/a");
         let other = interner.identity(&text("t"), &text("n"), &text("b"));
         assert_eq!(other[0].to_string(), "spiffe://t/ns/n/sa/b");
+    }
+
+    #[test]
+    fn buffers_are_lent_empty_and_neither_many_nor_large_ones_are_kept() {
+        let mut interner = Interner::default();
+        for _ in 0..3 {
+            let mut buffer = Vec::with_capacity(100);
+            buffer.push(1);
+            interner.take_back(buffer);
+        }
+        let lent = [interner.lend(), interner.lend(), interner.lend()];
+        assert!(lent.iter().all(Vec::is_empty));
+        assert_eq!(lent.map(|buffer| buffer.capacity() >= 100), [true, true, false]);
+        interner.take_back(Vec::with_capacity(limits::XDS_SPARE_BYTES_MAX + 1));
+        assert_eq!(interner.lend().capacity(), 0);
     }
 
     #[test]

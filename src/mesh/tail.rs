@@ -1,4 +1,6 @@
 //! A text that is nearly always the end of a longer one, as a workload's name is of its uid: then it is kept with that.
+//!
+//! A plain value, on any thread. Invariant: where it begins there is a character of the whole.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,7 +9,6 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Tail {
     whole: Arc<str>,
-    /// Of `whole`, at the beginning of a character.
     begin: u32,
 }
 

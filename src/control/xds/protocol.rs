@@ -326,23 +326,32 @@ impl Subscription {
         // Last, as they are applied last.
         for name in &verdict.removed {
             self.unannounced.remove(name.as_str());
-            self.held.remove(&self.fingerprints.of(name.as_str()));
+            self.held.remove(&self.fingerprint(name));
         }
     }
 
-    fn hold(&mut self, accepted: impl Iterator<Item = (Arc<str>, Version)>) {
-        let accepted: Vec<_> = accepted
-            .map(|(name, version)| (self.fingerprints.of(&*name), name, version))
-            .collect();
-        // Side by side, so that none waits for the memory of another.
-        for (fingerprint, ..) in &accepted {
-            let before = self.held.get(fingerprint);
-            black_box(before.map(|(name, _)| Arc::strong_count(name)));
+    fn hold(&mut self, mut accepted: impl Iterator<Item = (Arc<str>, Version)>) {
+        loop {
+            let slice = accepted.by_ref().take(limits::XDS_SLICE);
+            let slice: Vec<_> = slice.map(|held| (self.fingerprint(&held.0), held)).collect();
+            if slice.is_empty() {
+                return;
+            }
+            // Side by side, so that none waits for the memory of another.
+            for (fingerprint, _) in &slice {
+                let before = self.held.get(fingerprint);
+                black_box(before.map(|(name, _)| Arc::strong_count(name)));
+            }
+            for (fingerprint, held) in slice {
+                self.unannounced.remove(&held.0);
+                self.held.insert(fingerprint, held);
+            }
         }
-        for (fingerprint, name, version) in accepted {
-            self.unannounced.remove(&name);
-            self.held.insert(fingerprint, (name, version));
-        }
+    }
+
+    /// If by chance two names had one, only the last would be announced, and the other one be sent again.
+    fn fingerprint(&self, name: &str) -> Fingerprint {
+        self.fingerprints.of(name.as_bytes())
     }
 
     fn sweep(&mut self, now: Instant) -> BTreeSet<Arc<str>> {
@@ -351,7 +360,7 @@ impl Subscription {
         }
         self.sweep_at = None;
         for name in &self.unannounced {
-            self.held.remove(&self.fingerprints.of(&**name));
+            self.held.remove(&self.fingerprints.of(name.as_bytes()));
         }
         std::mem::take(&mut self.unannounced)
     }

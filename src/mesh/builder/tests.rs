@@ -37,6 +37,7 @@ fn builder() -> Builder {
 }
 
 mod away;
+mod foresight;
 
 const SERVER: &str = "c1//Pod/shop/server";
 
@@ -351,6 +352,68 @@ fn all_views_of_a_service_hold_one_object_after_any_sequence_of_updates() {
         let lengths: usize = snapshot.index.cidr_lengths.values().sum();
         assert_eq!(lengths, snapshot.services().count());
     }
+}
+
+#[test]
+fn a_uid_that_by_chance_has_the_fingerprint_of_another_takes_nothing_from_it() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(server());
+    let other = behind(pod("other", "10.0.0.3"), "web", &[]);
+    builder.index.workloads.confuse(&other.uid, SERVER);
+    builder.insert_workload(other.clone());
+    let warnings = builder.take_warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("shop/other") && warnings[0].contains("shop/server"),
+        "{warnings:?}"
+    );
+    builder.remove(&other.uid);
+    let snapshot = builder.build();
+    assert!(snapshot.workload(&other.uid).is_none());
+    assert_eq!(snapshot.workload(SERVER).map(|it| &*it.uid), Some(SERVER));
+    assert_eq!(endpoints(&snapshot, "web"), [SERVER]);
+}
+
+#[test]
+fn a_workload_of_the_same_role_with_another_address_is_reached_there() {
+    let mut builder = builder();
+    builder.insert_workload(server());
+    let before = builder.build();
+    let moved = Workload {
+        addresses: [[10, 0, 0, 9].into()].into(),
+        ..(**before.workload(SERVER).expect("there")).clone()
+    };
+    builder.insert_workload(moved);
+    let after = builder.build();
+    assert!(after.addresses_revision() > before.addresses_revision());
+    let at = |snapshot: &Snapshot, last| {
+        let found = snapshot.workload_by_address(&server().network, [10, 0, 0, last].into());
+        found.map(|it| it.uid.to_string())
+    };
+    assert_eq!((at(&before, 2).as_deref(), at(&before, 9)), (Some(SERVER), None));
+    assert_eq!((at(&after, 2), at(&after, 9).as_deref()), (None, Some(SERVER)));
+}
+
+#[test]
+fn a_service_in_the_place_of_another_does_not_have_those_whom_that_one_kept_out() {
+    let mut builder = builder();
+    builder.insert_service(web());
+    builder.insert_workload(Workload {
+        status: Health::Unhealthy,
+        ..server()
+    });
+    builder.build();
+    builder.remove(&format!("shop/{}", host("web")));
+    builder.build();
+    assert!(builder.outside.is_empty());
+    builder.insert_service(service("other", "10.96.0.2"));
+    builder.build();
+    builder.remove(&format!("shop/{}", host("other")));
+    builder.build();
+    // What the place is left with is staged for the name of its service.
+    assert_eq!(builder.staged_services(), 1);
+    builder.insert_service(with_health_policy(HealthPolicy::AllowAll));
+    assert_eq!(endpoints(&builder.build(), "web"), [SERVER]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ struct Sent<'a> {
 }
 
 /// A workload as it was sent. What it has in common with others is not looked at yet: nearly always it is known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Split<'a> {
     uid: &'a str,
     name: &'a str,
@@ -67,9 +67,15 @@ impl<'a> Split<'a> {
     /// Of a message that is yet to be read.
     pub(super) fn new(interner: &mut Interner) -> Self {
         Self {
+            uid: "",
+            name: "",
+            addresses: Gathered::default(),
+            hostname: "",
+            status: 0,
+            capacity: None,
             site: interner.lend(),
             role: interner.lend(),
-            ..Self::default()
+            services: Gathered::default(),
         }
     }
 

@@ -114,7 +114,7 @@ fn owned(split: &Split<'_>, role: Sent<'_>, site: &Sent<'_>) -> Option<wire::Wor
 
 /// None if it is refused.
 fn by_us(bytes: &[u8]) -> Option<wire::Workload> {
-    let mut split = Split::default();
+    let mut split = Split::new(&mut Interner::default());
     split.merge(bytes).ok()?;
     split.join_services().ok()?;
     let (role, site) = (Sent::of(&split.role).ok()?, Sent::of(&split.site).ok()?);
@@ -186,7 +186,7 @@ fn of_a_service_named_twice_the_last_ports_count_and_services_are_in_order() {
 fn replicas_share_their_role_whatever_the_order_of_services_and_unknown_fields() {
     let mut interner = Interner::default();
     let mut decode = |bytes: &[u8]| {
-        let mut split = Split::default();
+        let mut split = Split::new(&mut interner);
         split.merge(bytes).expect("well formed");
         split.into_workload(&mut interner).expect("a workload")
     };

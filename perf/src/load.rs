@@ -16,13 +16,10 @@ use mio::{Events, Interest, Poll, Token};
 use uztunnel_rig::Namespace;
 use uztunnel_rig::lock;
 
-use crate::seats::Seat;
+use crate::seats::{Seat, piece_bytes};
 
 const REQUEST_KEPT: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n";
 const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
-
-/// What iperf3 uses, too.
-const BULK_WRITE_BYTES: usize = 128 * 1024;
 
 /// Latencies above this are recorded as this.
 const LATENCY_MAX_US: u64 = 60_000_000;
@@ -77,7 +74,7 @@ impl Client {
             match load {
                 Load::Requests { connections } => Requests::new(target, connections, true)?.run(&shared),
                 Load::ConnectionPerRequest { clients } => Requests::new(target, clients, false)?.run(&shared),
-                Load::Bulk { streams } => Bulk::new(target, streams)?.run(&shared),
+                Load::Bulk { streams } => Bulk::new(target, streams, piece_bytes(seat))?.run(&shared),
             }
         });
         Self {
@@ -296,10 +293,11 @@ fn response_bytes(start: &[u8]) -> io::Result<usize> {
 struct Bulk {
     poll: Poll,
     streams: Vec<TcpStream>,
+    piece: Vec<u8>,
 }
 
 impl Bulk {
-    fn new(target: SocketAddr, count: usize) -> io::Result<Self> {
+    fn new(target: SocketAddr, count: usize, piece_bytes: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut streams = Vec::with_capacity(count);
         for index in 0..count {
@@ -308,11 +306,14 @@ impl Bulk {
                 .register(&mut stream, Token(index), Interest::WRITABLE)?;
             streams.push(stream);
         }
-        Ok(Self { poll, streams })
+        Ok(Self {
+            poll,
+            streams,
+            piece: vec![b'b'; piece_bytes],
+        })
     }
 
     fn run(mut self, counters: &Counters) -> io::Result<()> {
-        let chunk = vec![b'b'; BULK_WRITE_BYTES];
         let mut events = Events::with_capacity(64);
         while !counters.stop.load(Ordering::Relaxed) {
             match self.poll.poll(&mut events, Some(POLL_LIMIT)) {
@@ -323,7 +324,7 @@ impl Bulk {
             for event in &events {
                 let stream = &mut self.streams[event.token().0];
                 while !counters.stop.load(Ordering::Relaxed) {
-                    match stream.write(&chunk) {
+                    match stream.write(&self.piece) {
                         Ok(written) => {
                             counters.units.fetch_add(written as u64, Ordering::Relaxed);
                         }

@@ -11,7 +11,8 @@
 //! wait until the scheduler finds that a thread of the storm had its part. The worker of node 0 has its CPU for itself, and the
 //! storm is as large as the rest of the machine can make it: how busy both workers are, how many connections it opens
 //! and how many bytes it moves stands beside what `calm` sees. Part of what `calm` sees is still the machine's own: a
-//! kernel that does not interrupt a system call lets everybody wait for the end of the storm's. How much that is shows
+//! kernel that does not interrupt a system call lets everybody wait for the end of the storm's, which therefore has only
+//! 16 KiB in it (`piece_bytes`). How much that is shows
 //! the same storm between pods outside of the mesh, which does not come near a proxy: `past the proxies`. Other threads of the proxies (log, control) run where
 //! there is room, after the workers.
 

@@ -159,12 +159,11 @@ pub const XDS_SLICE_TIME: Duration = Duration::from_micros(100);
 /// Resources decoded, applied or written down as held before a look at the time: some 10 us each, where no cache holds
 /// what they touch. What they touch is read ahead for all of a slice, side by side.
 pub const XDS_SLICE: usize = 8;
-/// Resources of a response that are kept side by side.
-pub const XDS_KEPT_TOGETHER: usize = 64;
 /// Buffers that decoding keeps for the next resource, and how large each may be: it needs two, of some hundred bytes.
 pub const XDS_SPARE_MAX: usize = 2;
 pub const XDS_SPARE_BYTES_MAX: usize = 64 << 10;
-/// Services of which another version is made in one go, and what that touches read ahead; with some twenty endpoints each.
+/// Services of which another version is made in one go, and what that touches read ahead, with some twenty endpoints
+/// each.
 pub const XDS_SERVICES_SLICE: usize = 4;
 /// Exchanges between two snapshots that are repeated in the table that the one before had, instead of sharing what did
 /// not change. What they replaced is kept until then.

@@ -41,13 +41,17 @@ pub(super) struct Backed {
 
 impl Workloads {
     pub fn get(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.by_place.get(self.place(uid)?)
+        self.find(uid).map(|(_, workload)| workload)
     }
 
     pub fn place(&self, uid: &str) -> Option<Place<Workload>> {
+        self.find(uid).map(|(place, _)| place)
+    }
+
+    pub fn find(&self, uid: &str) -> Option<(Place<Workload>, &Arc<Workload>)> {
         let place = *self.by_uid.get(&self.fingerprint(uid))?;
         let found = self.by_place.get(place)?;
-        (*found.uid == *uid).then_some(place)
+        (*found.uid == *uid).then_some((place, found))
     }
 
     /// What `get` gives for each uid, looked up side by side, and perhaps another workload where it gives none.
@@ -135,9 +139,9 @@ impl Backed {
         if let Some(endpoint) = self.given.get(uid) {
             return Some(&endpoint.ports);
         }
-        let place = workloads.place(uid)?;
+        let (place, workload) = workloads.find(uid)?;
         self.members.get(&place)?;
-        self.ports_as_member(workloads.by_place.get(place)?)
+        self.ports_as_member(workload)
     }
 
     /// What a workload that names the service says about its ports.

@@ -275,7 +275,7 @@ impl Builder {
 
     /// Applies the endpoint changes, renews what they made stale and returns the state as of now.
     pub fn build(&mut self) -> Snapshot {
-        while self.settle(usize::MAX) {}
+        while self.settle(limits::XDS_SERVICES_SLICE) {}
         self.workload_numbers.rested();
         self.service_numbers.rested();
         self.pending.rested();
@@ -293,17 +293,15 @@ impl Builder {
     /// A part of what `build` has to do before it can return, for at most `services_max` services; true while more
     /// is left.
     pub fn settle(&mut self, services_max: usize) -> bool {
-        let mut done = 0;
-        while done < services_max && !self.pending.is_empty() {
-            if done.is_multiple_of(limits::XDS_SERVICES_SLICE) {
-                self.foresee_services();
-            }
-            if let Some(taken) = self.pending.take() {
-                self.apply(&taken);
-            }
-            done += 1;
+        let mut rest = services_max;
+        self.foresee_services();
+        while rest > 0
+            && let Some(taken) = self.pending.take()
+        {
+            self.apply(&taken);
+            rest -= 1;
         }
-        for _ in done..services_max {
+        for _ in 0..rest {
             let Some(key) = self.stale.pop_first() else { break };
             self.renew_named(&key, |_, _| {});
         }

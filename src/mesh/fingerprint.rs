@@ -4,7 +4,7 @@
 //! Plain values; made on any thread. Invariant: equal bytes have equal fingerprints under the same keys. Others have not, as
 //! far as chance goes: two hashes of 64 bits with keys of their own. The hash is no cryptographic one, it withstands who
 //! does not see its outcome. So where one resource would be taken for another, the texts are compared as well, once, at
-//! the end (`Workloads::place`).
+//! the end (`Workloads::find`).
 
 use std::hash::BuildHasher;
 

@@ -359,10 +359,11 @@ impl Subscription {
             return BTreeSet::new();
         }
         self.sweep_at = None;
-        for name in &self.unannounced {
-            self.held.remove(&self.fingerprints.of(name.as_bytes()));
+        let gone = std::mem::take(&mut self.unannounced);
+        for name in &gone {
+            self.held.remove(&self.fingerprint(name));
         }
-        std::mem::take(&mut self.unannounced)
+        gone
     }
 }
 

@@ -32,8 +32,7 @@ const PAYLOAD_VALUE: u32 = 2;
 #[derive(Debug, Default)]
 pub struct Response {
     pub envelope: Envelope,
-    /// In slices, none of which grows beyond `XDS_KEPT_TOGETHER`: to move a hundred thousand would take a worker's
-    /// patience.
+    /// In slices of `XDS_SLICE`: to move a hundred thousand would take a worker's patience.
     slices: Vec<Vec<Resource>>,
     /// How many resources it has.
     pub resources: usize,
@@ -147,8 +146,8 @@ impl Response {
             let names = parts.aliases.iter().map(|name| (*name).to_owned());
             self.aliases.extend(names.map(|name| (place, name)));
         }
-        if self.resources.is_multiple_of(limits::XDS_KEPT_TOGETHER) {
-            self.slices.push(Vec::new());
+        if self.resources.is_multiple_of(limits::XDS_SLICE) {
+            self.slices.push(Vec::with_capacity(limits::XDS_SLICE));
         }
         self.resources += 1;
         let slice = self.slices.last_mut().expect("invariant: one was begun");

@@ -139,29 +139,25 @@ impl State {
         let mut aliases = response.aliases.into_iter().peekable();
         let mut at = 0;
         for slice in slices {
-            let mut resources = slice.into_iter();
-            while !resources.as_slice().is_empty() {
-                self.give_way().await;
-                let names = resources.as_slice().iter().map(|it| &*it.name);
-                self.foresee(kind, names);
-                for resource in resources.by_ref().take(limits::XDS_SLICE) {
-                    let Resource {
-                        name,
-                        version,
-                        content,
-                    } = resource.of_kind(kind, self.builder.interner());
-                    let refusal = self.insert(content).err();
-                    while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
-                        verdict.aliases.push(Alias {
-                            name: alias,
-                            accepted: refusal.is_none(),
-                        });
-                    }
-                    at += 1;
-                    match refusal {
-                        None => verdict.accepted.push((name, version)),
-                        Some(error) => verdict.rejected.push((name, error.to_string())),
-                    }
+            self.give_way().await;
+            self.foresee(kind, slice.iter().map(|it| &*it.name));
+            for resource in slice {
+                let Resource {
+                    name,
+                    version,
+                    content,
+                } = resource.of_kind(kind, self.builder.interner());
+                let refusal = self.insert(content).err();
+                while let Some((_, alias)) = aliases.next_if(|(of, _)| *of == at) {
+                    verdict.aliases.push(Alias {
+                        name: alias,
+                        accepted: refusal.is_none(),
+                    });
+                }
+                at += 1;
+                match refusal {
+                    None => verdict.accepted.push((name, version)),
+                    Some(error) => verdict.rejected.push((name, error.to_string())),
                 }
             }
         }

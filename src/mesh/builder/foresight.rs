@@ -1,9 +1,9 @@
 //! Reading ahead: what the next changes will touch is read for several of them together.
 //!
-//! Of the builder, on the control thread. A change of a large mesh is mostly a wait for memory that no cache holds: some twenty times, each for
-//! what the one before has led to. Those of different changes do not depend on each other, so the processor waits for
-//! them at the same time if they are next to each other, each step for all changes. Nothing is changed here, and nothing
-//! depends on it.
+//! Of the builder, on the control thread. A change of a large mesh is mostly a wait for memory that no cache holds: some
+//! twenty times, each for what the one before has led to. Those of different changes do not depend on each other, so the
+//! processor waits for them at the same time if they are next to each other, each step for all changes. Nothing is changed
+//! here, and nothing depends on it.
 
 use std::hint::black_box;
 use std::sync::Arc;

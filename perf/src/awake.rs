@@ -16,7 +16,15 @@ const DEVICE: &str = "/dev/cpu_dma_latency";
 pub struct Awake(#[expect(dead_code, reason = "open files are what the kernel looks at")] File);
 
 impl Awake {
-    pub fn keep() -> io::Result<Self> {
+    /// Says so where the kernel does not promise it.
+    pub fn keep_or_say() -> Option<Self> {
+        let awake = Self::keep();
+        let say =
+            |error: &io::Error| eprintln!("idle CPUs sleep, and what is measured has that in it: {error}");
+        awake.inspect_err(say).ok()
+    }
+
+    fn keep() -> io::Result<Self> {
         let asking = || {
             let mut device = OpenOptions::new().write(true).open(DEVICE)?;
             // Microseconds, as the machine writes integers.

@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), String> {
     if arguments.tenants {
-        let _awake = keep_awake();
+        let _awake = Awake::keep_or_say();
         let table = tenants::run(&arguments.variants, arguments.rounds, arguments.slice);
         println!(
             "{}\n\n{}",
@@ -110,17 +110,8 @@ struct ControlPlane {
 }
 
 /// Where waiting for a CPU that sleeps would be a good part of what is measured.
-fn keep_awake() -> Option<Awake> {
-    let awake = Awake::keep();
-    awake
-        .inspect_err(|error| {
-            eprintln!("uztunnel-perf: idle CPUs sleep, and latencies have that in them: {error}")
-        })
-        .ok()
-}
-
 fn run_scale(arguments: &ControlPlane) -> Result<(), String> {
-    let _awake = keep_awake();
+    let _awake = Awake::keep_or_say();
     println!("{}\n", machine::describe());
     let mut together: Vec<_> = arguments
         .variants

@@ -7,14 +7,14 @@
 //! What is to be seen is how the proxies share out a worker, not who gets a CPU of a machine that has only two. So each
 //! proxy has one worker, and a CPU that no other proxy uses: node 0's the second, node 1's the first. All tools are on
 //! the first CPU: those of `calm`, which have next to nothing to do, before everybody else, those of `storm` after
-//! everybody else, with the time that the worker of node 1 leaves. That one, too, has a class in which it does not
-//! wait until the scheduler finds that a thread of the storm had its part. The worker of node 0 has its CPU for itself, and the
-//! storm is as large as the rest of the machine can make it: how busy both workers are, how many connections it opens
-//! and how many bytes it moves stands beside what `calm` sees. Part of what `calm` sees is still the machine's own: a
-//! kernel that does not interrupt a system call lets everybody wait for the end of the storm's, which therefore has only
-//! 16 KiB in it (`piece_bytes`). How much that is shows
-//! the same storm between pods outside of the mesh, which does not come near a proxy: `past the proxies`. Other threads of the proxies (log, control) run where
-//! there is room, after the workers.
+//! everybody else, with the time that the worker of node 1 leaves. That one, too, has a class in which it does not wait
+//! until the scheduler finds that a thread of the storm had its part. The worker of node 0 has its CPU for itself, and
+//! the storm is as large as the rest of the machine can make it: how busy both workers are, how many connections it
+//! opens and how many bytes it moves stands beside what `calm` sees. Part of what `calm` sees is still the machine's
+//! own: a kernel that does not interrupt a system call lets everybody wait for the end of the storm's, which therefore
+//! has only 16 KiB in it (`piece_bytes`). How much that is shows the same storm between pods outside of the mesh, which
+//! does not come near a proxy: `past the proxies`. Other threads of the proxies (log, control) run where there is room,
+//! after the workers.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};

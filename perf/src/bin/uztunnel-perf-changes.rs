@@ -10,10 +10,7 @@ use uztunnel_perf::{changes, machine};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let awake = Awake::keep();
-    if let Err(error) = &awake {
-        eprintln!("CPUs may sleep: {error}");
-    }
+    let _awake = Awake::keep_or_say();
     match changes::run() {
         Ok(table) => {
             println!("{}\n\n{table}", machine::describe());

@@ -385,8 +385,8 @@ pub const ARMED_BYTES_MAX: usize = 1024 * 1024;
 /// Woken tasks run in one turn until this time has passed, looked at after each batch.
 pub const TASKS_TURN_TIME: Duration = Duration::from_millis(2);
 pub const TASKS_BATCH: usize = 8;
-/// A turn of that cost is long: some 0.3 ms. Costs are counted in bytes relayed: some 0.4 ns each.
-pub const LONG_TURN_COST: i64 = 768 << 10;
+/// A turn of that cost is long: some 0.1 ms. Costs are counted in bytes relayed: some 0.4 ns each.
+pub const LONG_TURN_COST: i64 = 256 << 10;
 /// So long a worker may be crowded after a long turn (`worker/tenants/crowd.rs`).
 pub const CROWDED_TURNS: u64 = 1024;
 /// What tenants did is compared after so many turns, or after those of that cost.
@@ -399,8 +399,8 @@ pub const MODEST_TURNS: u64 = 4096;
 /// What is done for a connection, or a stream, until its relay starts; and for a handshake beside that.
 pub const SETUP_COST: i64 = 128 << 10;
 pub const HANDSHAKE_COST: i64 = 512 << 10;
-/// What one tenant may use of a crowded turn, give or take the last thing that it does: some 50 us.
-pub const TENANT_TURN_COST: i64 = 128 << 10;
+/// What one tenant may use of a crowded turn, give or take the last thing that it does: some 25 us.
+pub const TENANT_TURN_COST: i64 = 64 << 10;
 /// When so much was taken out of the queues of tenants, no further one has its part of the turn.
 pub const TURN_COST: i64 = TENANT_TURN_COST;
 /// An event with nothing to relay.
@@ -418,7 +418,7 @@ pub const TENANT_SENDS_COST: i64 = 512 << 10;
 /// So many tunnels that had to wait for another turn are looked at in a crowded one.
 pub const RESUMED_TURN_MAX: usize = 64;
 /// `TASKS_TURN_TIME` of a crowded turn, looked at after each task.
-pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(100);
+pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(50);
 /// Connections of one tenant that were accepted and whose journeys did not begin. The newest are closed.
 pub const TENANT_UNBEGUN_MAX: usize = 8192;
 /// Sources that have no session any more and are still remembered, beside as many as have some.

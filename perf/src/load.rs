@@ -3,6 +3,7 @@
 //! A client runs until it is stopped. Its counters can be read at any time, so the runner decides which part of
 //! the run counts. Anything unexpected (a short response, a reset) counts as an error, never as a unit.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use mio::{Events, Interest, Poll, Token};
 use uztunnel_rig::Namespace;
 use uztunnel_rig::lock;
 
-use crate::seats::{Seat, piece_bytes};
+use crate::seats::Seat;
 
 const REQUEST_KEPT: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n";
 const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
@@ -24,15 +25,18 @@ const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: clos
 /// Latencies above this are recorded as this.
 const LATENCY_MAX_US: u64 = 60_000_000;
 
+/// What iperf3 uses, too.
+const BULK_WRITE_BYTES: usize = 128 * 1024;
+
 /// How long the loop sleeps at most before it looks whether it shall stop.
 const POLL_LIMIT: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Load {
-    /// Each connection sends its next request when the response is complete.
-    Requests { connections: usize },
+    /// Each connection sends its next request that long after the response is complete.
+    Requests { connections: usize, pause: Duration },
     /// As many clients, each opening a new connection for every request.
-    ConnectionPerRequest { clients: usize },
+    ConnectionPerRequest { clients: usize, pause: Duration },
     /// Bytes as fast as they are taken, towards the server.
     Bulk { streams: usize },
 }
@@ -72,9 +76,13 @@ impl Client {
         let thread = pod.spawn("load", move || {
             seat.map_or(Ok(()), Seat::take)?;
             match load {
-                Load::Requests { connections } => Requests::new(target, connections, true)?.run(&shared),
-                Load::ConnectionPerRequest { clients } => Requests::new(target, clients, false)?.run(&shared),
-                Load::Bulk { streams } => Bulk::new(target, streams, piece_bytes(seat))?.run(&shared),
+                Load::Requests { connections, pause } => {
+                    Requests::new(target, connections, true, pause)?.run(&shared)
+                }
+                Load::ConnectionPerRequest { clients, pause } => {
+                    Requests::new(target, clients, false, pause)?.run(&shared)
+                }
+                Load::Bulk { streams } => Bulk::new(target, streams)?.run(&shared),
             }
         });
         Self {
@@ -134,8 +142,12 @@ struct Slot {
 struct Requests {
     poll: Poll,
     target: SocketAddr,
-    slots: Vec<Slot>,
+    /// `None`: it pauses, and will open a connection.
+    slots: Vec<Option<Slot>>,
     kept: bool,
+    pause: Duration,
+    /// Those that pause, and until when: in that order.
+    pausing: VecDeque<(Instant, usize)>,
     /// Bytes of one response, learnt from the first.
     response_bytes: Option<usize>,
     buffer: Vec<u8>,
@@ -147,18 +159,20 @@ enum Step {
 }
 
 impl Requests {
-    fn new(target: SocketAddr, connections: usize, kept: bool) -> io::Result<Self> {
+    fn new(target: SocketAddr, connections: usize, kept: bool, pause: Duration) -> io::Result<Self> {
         let mut client = Self {
             poll: Poll::new()?,
             target,
             slots: Vec::with_capacity(connections),
             kept,
+            pause,
+            pausing: VecDeque::with_capacity(connections),
             response_bytes: None,
             buffer: vec![0; 16 * 1024],
         };
         for index in 0..connections {
             let slot = client.open(index)?;
-            client.slots.push(slot);
+            client.slots.push(Some(slot));
         }
         Ok(client)
     }
@@ -180,10 +194,14 @@ impl Requests {
     fn run(mut self, counters: &Counters) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         while !counters.stop.load(Ordering::Relaxed) {
-            match self.poll.poll(&mut events, Some(POLL_LIMIT)) {
+            match self.poll.poll(&mut events, Some(self.poll_limit())) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
+            }
+            let now = Instant::now();
+            while let Some((_, index)) = self.pausing.pop_front_if(|(until, _)| *until <= now) {
+                self.begin(index)?;
             }
             for event in &events {
                 let index = event.token().0;
@@ -194,7 +212,7 @@ impl Requests {
                         if counters.errors.fetch_add(1, Ordering::Relaxed) == 0 {
                             eprintln!("load: the first error: {error}");
                         }
-                        self.slots[index] = self.open(index)?;
+                        self.slots[index] = Some(self.open(index)?);
                     }
                 }
             }
@@ -202,27 +220,54 @@ impl Requests {
         Ok(())
     }
 
+    fn poll_limit(&self) -> Duration {
+        let pausing = self.pausing.front();
+        pausing.map_or(POLL_LIMIT, |(until, _)| {
+            let left = until.saturating_duration_since(Instant::now());
+            left.min(POLL_LIMIT)
+        })
+    }
+
     fn completed(&mut self, index: usize, counters: &Counters) -> io::Result<()> {
         counters.units.fetch_add(1, Ordering::Relaxed);
-        if counters.recording.load(Ordering::Relaxed) {
-            let elapsed_us = self.slots[index].started.elapsed().as_micros() as u64;
+        let now = Instant::now();
+        if counters.recording.load(Ordering::Relaxed)
+            && let Some(slot) = &self.slots[index]
+        {
+            let elapsed_us = now.duration_since(slot.started).as_micros() as u64;
             let mut histogram = lock(&counters.latency_us);
             histogram.saturating_record(elapsed_us.max(1));
         }
-        if self.kept {
-            let slot = &mut self.slots[index];
-            slot.received = 0;
-            slot.started = Instant::now();
-            // 30 bytes always fit into the empty send buffer of an idle connection.
-            slot.stream.write_all(REQUEST_KEPT)
-        } else {
-            self.slots[index] = self.open(index)?;
-            Ok(())
+        if self.pause.is_zero() {
+            return self.begin(index);
+        }
+        if !self.kept {
+            self.slots[index] = None;
+        }
+        self.pausing.push_back((now + self.pause, index));
+        Ok(())
+    }
+
+    /// The next request.
+    fn begin(&mut self, index: usize) -> io::Result<()> {
+        match &mut self.slots[index] {
+            Some(slot) if self.kept => {
+                slot.received = 0;
+                slot.started = Instant::now();
+                // 30 bytes always fit into the empty send buffer of an idle connection.
+                slot.stream.write_all(REQUEST_KEPT)
+            }
+            _ => {
+                self.slots[index] = Some(self.open(index)?);
+                Ok(())
+            }
         }
     }
 
     fn advance(&mut self, index: usize) -> io::Result<Step> {
-        let slot = &mut self.slots[index];
+        let Some(slot) = &mut self.slots[index] else {
+            return Ok(Step::Waiting);
+        };
         if !slot.sent {
             if let Some(error) = slot.stream.take_error()? {
                 return Err(error);
@@ -293,11 +338,10 @@ fn response_bytes(start: &[u8]) -> io::Result<usize> {
 struct Bulk {
     poll: Poll,
     streams: Vec<TcpStream>,
-    piece: Vec<u8>,
 }
 
 impl Bulk {
-    fn new(target: SocketAddr, count: usize, piece_bytes: usize) -> io::Result<Self> {
+    fn new(target: SocketAddr, count: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut streams = Vec::with_capacity(count);
         for index in 0..count {
@@ -306,15 +350,12 @@ impl Bulk {
                 .register(&mut stream, Token(index), Interest::WRITABLE)?;
             streams.push(stream);
         }
-        Ok(Self {
-            poll,
-            streams,
-            piece: vec![b'b'; piece_bytes],
-        })
+        Ok(Self { poll, streams })
     }
 
     fn run(mut self, counters: &Counters) -> io::Result<()> {
         let mut events = Events::with_capacity(64);
+        let piece = vec![b'b'; BULK_WRITE_BYTES];
         while !counters.stop.load(Ordering::Relaxed) {
             match self.poll.poll(&mut events, Some(POLL_LIMIT)) {
                 Ok(()) => {}
@@ -324,7 +365,7 @@ impl Bulk {
             for event in &events {
                 let stream = &mut self.streams[event.token().0];
                 while !counters.stop.load(Ordering::Relaxed) {
-                    match stream.write(&self.piece) {
+                    match stream.write(&piece) {
                         Ok(written) => {
                             counters.units.fetch_add(written as u64, Ordering::Relaxed);
                         }

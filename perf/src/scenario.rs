@@ -1,5 +1,7 @@
 //! What can be measured.
 
+use std::time::Duration;
+
 use crate::load::Load;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +19,10 @@ pub const PODS_MAX: usize = 2;
 const RR64: Scenario = Scenario {
     name: "rr64",
     what: "1 KiB request/response, 64 connections",
-    load: Load::Requests { connections: 64 },
+    load: Load::Requests {
+        connections: 64,
+        pause: Duration::ZERO,
+    },
     pods: 1,
 };
 
@@ -32,14 +37,20 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "rr1",
         what: "1 KiB request/response, 1 connection",
-        load: Load::Requests { connections: 1 },
+        load: Load::Requests {
+            connections: 1,
+            pause: Duration::ZERO,
+        },
         pods: 1,
     },
     RR64,
     Scenario {
         name: "connect",
         what: "1 KiB request on a new connection each, 16 clients",
-        load: Load::ConnectionPerRequest { clients: 16 },
+        load: Load::ConnectionPerRequest {
+            clients: 16,
+            pause: Duration::ZERO,
+        },
         pods: 1,
     },
     BULK1,

@@ -61,16 +61,6 @@ impl Seat {
     }
 }
 
-/// How much a load tool gives to the kernel, or takes from it, in one call. One that has a seat shares a CPU with threads
-/// that go first: those wait for the end of the call where the kernel does not interrupt it.
-pub fn piece_bytes(seat: Option<Seat>) -> usize {
-    match seat {
-        Some(_) => 16 << 10,
-        // What iperf3 uses, too.
-        None => 128 << 10,
-    }
-}
-
 /// The calling thread, and those that it starts from now on, run on other CPUs than this one.
 pub fn leave(cpu: usize) -> io::Result<()> {
     let allowed = cpu::allowed()?;

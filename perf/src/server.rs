@@ -12,12 +12,13 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 use uztunnel_rig::Namespace;
 
-use crate::seats::{Seat, piece_bytes};
+use crate::seats::Seat;
 
 pub const HTTP_PORT: u16 = 8080;
 pub const SINK_PORT: u16 = 5201;
 
 pub const BODY_BYTES: usize = 1024;
+const READ_BYTES: usize = 128 * 1024;
 const BACKLOG: i32 = 4096;
 const POLL_LIMIT: Duration = Duration::from_millis(50);
 
@@ -44,7 +45,7 @@ impl Server {
         let listeners = pod.run(|| io::Result::Ok([listen(HTTP_PORT)?, listen(SINK_PORT)?]))?;
         let thread = pod.spawn("server", move || {
             seat.map_or(Ok(()), Seat::take)?;
-            Loop::new(listeners, piece_bytes(seat))?.run(&stopping, &counting)
+            Loop::new(listeners)?.run(&stopping, &counting)
         });
         Ok(Self {
             stop,
@@ -108,7 +109,7 @@ enum Fate {
 }
 
 impl Loop {
-    fn new(mut listeners: [TcpListener; 2], piece_bytes: usize) -> io::Result<Self> {
+    fn new(mut listeners: [TcpListener; 2]) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.registry()
             .register(&mut listeners[0], HTTP_LISTENER, Interest::READABLE)?;
@@ -122,7 +123,7 @@ impl Loop {
             connections: Vec::new(),
             free: Vec::new(),
             response,
-            buffer: vec![0; piece_bytes],
+            buffer: vec![0; READ_BYTES],
         })
     }
 

@@ -1,8 +1,9 @@
 //! Two tenants on one node: what the storm of one costs the other.
 //!
-//! Pods `storm` and `calm` share node 0 and its workers, their servers share node 1. `calm` sends requests of 1 KiB one
-//! after the other, on connections that it keeps or on a new one each; `storm` opens connections as fast as it can and
-//! runs bulk streams beside them.
+//! Pods `storm` and `calm` share node 0 and its workers, their servers share node 1. `calm` sends requests of 1 KiB, on
+//! connections that it keeps or on a new one each, and pauses for 1 ms after each: without that it would fill the CPU of
+//! the tools, and leave next to none for the storm. `storm` opens connections as fast as it can and runs bulk streams
+//! beside them.
 //!
 //! What is to be seen is how the proxies share out a worker, not who gets a CPU of a machine that has only two. So each
 //! proxy has one worker, and a CPU that no other proxy uses: node 0's the second, node 1's the first. All tools are on
@@ -11,10 +12,9 @@
 //! until the scheduler finds that a thread of the storm had its part. The worker of node 0 has its CPU for itself, and
 //! the storm is as large as the rest of the machine can make it: how busy both workers are, how many connections it
 //! opens and how many bytes it moves stands beside what `calm` sees. Part of what `calm` sees is still the machine's
-//! own: a kernel that does not interrupt a system call lets everybody wait for the end of the storm's, which therefore
-//! has only 16 KiB in it (`piece_bytes`). How much that is shows the same storm between pods outside of the mesh, which
-//! does not come near a proxy: `past the proxies`. Other threads of the proxies (log, control) run where there is room,
-//! after the workers.
+//! own: a kernel that does not interrupt a system call lets everybody wait for the end of the storm's. How much that is
+//! shows the same storm between pods outside of the mesh, which does not come near a proxy: `past the proxies`. Other
+//! threads of the proxies (log, control) run where there is room, after the workers.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -30,11 +30,27 @@ use crate::seats::{self, Class, Seat};
 use crate::server::{HTTP_PORT, SINK_PORT, Server};
 
 const WARM_UP: Duration = Duration::from_millis(500);
+const CALM_PAUSE: Duration = Duration::from_millis(1);
 const CALM: [(&str, Load); 2] = [
-    ("kept connections", Load::Requests { connections: 4 }),
-    ("new connections", Load::ConnectionPerRequest { clients: 2 }),
+    (
+        "kept connections",
+        Load::Requests {
+            connections: 4,
+            pause: CALM_PAUSE,
+        },
+    ),
+    (
+        "new connections",
+        Load::ConnectionPerRequest {
+            clients: 2,
+            pause: CALM_PAUSE,
+        },
+    ),
 ];
-const STORM: Load = Load::ConnectionPerRequest { clients: 64 };
+const STORM: Load = Load::ConnectionPerRequest {
+    clients: 64,
+    pause: Duration::ZERO,
+};
 const BULK: Load = Load::Bulk { streams: 4 };
 
 /// Of the workers of node 0 and node 1.

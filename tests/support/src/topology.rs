@@ -14,7 +14,7 @@ use crate::{Result, RigError};
 pub const POD_INTERFACE: &str = "eth0";
 
 /// Settings of every namespace, before any interface exists (new interfaces inherit `default`).
-const SYSCTLS: [(&str, &str); 7] = [
+const SYSCTLS: [(&str, &str); 8] = [
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/ipv6/conf/all/accept_dad", "0"),
@@ -23,6 +23,9 @@ const SYSCTLS: [(&str, &str); 7] = [
     // Thousands of short connections between one pair of addresses: ports in TIME_WAIT are taken again.
     ("net/ipv4/tcp_tw_reuse", "1"),
     ("net/ipv4/tcp_max_syn_backlog", "4096"),
+    // What Linux has by itself: namespaces would inherit the machine's. BBR arms a timer for each segment, on the CPU of
+    // whoever sends, and its pace makes requests wait.
+    ("net/ipv4/tcp_congestion_control", "cubic"),
 ];
 
 const FORWARDING: [(&str, &str); 2] = [

@@ -200,7 +200,10 @@ impl Requests {
                 Err(error) => return Err(error),
             }
             let now = Instant::now();
-            while let Some((_, index)) = self.pausing.pop_front_if(|(until, _)| *until <= now) {
+            while let Some(&(until, index)) = self.pausing.front()
+                && until <= now
+            {
+                self.pausing.pop_front();
                 self.begin(index)?;
             }
             for event in &events {

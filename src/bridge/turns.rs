@@ -10,11 +10,14 @@ use std::time::Duration;
 
 /// Below 4 us one bucket for each, then four for each octave up to 2^24 us; longer turns are in the last one.
 const BUCKETS: usize = 4 + 22 * 4;
+/// A turn of that or more is counted apart: no bucket begins there.
+const LONG: Duration = Duration::from_millis(1);
 
 /// One worker's turns as they are counted.
 #[derive(Debug)]
 pub(super) struct TurnCounters {
     buckets: [AtomicU64; BUCKETS],
+    long: AtomicU64,
     total_ns: AtomicU64,
     longest_ns: AtomicU64,
 }
@@ -23,6 +26,8 @@ pub(super) struct TurnCounters {
 #[derive(Clone, PartialEq, Eq)]
 pub struct TurnHistogram {
     buckets: [u64; BUCKETS],
+    /// Those of a millisecond or more.
+    pub long: u64,
     pub total: Duration,
     pub longest: Duration,
 }
@@ -31,6 +36,7 @@ impl TurnCounters {
     pub fn new() -> Self {
         Self {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            long: AtomicU64::new(0),
             total_ns: AtomicU64::new(0),
             longest_ns: AtomicU64::new(0),
         }
@@ -43,6 +49,7 @@ impl TurnCounters {
         };
         let ns = turn.as_nanos() as u64;
         add(&self.buckets[bucket_of(turn.as_micros() as u64)], 1);
+        add(&self.long, u64::from(turn >= LONG));
         add(&self.total_ns, ns);
         if ns > self.longest_ns.load(Ordering::Relaxed) {
             self.longest_ns.store(ns, Ordering::Relaxed);
@@ -53,6 +60,7 @@ impl TurnCounters {
     pub fn read(&self) -> TurnHistogram {
         TurnHistogram {
             buckets: std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed)),
+            long: self.long.load(Ordering::Relaxed),
             total: Duration::from_nanos(self.total_ns.load(Ordering::Relaxed)),
             longest: Duration::from_nanos(self.longest_ns.load(Ordering::Relaxed)),
         }
@@ -84,18 +92,11 @@ impl TurnHistogram {
         Duration::ZERO
     }
 
-    /// Turns that took at least `duration`, give or take those of the bucket in which it lies.
-    pub fn at_least(&self, duration: Duration) -> u64 {
-        self.buckets()
-            .filter(|(bound, _)| *bound > duration)
-            .map(|(_, count)| count)
-            .sum()
-    }
-
     pub fn add(&mut self, other: &Self) {
         for (ours, theirs) in self.buckets.iter_mut().zip(other.buckets) {
             *ours += theirs;
         }
+        self.long += other.long;
         self.total += other.total;
         self.longest = self.longest.max(other.longest);
     }
@@ -105,6 +106,7 @@ impl Default for TurnHistogram {
     fn default() -> Self {
         Self {
             buckets: [0; BUCKETS],
+            long: 0,
             total: Duration::ZERO,
             longest: Duration::ZERO,
         }
@@ -121,7 +123,7 @@ impl fmt::Display for TurnHistogram {
             self.count(),
             us(self.below(0.5)),
             us(self.below(0.999)),
-            self.at_least(Duration::from_micros(1024)),
+            self.long,
             us(self.longest)
         )
     }
@@ -169,22 +171,26 @@ mod tests {
     #[test]
     fn turns_are_counted_summed_and_ranked() {
         let counters = TurnCounters::new();
-        for us in 1..=1000 {
+        for us in 1..1000 {
             counters.record(Duration::from_micros(us));
         }
+        counters.record(Duration::from_millis(1));
         counters.record(Duration::from_millis(3));
         let turns = counters.read();
         assert_eq!(turns.count(), 1001);
         assert_eq!(turns.longest, Duration::from_millis(3));
         assert_eq!(turns.total, Duration::from_micros(500_500 + 3000));
-        assert_eq!(turns.at_least(Duration::from_micros(1024)), 1);
+        assert_eq!(turns.long, 2);
         assert_eq!(turns.below(0.5), Duration::from_micros(512));
         let mut twice = turns.clone();
         twice.add(&turns);
-        assert_eq!((twice.count(), twice.longest), (2002, turns.longest));
+        assert_eq!(
+            (twice.count(), twice.long, twice.longest),
+            (2002, 4, turns.longest)
+        );
         assert_eq!(
             turns.to_string(),
-            "1001 turns, half below 512 us, 99.9 % below 1024 us, 1 of a millisecond or more, the longest 3000 us"
+            "1001 turns, half below 512 us, 99.9 % below 1024 us, 2 of a millisecond or more, the longest 3000 us"
         );
     }
 }

@@ -24,7 +24,7 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("net/ipv4/tcp_tw_reuse", "1"),
     ("net/ipv4/tcp_max_syn_backlog", "4096"),
     // What Linux has by itself: namespaces would inherit the machine's. BBR arms a timer for each segment, on the CPU of
-    // whoever sends, and its pace makes requests wait.
+    // whoever sends.
     ("net/ipv4/tcp_congestion_control", "cubic"),
 ];
 

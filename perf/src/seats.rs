@@ -14,7 +14,8 @@ use uztunnel_rig::proxy::CpuTimes;
 pub enum Class {
     /// Before all others (SCHED_FIFO): only for those that have next to nothing to do.
     First,
-    /// Before all but those (SCHED_FIFO): only for those that leave time.
+    /// Before all but those (SCHED_FIFO): only for those that leave time. Linux 6.12 and later let the classes below go
+    /// first for a twentieth of the time (its fair server).
     Second,
     /// As the kernel thinks fit.
     Ordinary,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Below 4 us one bucket for each, then four for each octave up to 2^24 us; longer turns are in the last one.
 const BUCKETS: usize = 4 + 22 * 4;
-/// A turn of that or more is counted apart: no bucket begins there.
+/// A turn that takes at least as long is counted apart: no bucket begins there.
 const LONG: Duration = Duration::from_millis(1);
 
 /// One worker's turns as they are counted.
@@ -49,8 +49,10 @@ impl TurnCounters {
         };
         let ns = turn.as_nanos() as u64;
         add(&self.buckets[bucket_of(turn.as_micros() as u64)], 1);
-        add(&self.long, u64::from(turn >= LONG));
         add(&self.total_ns, ns);
+        if turn >= LONG {
+            add(&self.long, 1);
+        }
         if ns > self.longest_ns.load(Ordering::Relaxed) {
             self.longest_ns.store(ns, Ordering::Relaxed);
         }

@@ -399,8 +399,8 @@ pub const MODEST_TURNS: u64 = 4096;
 /// What is done for a connection, or a stream, until its relay starts; and for a handshake beside that.
 pub const SETUP_COST: i64 = 128 << 10;
 pub const HANDSHAKE_COST: i64 = 512 << 10;
-/// What one tenant may use of a crowded turn, give or take the last thing that it does: some 25 us.
-pub const TENANT_TURN_COST: i64 = 64 << 10;
+/// What one tenant may use of a crowded turn, give or take the last thing that it does: some 50 us.
+pub const TENANT_TURN_COST: i64 = 128 << 10;
 /// When so much was taken out of the queues of tenants, no further one has its part of the turn.
 pub const TURN_COST: i64 = TENANT_TURN_COST;
 /// An event with nothing to relay.
@@ -418,7 +418,7 @@ pub const TENANT_SENDS_COST: i64 = 512 << 10;
 /// So many tunnels that had to wait for another turn are looked at in a crowded one.
 pub const RESUMED_TURN_MAX: usize = 64;
 /// `TASKS_TURN_TIME` of a crowded turn, looked at after each task.
-pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(50);
+pub const CROWDED_TASKS_TURN_TIME: Duration = Duration::from_micros(100);
 /// Connections of one tenant that were accepted and whose journeys did not begin. The newest are closed.
 pub const TENANT_UNBEGUN_MAX: usize = 8192;
 /// Sources that have no session any more and are still remembered, beside as many as have some.

@@ -19,6 +19,8 @@ pub const SINK_PORT: u16 = 5201;
 
 pub const BODY_BYTES: usize = 1024;
 const READ_BYTES: usize = 128 * 1024;
+/// Reads of one connection before others have their turn: a stream that fills each of them would have all of them.
+const READS_TURN: usize = 8;
 const BACKLOG: i32 = 4096;
 const POLL_LIMIT: Duration = Duration::from_millis(50);
 
@@ -90,6 +92,8 @@ enum Role {
 struct Connection {
     stream: TcpStream,
     role: Role,
+    /// Its peer sends nothing more: what is read after the rest is the end, of which no event will tell.
+    closed: bool,
     /// The last bytes of an incomplete request head.
     head: Vec<u8>,
 }
@@ -99,12 +103,16 @@ struct Loop {
     listeners: [TcpListener; 2],
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
+    /// Connections that may have more to read, of which no event will tell: they have had their turn.
+    unread: Vec<usize>,
     response: Vec<u8>,
     buffer: Vec<u8>,
 }
 
 enum Fate {
     Kept,
+    /// So far: others come first.
+    Unread,
     Over,
 }
 
@@ -122,6 +130,7 @@ impl Loop {
             listeners,
             connections: Vec::new(),
             free: Vec::new(),
+            unread: Vec::new(),
             response,
             buffer: vec![0; READ_BYTES],
         })
@@ -130,7 +139,12 @@ impl Loop {
     fn run(mut self, stop: &AtomicBool, sunk_bytes: &AtomicU64) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         while !stop.load(Ordering::Relaxed) {
-            match self.poll.poll(&mut events, Some(POLL_LIMIT)) {
+            let limit = if self.unread.is_empty() {
+                POLL_LIMIT
+            } else {
+                Duration::ZERO
+            };
+            match self.poll.poll(&mut events, Some(limit)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
@@ -140,16 +154,15 @@ impl Loop {
                     HTTP_LISTENER => self.accept(0, Role::Http)?,
                     SINK_LISTENER => self.accept(1, Role::Sink)?,
                     Token(index) => {
-                        // A peer that resets is gone, which is all there is to know.
-                        if !matches!(
-                            self.serve(index, event.is_read_closed(), sunk_bytes),
-                            Ok(Fate::Kept)
-                        ) {
-                            self.connections[index] = None;
-                            self.free.push(index);
+                        if let Some(connection) = &mut self.connections[index] {
+                            connection.closed |= event.is_read_closed();
                         }
+                        self.give_turn(index, sunk_bytes);
                     }
                 }
+            }
+            for index in std::mem::take(&mut self.unread) {
+                self.give_turn(index, sunk_bytes);
             }
         }
         Ok(())
@@ -176,17 +189,31 @@ impl Loop {
             self.connections[index] = Some(Connection {
                 stream,
                 role,
+                closed: false,
                 head: Vec::new(),
             });
         }
     }
 
-    fn serve(&mut self, index: usize, closed: bool, sunk_bytes: &AtomicU64) -> io::Result<Fate> {
+    fn give_turn(&mut self, index: usize, sunk_bytes: &AtomicU64) {
+        match self.serve(index, sunk_bytes) {
+            Ok(Fate::Kept) => {}
+            Ok(Fate::Unread) if self.unread.contains(&index) => {}
+            Ok(Fate::Unread) => self.unread.push(index),
+            // A peer that resets is gone, which is all there is to know.
+            Ok(Fate::Over) | Err(_) => {
+                self.connections[index] = None;
+                self.free.push(index);
+            }
+        }
+    }
+
+    fn serve(&mut self, index: usize, sunk_bytes: &AtomicU64) -> io::Result<Fate> {
         // An event of a connection that ended earlier in the same batch.
         let Some(connection) = &mut self.connections[index] else {
             return Ok(Fate::Kept);
         };
-        loop {
+        for _ in 0..READS_TURN {
             let got = match connection.stream.read(&mut self.buffer) {
                 Ok(0) => return Ok(Fate::Over),
                 Ok(got) => got,
@@ -215,9 +242,10 @@ impl Loop {
             }
             // A short read emptied the socket, and new bytes make a new event. The end of the stream may have come
             // with these bytes, though.
-            if got < self.buffer.len() && !closed {
+            if got < self.buffer.len() && !connection.closed {
                 return Ok(Fate::Kept);
             }
         }
+        Ok(Fate::Unread)
     }
 }

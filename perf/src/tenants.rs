@@ -19,6 +19,7 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use uztunnel_rig::proxy::Output;
 use uztunnel_rig::{
     Blueprint, Family, Membership, Namespace, PodSpec, ProxyOptions, Result, RigError, World,
@@ -156,9 +157,7 @@ impl Pair {
         std::thread::sleep(slice);
         let after = look()?;
         let failed = calm.errors();
-        let latency = calm
-            .stop()
-            .map_err(|error| RigError::new("running the load client", error))?;
+        let latency = ended(calm)?;
         if failed > 0 || latency.is_empty() {
             return Err(RigError::new(
                 "measuring the calm tenant",
@@ -186,11 +185,13 @@ impl Pair {
         let bulk = self.load(["past", "pasts"], SINK_PORT, BULK, STORM_SEAT);
         let storm = self.load(["past", "pasts"], HTTP_PORT, STORM, STORM_SEAT);
         let past = CALM.map(|(_, calm)| self.p99_us(calm, slice, || Ok(())));
-        drop((bulk, storm));
+        ended(bulk)?;
+        ended(storm)?;
         let bulk = self.load(["storm", "storms"], SINK_PORT, BULK, STORM_SEAT);
         let storm = self.load(["storm", "storms"], HTTP_PORT, STORM, STORM_SEAT);
         let beside = CALM.map(|(_, calm)| self.p99_us(calm, slice, || self.read(&storm)));
-        drop((bulk, storm));
+        ended(bulk)?;
+        ended(storm)?;
         let rounds = alone
             .into_iter()
             .zip(past)
@@ -213,6 +214,13 @@ impl Pair {
             });
         rounds.collect()
     }
+}
+
+/// The latencies of a client that has run up to now: one that gave up on its way would make a storm that is none.
+fn ended(client: Client) -> Result<Histogram<u64>> {
+    client
+        .stop()
+        .map_err(|error| RigError::new("running the load client", error))
 }
 
 /// Measures all variants in turn, round by round, each time in the other order; gives a table.

@@ -77,6 +77,23 @@ pub enum Event {
     Woken,
 }
 
+impl Event {
+    pub fn received_bytes(&self) -> usize {
+        match self {
+            Self::Received {
+                data: Received::Data(buffer),
+                ..
+            } => buffer.len(),
+            Self::Received { .. }
+            | Self::Accepted { .. }
+            | Self::AcceptFailed { .. }
+            | Self::Connected { .. }
+            | Self::Sent { .. }
+            | Self::Woken => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub enum Received {
     Data(RecvBuffer),
@@ -181,6 +198,10 @@ pub trait Driver: Sized {
 
     /// As `socket::original_destination`.
     fn original_destination(&self, socket: SocketId) -> io::Result<SocketAddr>;
+
+    /// Whether somebody with little to do waits behind somebody with much. While that is so, a turn has little room for
+    /// bulk: `limits::CROWDED_READ_BYTES`, behind everything else.
+    fn set_crowded(&mut self, crowded: bool);
 
     /// Submits what is queued, then waits for events up to `timeout` (`None`: for ever; zero: does not wait)
     /// and appends them. Returns early when anything is ready. Bounded work: at most `limits::EVENTS_TURN_MAX`

@@ -6,9 +6,10 @@
 //!   unless FIN, RST or urgent data were seen, which cut a receive short without an edge to follow.
 //! * A send is tried at once. Writability is watched only from the first time that a socket was full: most
 //!   never are, and the initial "writable" edge of every socket would end a wait for nothing.
-//! * Sockets that can go on wait in a list and are served round-robin, one receive each a turn.
+//! * Sockets that can go on wait in a list and are served round-robin, one receive each a turn. In crowded turns bulk
+//!   streams wait in a second list, behind the others.
 //!
-//! Invariant: a socket that has something to do is in the ready list, or an edge for it is still to come.
+//! Invariant: a socket that has something to do is in one of the two lists, or an edge for it is still to come.
 
 mod calls;
 mod pools;
@@ -46,6 +47,11 @@ pub struct EpollDriver {
     table: Table,
     /// Sockets with `listed` set, each once; ids of sockets that were closed meanwhile are skipped.
     ready: VecDeque<SocketId>,
+    /// Bulk streams that came behind the others in crowded turns: they are `listed`, too.
+    behind: VecDeque<SocketId>,
+    crowded: bool,
+    /// Those behind had no room in the last turn, since others had something to do.
+    put_off: bool,
     pools: Pools,
     counters: Counters,
 }
@@ -60,6 +66,9 @@ impl EpollDriver {
             wakeup,
             table: Table::default(),
             ready: VecDeque::new(),
+            behind: VecDeque::new(),
+            crowded: false,
+            put_off: false,
             pools: Pools::new()?,
             counters: Counters::default(),
         })
@@ -307,6 +316,10 @@ impl Driver for EpollDriver {
 
     fn original_destination(&self, socket: SocketId) -> io::Result<SocketAddr> {
         socket::original_destination(self.table.get(socket).ok_or_else(not_connected)?.fd())
+    }
+
+    fn set_crowded(&mut self, crowded: bool) {
+        self.crowded = crowded;
     }
 
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {

@@ -518,6 +518,9 @@ impl Driver for SimDriver {
         Ok(socket.endpoint.original_destination())
     }
 
+    /// Its receives cost no time.
+    fn set_crowded(&mut self, _crowded: bool) {}
+
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.counters.waits += 1;
         if self.habits.keeps_time {

@@ -3,12 +3,13 @@
 //!
 //! Runs on the worker thread that made it. Parts: `ring` (the kernel's queues), `buffer_ring` (receive blocks
 //! that the kernel picks from), `operation` (what is in flight and owns its memory), `receiving`, `sending`,
-//! `connecting`, `closing` (what happens to a socket), `features` and `probe` (what this kernel can do).
+//! `connecting`, `closing` (what happens to a socket), `behind` (bulk in crowded turns), `features` and `probe` (what this kernel can do).
 //!
 //! Invariants: everything that the kernel may read or write belongs to an `Operation` or to a provided block
 //! until the completion says otherwise; a completion names its operation by index and generation, so that
 //! memory is never released for the wrong one (asserted in release builds).
 
+mod behind;
 mod buffer_ring;
 mod closing;
 mod connecting;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue, types};
 
+use self::behind::Behind;
 use self::buffer_ring::Group;
 use self::closing::Closing;
 pub use self::features::{FeatureSet, KernelRelease, Profile, UnknownFeatureSet};
@@ -61,6 +63,7 @@ pub struct UringDriver {
     operations: Slots<Operation>,
     sockets: Slots<Socket>,
     closing: Slots<Closing>,
+    behind: Behind,
     /// Sockets whose receive found no block, first come first served.
     starved: VecDeque<Key>,
     /// Sockets whose owner asked again for what came after a receive was taken back.
@@ -154,6 +157,7 @@ impl UringDriver {
             operations: Slots::with_capacity(limits::RING_ENTRIES as usize),
             sockets: Slots::new(),
             closing: Slots::new(),
+            behind: Behind::default(),
             starved: VecDeque::with_capacity(limits::EVENTS_TURN_MAX),
             due: VecDeque::with_capacity(limits::EVENTS_TURN_MAX),
             frames: Vec::new(),
@@ -336,8 +340,9 @@ impl UringDriver {
             .fd
             .as_raw_fd();
         let entry = sending.entry(fd);
+        let bytes = sending.left();
         // SAFETY: the entry names the payload's heap memory and the boxed frame, both owned by the work.
-        let operation = unsafe { self.submit(Target::Socket(key), Work::Send(sending), entry) };
+        let operation = unsafe { self.submit_bytes(Target::Socket(key), Work::Send(sending), entry, bytes) };
         let socket = self.sockets.get_mut(key);
         socket.expect("invariant: only a live socket sends").send = Some(operation);
     }
@@ -438,6 +443,10 @@ impl Driver for UringDriver {
         socket::original_destination(entry.fd.as_fd())
     }
 
+    fn set_crowded(&mut self, crowded: bool) {
+        self.behind.crowded = crowded;
+    }
+
     fn poll(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let from = events.len();
         self.direct_sends_left = limits::SENDS_DIRECT_TURN_MAX;
@@ -445,8 +454,9 @@ impl Driver for UringDriver {
         self.give_due(events);
         self.serve_starved(events);
 
+        self.serve_behind()?;
         let left_over = self.ring.has_completions();
-        let busy = left_over || events.len() > from || !self.starved.is_empty();
+        let busy = left_over || events.len() > from || !self.starved.is_empty() || !self.behind.is_empty();
         let may_sleep = !busy && timeout != Some(Duration::ZERO) && self.wakeup.may_sleep();
         let outcome = if may_sleep {
             self.ring.enter(timeout)

@@ -248,6 +248,7 @@ impl<D: Driver + 'static> Core<D> {
         }
         let mut woken = false;
         self.tenants.begin_turn();
+        self.driver.set_crowded(self.tenants.is_crowded());
         self.resume_tunnels();
         for event in events.drain(..) {
             if matches!(event, Event::Woken) {

@@ -158,7 +158,7 @@ impl<D: Driver + 'static> Core<D> {
         };
         let bytes_max = self.tenants.read_bytes_max();
         let asked = pipe.end(from).read_bytes.min(bytes_max);
-        self.tenants.note_read(&pipe.pod.tenant, buffer.len(), asked);
+        self.tenants.note_received(&pipe.pod.tenant, buffer.len());
         let end = pipe.end(from);
         end.read_bytes = adapted_read(end.read_bytes, asked, buffer.len());
         end.flow = Flow::Sending;

@@ -182,13 +182,7 @@ impl Tenants {
     #[inline]
     pub fn note_received(&mut self, tenant: &Rc<Tenant>, bytes: usize) {
         self.crowd.note(tenant, limits::EVENT_COST + bytes as i64);
-    }
-
-    /// The same of an application, which was asked for no more than `asked`.
-    #[inline]
-    pub fn note_read(&mut self, tenant: &Rc<Tenant>, bytes: usize, asked: usize) {
-        self.note_received(tenant, bytes);
-        if self.crowded && bytes == asked && asked == limits::CROWDED_READ_BYTES {
+        if self.crowded && bytes == limits::CROWDED_READ_BYTES {
             // It has more, which would have come with it otherwise.
             self.note_left(limits::RECEIVE_BYTES_MAX - limits::CROWDED_READ_BYTES);
         }
@@ -414,7 +408,8 @@ impl<D: Driver + 'static> Core<D> {
             } = &mut event
             && buffer.len() > limits::CROWDED_READ_BYTES
         {
-            self.tenants.note_received(tenant, limits::CROWDED_READ_BYTES);
+            let cost = limits::EVENT_COST + limits::CROWDED_READ_BYTES as i64;
+            self.tenants.note(tenant, cost);
             self.session_received(key, &buffer.bytes()[..limits::CROWDED_READ_BYTES]);
             buffer.consume(limits::CROWDED_READ_BYTES);
             self.note_waiting_receive(&event);
@@ -473,19 +468,7 @@ fn cost_of(event: &Event) -> i64 {
 }
 
 fn whole_cost_of(event: &Event) -> i64 {
-    let bytes = match event {
-        Event::Received {
-            data: Received::Data(buffer),
-            ..
-        } => buffer.len(),
-        Event::Received { .. }
-        | Event::Accepted { .. }
-        | Event::AcceptFailed { .. }
-        | Event::Connected { .. }
-        | Event::Sent { .. }
-        | Event::Woken => 0,
-    };
-    limits::EVENT_COST + bytes as i64
+    limits::EVENT_COST + event.received_bytes() as i64
 }
 
 #[cfg(test)]

@@ -228,7 +228,7 @@ impl<D: Driver + 'static> Core<D> {
         tunnel.reading = Reading::Blocked { rest: None };
         match data {
             Received::Data(buffer) => {
-                self.tenants.note_read(tunnel.tenant(), buffer.len(), bytes);
+                self.tenants.note_received(tunnel.tenant(), buffer.len());
                 tunnel.adapt_read(bytes, buffer.len());
                 let more = match buffer.len() < bytes {
                     true => More::Unlikely,

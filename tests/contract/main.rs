@@ -22,6 +22,7 @@ mod storm;
 mod waiting;
 
 use uztunnel::limits;
+use uztunnel::sys::driver::Driver;
 use uztunnel::sys::epoll::EpollDriver;
 use uztunnel::sys::uring::{FeatureSet, KernelRelease, Profile, UringDriver};
 
@@ -121,6 +122,16 @@ macro_rules! kernel_contract {
 }
 
 kernel_contract!(epoll, EpollDriver::new().expect("an epoll driver"));
+kernel_contract!(
+    epoll_crowded,
+    crowded(EpollDriver::new().expect("an epoll driver"))
+);
+
+/// Everything is held back that may be.
+fn crowded<D: Driver>(mut driver: D) -> D {
+    driver.set_crowded(true);
+    driver
+}
 
 /// A ring held back to what kernels of one generation offer.
 fn uring(set: FeatureSet) -> UringDriver {
@@ -135,11 +146,13 @@ fn uring_without_buffer_rings() -> UringDriver {
 }
 
 kernel_contract!(uring, uring(FeatureSet::NEWEST));
+kernel_contract!(uring_crowded, crowded(uring(FeatureSet::NEWEST)));
 kernel_contract!(uring_6_1, uring(FeatureSet::V6_1));
 kernel_contract!(uring_6_0, uring(FeatureSet::V6_0));
 kernel_contract!(uring_5_19, uring(FeatureSet::V5_19));
 kernel_contract!(uring_5_18, uring(FeatureSet::V5_18));
 kernel_contract!(uring_5_15, uring(FeatureSet::V5_15));
+kernel_contract!(uring_5_15_crowded, crowded(uring(FeatureSet::V5_15)));
 kernel_contract!(uring_cve_2024_0582, uring_without_buffer_rings());
 
 #[cfg(feature = "sim")]

@@ -27,6 +27,17 @@ fn poll(driver: &mut EpollDriver) -> Vec<Event> {
     events
 }
 
+/// Waits until so many bytes are there.
+fn await_bytes(driver: &EpollDriver, socket: SocketId, count: usize) {
+    let descriptor = driver.descriptor(socket).expect("open");
+    let mut room = vec![std::mem::MaybeUninit::uninit(); count];
+    let flags = libc::MSG_PEEK | libc::MSG_WAITALL;
+    let socket = SockRef::from(&descriptor);
+    socket.set_nonblocking(false).expect("set");
+    assert_eq!(socket.recv_with_flags(&mut room, flags).expect("peeked"), count);
+    socket.set_nonblocking(true).expect("set");
+}
+
 /// What the next turn brings: bytes, and nothing else.
 fn received(driver: &mut EpollDriver) -> RecvBuffer {
     let mut events = poll(driver);
@@ -148,6 +159,43 @@ fn bulk_moves_to_large_blocks_and_messages_move_back() {
     }
     peer.write_all(b"small").expect("written");
     assert_eq!(next(&mut driver), (5, limits::RECEIVE_SMALL_BYTES));
+}
+
+#[test]
+fn in_crowded_turns_bulk_comes_behind_messages_and_every_second_turn_has_room_for_it() {
+    let mut driver = EpollDriver::new().expect("a driver");
+    let (bulk, mut bulk_peer) = pair(&mut driver);
+    let (quiet, mut quiet_peer) = pair(&mut driver);
+    let socket = driver.descriptor(bulk).expect("open");
+    SockRef::from(&socket)
+        .set_recv_buffer_size(4 << 20)
+        .expect("buffer");
+    SockRef::from(&bulk_peer)
+        .set_send_buffer_size(4 << 20)
+        .expect("buffer");
+    driver.receive(bulk, ReceiveMode::Stream);
+    driver.receive(quiet, ReceiveMode::Stream);
+    bulk_peer
+        .write_all(&[1; limits::RECEIVE_SMALL_BYTES])
+        .expect("written");
+    received(&mut driver);
+    driver.set_crowded(true);
+    bulk_peer
+        .write_all(&[1; 4 * limits::CROWDED_READ_BYTES])
+        .expect("written");
+    // The end of what was written is there before the turns begin.
+    await_bytes(&driver, bulk, 4 * limits::CROWDED_READ_BYTES);
+    for _ in 0..3 {
+        quiet_peer.write_all(b"message").expect("written");
+        assert_eq!(received(&mut driver).bytes(), b"message", "bulk is put off");
+        quiet_peer.write_all(b"message").expect("written");
+        let events = poll(&mut driver);
+        let bytes: Vec<usize> = events.iter().map(Event::received_bytes).collect();
+        assert_eq!(bytes, [7, limits::CROWDED_READ_BYTES], "but only once");
+    }
+    driver.set_crowded(false);
+    let rest = received(&mut driver);
+    assert_eq!(rest.len(), limits::CROWDED_READ_BYTES);
 }
 
 #[test]

@@ -31,7 +31,8 @@ impl EpollDriver {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let no_time = Some(Duration::ZERO);
-        let sleeps = self.ready.is_empty() && timeout != no_time && self.wakeup.may_sleep();
+        let is_idle = self.ready.is_empty() && self.behind.is_empty();
+        let sleeps = is_idle && timeout != no_time && self.wakeup.may_sleep();
         self.counters.waits += 1;
         let edges = self.epoll.wait(if sleeps { timeout } else { no_time })?;
         for at in 0..edges {
@@ -59,21 +60,48 @@ impl EpollDriver {
             let Some(id) = self.ready.pop_front() else {
                 break;
             };
-            let Some(socket) = self.table.get_mut(id) else {
-                continue;
-            };
-            socket.listed = false;
-            match socket.role {
-                Role::Connecting | Role::ConnectOver(_) => self.finish_connect(id, events),
-                Role::Listening { .. } => self.accept(id, events_max, events),
-                Role::Idle | Role::Connected => {
-                    self.continue_send(id, events);
-                    self.receive_once(id, events);
-                }
+            match self.table.get(id) {
+                Some(socket) if self.crowded && socket.bulk > 0 => self.behind.push_back(id),
+                Some(_) | None => self.serve_socket(id, events_max, events),
             }
-            self.list_if_ready(id);
         }
+        self.serve_behind(events_max, events);
         self.counters.buffer_fallbacks += self.pools.fallbacks_turn() as u64;
+    }
+
+    /// Bulk has what room a turn leaves for it, and waits for another turn where others have something to do. At least
+    /// every second turn has room.
+    fn serve_behind(&mut self, events_max: usize, events: &mut Vec<Event>) {
+        self.put_off = self.crowded && !self.put_off && !events.is_empty() && !self.behind.is_empty();
+        let mut room = match (self.crowded, self.put_off) {
+            (_, true) => 0,
+            (true, false) => limits::CROWDED_READ_BYTES,
+            (false, false) => usize::MAX,
+        };
+        while room > 0
+            && events.len() + EVENTS_SOCKET_MAX <= events_max
+            && let Some(id) = self.behind.pop_front()
+        {
+            let before = events.len();
+            self.serve_socket(id, events_max, events);
+            room = room.saturating_sub(events[before..].iter().map(Event::received_bytes).sum());
+        }
+    }
+
+    fn serve_socket(&mut self, id: SocketId, events_max: usize, events: &mut Vec<Event>) {
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
+        socket.listed = false;
+        match socket.role {
+            Role::Connecting | Role::ConnectOver(_) => self.finish_connect(id, events),
+            Role::Listening { .. } => self.accept(id, events_max, events),
+            Role::Idle | Role::Connected => {
+                self.continue_send(id, events);
+                self.receive_once(id, events);
+            }
+        }
+        self.list_if_ready(id);
     }
 
     fn finish_connect(&mut self, id: SocketId, events: &mut Vec<Event>) {
@@ -169,6 +197,7 @@ impl EpollDriver {
         }
         let bytes_max = match entry.receive {
             Receive::Once { bytes_max } => bytes_max,
+            Receive::Stream | Receive::Off | Receive::Over if self.crowded => limits::CROWDED_READ_BYTES,
             Receive::Stream | Receive::Off | Receive::Over => limits::RECEIVE_BYTES_MAX,
         };
         let outcome = self.pools.receive(entry.fd(), bytes_max, entry.bulk > 0);

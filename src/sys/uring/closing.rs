@@ -62,6 +62,7 @@ impl UringDriver {
         for operation in operations.into_iter().flatten() {
             let running = self.operations.get_mut(operation);
             running.expect("invariant: a socket names live operations").target = Target::Closing(closing);
+            self.hasten(operation);
             if cancel_all.is_none() {
                 self.cancel(operation, Target::Closing(closing));
             }
@@ -76,6 +77,7 @@ impl UringDriver {
 
     /// Asks the kernel to end an operation; its completion says how it ended.
     pub(super) fn cancel(&mut self, operation: Key, target: Target) {
+        self.hasten(operation);
         self.submit_cancel(opcode::AsyncCancel::new(operation.to_word()).build(), target);
     }
 

@@ -93,6 +93,11 @@ impl Sending {
         self.taken == self.payload.len()
     }
 
+    /// How many bytes the kernel did not take yet.
+    pub fn left(&self) -> usize {
+        self.payload.len() - self.taken
+    }
+
     pub fn into_parts(self) -> (Payload, usize, Box<Frame>) {
         (self.payload, self.taken, self.frame)
     }

@@ -273,6 +273,86 @@ fn no_operation_is_handed_to_a_kernel_thread() {
 }
 
 #[test]
+fn in_crowded_turns_bulk_comes_behind_messages_and_every_second_turn_has_room_for_it() {
+    for set in [FeatureSet::NEWEST, FeatureSet::V5_15] {
+        let mut driver = driver(set);
+        let (quiet, quiet_peer) = pair(&mut driver);
+        let (sends, sends_peer) = pair(&mut driver);
+        let (also_sends, also_peer) = pair(&mut driver);
+        for peer in [&sends_peer, &also_peer] {
+            socket2::SockRef::from(peer)
+                .set_recv_buffer_size(1 << 20)
+                .expect("buffer");
+        }
+        driver.receive(quiet, ReceiveMode::Stream);
+        turn_without_wait(&mut driver);
+        driver.set_crowded(true);
+        let bulk = || Payload::whole(vec![1; limits::CROWDED_READ_BYTES]);
+        for socket in [sends, also_sends] {
+            assert!(matches!(driver.send(socket, bulk()), SendStatus::Queued));
+        }
+        let messages = |driver: &mut UringDriver| {
+            (&quiet_peer).write_all(b"message").expect("written");
+            let (mut messages, mut sent) = (0, 0);
+            for event in turn(driver) {
+                match event {
+                    Event::Received { .. } => messages += event.received_bytes(),
+                    Event::Sent { taken, error, .. } => {
+                        assert!(error.is_none(), "{error:?}");
+                        sent += taken;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            (messages, sent)
+        };
+        let part = limits::CROWDED_READ_BYTES;
+        assert_eq!(messages(&mut driver), (7, 0), "{set}: bulk is put off");
+        assert_eq!(messages(&mut driver), (7, part), "{set}: but only once");
+        assert_eq!(messages(&mut driver), (7, 0), "{set}");
+        // What waits goes out before its cancellation.
+        driver.close(also_sends, Close::Orderly);
+        drop(also_peer);
+        driver.set_crowded(false);
+        while driver.in_use().sockets > 2 {
+            driver
+                .poll(Some(Duration::ZERO), &mut Vec::new())
+                .expect("polled");
+        }
+    }
+}
+
+#[test]
+fn crowded_turns_receive_less_at_a_time() {
+    let mut driver = driver(FeatureSet::NEWEST);
+    let (id, peer) = pair(&mut driver);
+    socket2::SockRef::from(&peer)
+        .set_send_buffer_size(4 << 20)
+        .expect("buffer");
+    driver.receive(id, ReceiveMode::Stream);
+    let largest = |driver: &mut UringDriver| {
+        (&peer).write_all(&[7; 1 << 20]).expect("written");
+        let (mut got, mut largest) = (0, 0);
+        while got < 1 << 20 {
+            for event in turn(driver) {
+                got += event.received_bytes();
+                largest = largest.max(event.received_bytes());
+            }
+        }
+        largest
+    };
+    largest(&mut driver);
+    assert_eq!(largest(&mut driver), limits::RECEIVE_BYTES_MAX);
+    driver.set_crowded(true);
+    // What goes on is taken back when it has brought something.
+    largest(&mut driver);
+    assert_eq!(largest(&mut driver), limits::CROWDED_READ_BYTES);
+    driver.set_crowded(false);
+    largest(&mut driver);
+    assert_eq!(largest(&mut driver), limits::RECEIVE_BYTES_MAX);
+}
+
+#[test]
 fn an_end_that_came_with_the_bytes_is_told_with_them() {
     let mut driver = driver(FeatureSet::NEWEST);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");

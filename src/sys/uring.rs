@@ -3,7 +3,8 @@
 //!
 //! Runs on the worker thread that made it. Parts: `ring` (the kernel's queues), `buffer_ring` (receive blocks
 //! that the kernel picks from), `operation` (what is in flight and owns its memory), `receiving`, `sending`,
-//! `connecting`, `closing` (what happens to a socket), `behind` (bulk in crowded turns), `features` and `probe` (what this kernel can do).
+//! `connecting`, `closing` (what happens to a socket), `behind` (bulk in crowded turns), `features` and `probe`
+//! (what this kernel can do).
 //!
 //! Invariants: everything that the kernel may read or write belongs to an `Operation` or to a provided block
 //! until the completion says otherwise; a completion names its operation by index and generation, so that

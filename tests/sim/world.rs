@@ -17,14 +17,14 @@ use crate::actor::{Actor, Next, Scratch};
 use crate::authority;
 use crate::mesh::Mesh;
 use crate::oracle;
-use crate::plan::{Disturb, PORT_FIRST, Plan};
+use crate::plan::{Disturb, PORT_FIRST, Plan, Script};
 use crate::proxy::{self, Proxy};
 
 /// After everybody is done: long enough for every session to have looked at its clock once.
 const SETTLES: Duration = Duration::from_secs(12);
 /// What is closed has said goodbye after this time.
 const GOODBYE: Duration = Duration::from_secs(25);
-/// Longer than every deadline of the proxy together, for one connection.
+/// Longer than every deadline of the proxy together, for one connection whose readers do not stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A connection that is never slower than this is in time.
 const BYTES_PER_SECOND_MIN: u64 = 8_000;
@@ -310,12 +310,20 @@ impl World {
             .map(|connection| connection.client_script.bytes.max(connection.server_script.bytes))
             .max()
             .unwrap_or(0);
+        let stall = |script: &Script| script.stall.map_or(Duration::ZERO, |(_, pause)| pause);
+        let stalled = self
+            .plan
+            .connections
+            .iter()
+            .map(|connection| stall(&connection.client_script) + stall(&connection.server_script))
+            .max()
+            .unwrap_or(Duration::ZERO);
         let last = self
             .agenda
             .keys()
             .next_back()
             .map_or(Duration::ZERO, |(at, _)| *at);
-        let horizon = last + PATIENCE + Duration::from_secs(longest / BYTES_PER_SECOND_MIN);
+        let horizon = last + PATIENCE + stalled + Duration::from_secs(longest / BYTES_PER_SECOND_MIN);
         while !self.is_everybody_done() {
             self.step_until(horizon)?;
             if self.now >= horizon {

@@ -166,36 +166,30 @@ fn in_crowded_turns_bulk_comes_behind_messages_and_every_second_turn_has_room_fo
     let mut driver = EpollDriver::new().expect("a driver");
     let (bulk, mut bulk_peer) = pair(&mut driver);
     let (quiet, mut quiet_peer) = pair(&mut driver);
-    let socket = driver.descriptor(bulk).expect("open");
-    SockRef::from(&socket)
-        .set_recv_buffer_size(4 << 20)
-        .expect("buffer");
-    SockRef::from(&bulk_peer)
-        .set_send_buffer_size(4 << 20)
-        .expect("buffer");
     driver.receive(bulk, ReceiveMode::Stream);
     driver.receive(quiet, ReceiveMode::Stream);
-    bulk_peer
-        .write_all(&[1; limits::RECEIVE_SMALL_BYTES])
-        .expect("written");
+    let write = |driver: &EpollDriver, socket, peer: &mut TcpStream, count| {
+        peer.write_all(&vec![1; count]).expect("written");
+        await_bytes(driver, socket, count);
+    };
+    write(&driver, bulk, &mut bulk_peer, limits::RECEIVE_SMALL_BYTES);
     received(&mut driver);
     driver.set_crowded(true);
-    bulk_peer
-        .write_all(&[1; 4 * limits::CROWDED_READ_BYTES])
-        .expect("written");
-    // The end of what was written is there before the turns begin.
-    await_bytes(&driver, bulk, 4 * limits::CROWDED_READ_BYTES);
     for _ in 0..3 {
-        quiet_peer.write_all(b"message").expect("written");
-        assert_eq!(received(&mut driver).bytes(), b"message", "bulk is put off");
-        quiet_peer.write_all(b"message").expect("written");
+        write(&driver, bulk, &mut bulk_peer, limits::CROWDED_READ_BYTES);
+        write(&driver, quiet, &mut quiet_peer, 7);
+        assert_eq!(received(&mut driver).len(), 7, "bulk is put off");
+        write(&driver, quiet, &mut quiet_peer, 7);
         let events = poll(&mut driver);
         let bytes: Vec<usize> = events.iter().map(Event::received_bytes).collect();
         assert_eq!(bytes, [7, limits::CROWDED_READ_BYTES], "but only once");
     }
+    write(&driver, bulk, &mut bulk_peer, limits::CROWDED_READ_BYTES);
+    write(&driver, quiet, &mut quiet_peer, 7);
+    assert_eq!(received(&mut driver).len(), 7);
+    // What was put off is not forgotten.
     driver.set_crowded(false);
-    let rest = received(&mut driver);
-    assert_eq!(rest.len(), limits::CROWDED_READ_BYTES);
+    assert_eq!(received(&mut driver).len(), limits::CROWDED_READ_BYTES);
 }
 
 #[test]

@@ -324,16 +324,18 @@ fn in_crowded_turns_bulk_comes_behind_messages_and_every_second_turn_has_room_fo
 
 #[test]
 fn crowded_turns_receive_less_at_a_time() {
+    // More than one receive brings, and no more than a socket may hold by itself (`net.core.wmem_max`).
+    const WRITTEN: usize = limits::RECEIVE_BYTES_MAX + 1000;
     let mut driver = driver(FeatureSet::NEWEST);
     let (id, peer) = pair(&mut driver);
     socket2::SockRef::from(&peer)
-        .set_send_buffer_size(4 << 20)
+        .set_send_buffer_size(212_992)
         .expect("buffer");
     driver.receive(id, ReceiveMode::Stream);
     let largest = |driver: &mut UringDriver| {
-        (&peer).write_all(&[7; 1 << 20]).expect("written");
+        (&peer).write_all(&[7; WRITTEN]).expect("written");
         let (mut got, mut largest) = (0, 0);
-        while got < 1 << 20 {
+        while got < WRITTEN {
             for event in turn(driver) {
                 got += event.received_bytes();
                 largest = largest.max(event.received_bytes());

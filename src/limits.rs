@@ -407,6 +407,16 @@ pub const TURN_COST: i64 = TENANT_TURN_COST;
 pub const EVENT_COST: i64 = 2 << 10;
 /// What a crowded turn receives, or opens, at a time.
 pub const CROWDED_READ_BYTES: usize = 64 * 1024;
+
+/// What one receive of such a turn, or of another one, brings at most.
+#[inline]
+pub const fn receive_bytes_max(crowded: bool) -> usize {
+    match crowded {
+        true => CROWDED_READ_BYTES,
+        false => RECEIVE_BYTES_MAX,
+    }
+}
+
 /// `OUTPUT_SOFT_BYTES` of a crowded turn, and what an application gets at a time: what one send keeps the worker busy
 /// with. An application that did not read for a while would get 4 MiB, in 0.7 ms.
 pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;

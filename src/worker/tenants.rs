@@ -253,10 +253,7 @@ impl Tenants {
 
     /// How much one receive may bring.
     pub fn read_bytes_max(&self) -> usize {
-        match self.crowded {
-            true => limits::CROWDED_READ_BYTES,
-            false => limits::RECEIVE_BYTES_MAX,
-        }
+        limits::receive_bytes_max(self.crowded)
     }
 
     /// Above how much in its send buffer a session's applications are not read.
@@ -401,6 +398,7 @@ impl<D: Driver + 'static> Core<D> {
 
     /// Handles an event, or as much of what a session received as one part of a turn has room for. The rest waits.
     fn dispatch_part(&mut self, tenant: &Rc<Tenant>, mut event: Event) {
+        let cost = cost_of(&event);
         if let Some(key) = receiving_session(&event)
             && let Event::Received {
                 data: Received::Data(buffer),
@@ -408,7 +406,6 @@ impl<D: Driver + 'static> Core<D> {
             } = &mut event
             && buffer.len() > limits::CROWDED_READ_BYTES
         {
-            let cost = limits::EVENT_COST + limits::CROWDED_READ_BYTES as i64;
             self.tenants.note(tenant, cost);
             self.session_received(key, &buffer.bytes()[..limits::CROWDED_READ_BYTES]);
             buffer.consume(limits::CROWDED_READ_BYTES);

@@ -73,10 +73,12 @@ impl EpollDriver {
     /// every second turn has room.
     fn serve_behind(&mut self, events_max: usize, events: &mut Vec<Event>) {
         self.put_off = self.crowded && !self.put_off && !events.is_empty() && !self.behind.is_empty();
-        let mut room = match (self.crowded, self.put_off) {
-            (_, true) => 0,
-            (true, false) => limits::CROWDED_READ_BYTES,
-            (false, false) => usize::MAX,
+        if self.put_off {
+            return;
+        }
+        let mut room = match self.crowded {
+            true => limits::CROWDED_READ_BYTES,
+            false => usize::MAX,
         };
         while room > 0
             && events.len() + EVENTS_SOCKET_MAX <= events_max
@@ -197,8 +199,7 @@ impl EpollDriver {
         }
         let bytes_max = match entry.receive {
             Receive::Once { bytes_max } => bytes_max,
-            Receive::Stream | Receive::Off | Receive::Over if self.crowded => limits::CROWDED_READ_BYTES,
-            Receive::Stream | Receive::Off | Receive::Over => limits::RECEIVE_BYTES_MAX,
+            Receive::Stream | Receive::Off | Receive::Over => limits::receive_bytes_max(self.crowded),
         };
         let outcome = self.pools.receive(entry.fd(), bytes_max, entry.bulk > 0);
         if let Outcome::Later = outcome {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use io_uring::squeue;
 
 use super::UringDriver;
-use super::operation::{Operation, Target, Work};
+use super::operation::{Class, Operation, Target, Work};
 use super::slots::Key;
 use crate::limits;
 
@@ -32,6 +32,11 @@ struct Waiting {
 impl Behind {
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Whether receives of the class are asked for one by one: one that goes on takes what it likes.
+    pub fn holds_back(&self, class: Class) -> bool {
+        self.crowded && class == Class::Large
     }
 }
 
@@ -63,10 +68,6 @@ impl UringDriver {
     /// Hands over what this turn has room for. It has none where others have something to do, unless the last one had
     /// none either.
     pub(super) fn serve_behind(&mut self) -> io::Result<()> {
-        let room = match self.behind.crowded {
-            true => limits::CROWDED_READ_BYTES,
-            false => usize::MAX,
-        };
         if self.behind.crowded && !self.behind.is_empty() && !self.behind.put_off {
             if !self.ring.has_completions() {
                 self.ring.enter(Some(Duration::ZERO))?;
@@ -77,11 +78,10 @@ impl UringDriver {
             }
         }
         self.behind.put_off = false;
-        self.hand_over(room);
-        Ok(())
-    }
-
-    fn hand_over(&mut self, mut room: usize) {
+        let mut room = match self.behind.crowded {
+            true => limits::CROWDED_READ_BYTES,
+            false => usize::MAX,
+        };
         while room > 0
             && let Some(waiting) = self.behind.waiting.pop_front()
         {
@@ -89,6 +89,7 @@ impl UringDriver {
             // SAFETY: promised to `submit_bytes`; the operation is not over, as it never started.
             unsafe { self.ring.push(waiting.entry) };
         }
+        Ok(())
     }
 
     /// Hands over an operation that is to be cancelled.
@@ -97,7 +98,7 @@ impl UringDriver {
         if let Some(at) = waiting.iter().position(|waiting| waiting.operation == operation)
             && let Some(waiting) = waiting.remove(at)
         {
-            // SAFETY: as in `hand_over`.
+            // SAFETY: as in `serve_behind`.
             unsafe { self.ring.push(waiting.entry) };
         }
     }

@@ -132,33 +132,26 @@ impl UringDriver {
             .expect("invariant: only a live socket receives");
         let class = socket.flow.class(mode);
         let group = &self.groups[class.index()];
-        // A receive that goes on takes what it likes.
-        let held_back = self.behind.crowded && class == Class::Large;
         let fd = types::Fd(socket.fd.as_raw_fd());
-        let mut bytes = 0;
-        let (work, entry) = if !self.profile.buffer_rings || group.available() == 0 {
+        let (work, entry, bytes) = if !self.profile.buffer_rings || group.available() == 0 {
             let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-            (Work::ReceiveReady, entry)
+            (Work::ReceiveReady, entry, 0)
         } else {
             match mode {
-                ReceiveMode::Stream if self.profile.multishot_receive() && !held_back => {
+                ReceiveMode::Stream if self.profile.multishot_receive() && !self.behind.holds_back(class) => {
                     let entry = opcode::RecvMulti::new(fd, group.id()).build();
-                    (Work::ReceiveStream(class), entry)
+                    (Work::ReceiveStream(class), entry, 0)
                 }
                 ReceiveMode::Stream | ReceiveMode::Once { .. } => {
-                    let len_max = match held_back {
-                        true => limits::CROWDED_READ_BYTES,
-                        false => group.block_bytes(),
-                    };
-                    let len = bytes_max(mode).min(len_max);
+                    let turn_max = limits::receive_bytes_max(self.behind.crowded);
+                    let len = bytes_max(mode).min(group.block_bytes()).min(turn_max);
                     let poll_first = socket.flow.left == Left::Nothing && self.profile.poll_first();
                     let entry = opcode::Recv::new(fd, std::ptr::null_mut(), len as u32)
                         .buf_group(group.id())
                         .ioprio(if poll_first { POLL_FIRST } else { 0 })
                         .build()
                         .flags(squeue::Flags::BUFFER_SELECT);
-                    bytes = len;
-                    (Work::Receive(class), entry)
+                    (Work::Receive(class), entry, len)
                 }
             }
         };
@@ -211,12 +204,12 @@ impl UringDriver {
         socket.flow.note(class, buffer.len());
         socket.flow.left = left;
         let wanted = socket.flow.class(ReceiveMode::Stream);
-        let held_back = self.behind.crowded && class == Class::Large;
+        let must_end = wanted != class || self.behind.holds_back(class);
         match &mut socket.receive {
             Receive::Armed {
                 operation, switching, ..
             } => {
-                let cancel = ((wanted != class || held_back) && !*switching).then_some(*operation);
+                let cancel = (must_end && !*switching).then_some(*operation);
                 *switching |= cancel.is_some();
                 deliver(socket, key, Received::Data(buffer), events);
                 if let Some(operation) = cancel {

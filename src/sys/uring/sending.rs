@@ -90,7 +90,7 @@ impl Sending {
     }
 
     pub fn is_done(&self) -> bool {
-        self.taken == self.payload.len()
+        self.left() == 0
     }
 
     /// How many bytes the kernel did not take yet.

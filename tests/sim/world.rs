@@ -303,19 +303,16 @@ impl World {
     // ---- the run ---------------------------------------------------------------------------------------
 
     fn live(&mut self) -> Result<(), Finding> {
+        let stall = |script: &Script| script.stall.map_or(Duration::ZERO, |(_, pause)| pause);
         let longest = self
             .plan
             .connections
             .iter()
-            .map(|connection| connection.client_script.bytes.max(connection.server_script.bytes))
-            .max()
-            .unwrap_or(0);
-        let stall = |script: &Script| script.stall.map_or(Duration::ZERO, |(_, pause)| pause);
-        let stalled = self
-            .plan
-            .connections
-            .iter()
-            .map(|connection| stall(&connection.client_script) + stall(&connection.server_script))
+            .map(|connection| {
+                let (client, server) = (&connection.client_script, &connection.server_script);
+                let seconds = client.bytes.max(server.bytes) / BYTES_PER_SECOND_MIN;
+                Duration::from_secs(seconds) + stall(client) + stall(server)
+            })
             .max()
             .unwrap_or(Duration::ZERO);
         let last = self
@@ -323,7 +320,7 @@ impl World {
             .keys()
             .next_back()
             .map_or(Duration::ZERO, |(at, _)| *at);
-        let horizon = last + PATIENCE + stalled + Duration::from_secs(longest / BYTES_PER_SECOND_MIN);
+        let horizon = last + PATIENCE + longest;
         while !self.is_everybody_done() {
             self.step_until(horizon)?;
             if self.now >= horizon {

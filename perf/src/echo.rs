@@ -20,9 +20,54 @@ const INTERVAL: Duration = Duration::from_millis(1);
 const MESSAGE_BYTES: usize = 64;
 const LATENCY_MAX_US: u64 = 60_000_000;
 
+/// Messages of a window: about as many as there are while 100,000 workloads are loaded.
+pub const WINDOW: u64 = 700;
+
+/// How long messages took, microseconds.
+#[derive(Debug, Clone)]
+pub struct Latencies {
+    pub all: Histogram<u64>,
+    /// The longest of each `WINDOW` messages. What stops the machine for ten milliseconds makes ten late messages in one
+    /// window, so that the median of windows tells what a phase is like by itself, also if it is a short one.
+    pub longest: Vec<u64>,
+    /// Of the window that is not over.
+    longest_yet: u64,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        Self {
+            all: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid"),
+            longest: Vec::new(),
+            longest_yet: 0,
+        }
+    }
+
+    fn record(&mut self, took_us: u64) {
+        self.all.saturating_record(took_us.max(1));
+        self.longest_yet = self.longest_yet.max(took_us);
+        if self.all.len().is_multiple_of(WINDOW) {
+            self.longest.push(std::mem::take(&mut self.longest_yet));
+        }
+    }
+
+    /// Those of another while of the same kind.
+    pub fn add(&mut self, other: &Self) {
+        self.all += &other.all;
+        self.longest.extend(&other.longest);
+    }
+
+    /// The median of windows, if there was one.
+    pub fn median_of_longest(&self) -> Option<u64> {
+        let mut longest = self.longest.clone();
+        longest.sort_unstable();
+        longest.get(longest.len() / 2).copied()
+    }
+}
+
 /// The running clock.
 pub struct Echo {
-    latency_us: Arc<Mutex<Histogram<u64>>>,
+    latency_us: Arc<Mutex<Latencies>>,
     stop: Arc<AtomicBool>,
     client: Option<thread::JoinHandle<io::Result<()>>>,
     server: Option<thread::JoinHandle<io::Result<()>>>,
@@ -38,7 +83,7 @@ impl Echo {
             .map_err(failed)?;
         let server = to.namespace.spawn("echo-server", move || serve(&listener));
         let stop = Arc::new(AtomicBool::new(false));
-        let latency_us = Arc::new(Mutex::new(histogram()));
+        let latency_us = Arc::new(Mutex::new(Latencies::new()));
         let (stopping, recorded) = (Arc::clone(&stop), Arc::clone(&latency_us));
         let client = from
             .namespace
@@ -51,10 +96,10 @@ impl Echo {
         })
     }
 
-    /// What was measured since the last call, microseconds.
-    pub fn take(&self) -> Histogram<u64> {
+    /// What was measured since the last call.
+    pub fn take(&self) -> Latencies {
         let mut recorded = lock(&self.latency_us);
-        std::mem::replace(&mut *recorded, histogram())
+        std::mem::replace(&mut *recorded, Latencies::new())
     }
 
     /// Ends it; an error of either end is one of the measurement.
@@ -70,10 +115,6 @@ impl Echo {
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid")
-}
-
 fn serve(listener: &TcpListener) -> io::Result<()> {
     sys::run_first()?;
     let (mut stream, _) = listener.accept()?;
@@ -87,7 +128,7 @@ fn serve(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Histogram<u64>>) -> io::Result<()> {
+fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Latencies>) -> io::Result<()> {
     sys::run_first()?;
     let mut stream = TcpStream::connect(target)?;
     stream.set_nodelay(true)?;
@@ -100,8 +141,7 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Histogram<u64>>) 
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
         let took_us = begun.elapsed().as_micros() as u64;
-        let mut histogram = lock(recorded);
-        histogram.saturating_record(took_us.max(1));
+        lock(recorded).record(took_us);
         due = begun + INTERVAL;
     }
     stream.shutdown(Shutdown::Both)
@@ -109,3 +149,27 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Histogram<u64>>) 
 
 /// After a longer stop the clock starts anew, or it would never catch up.
 const MISSED_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_tells_its_longest_message_and_one_that_is_not_over_tells_nothing() {
+        let mut first = Latencies::new();
+        for message in 1..=2 * WINDOW + 1 {
+            first.record(match message {
+                5 => 900,
+                message if message > WINDOW => 50,
+                _ => 80,
+            });
+        }
+        assert_eq!(first.longest, [900, 50]);
+        let mut second = Latencies::new();
+        assert_eq!(second.median_of_longest(), None);
+        (0..WINDOW).for_each(|_| second.record(70));
+        second.add(&first);
+        assert_eq!((second.all.len(), second.all.max()), (3 * WINDOW + 1, 900));
+        assert_eq!(second.median_of_longest(), Some(70));
+    }
+}

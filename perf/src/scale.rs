@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use uztunnel_rig::istiod::{ADDRESS, Crowd, Istiod};
 use uztunnel_rig::proxy::{CpuTimes, Output};
 use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, World};
 
 use crate::changes::{Change, Unrest};
-use crate::echo::{self, Echo};
+use crate::echo::{self, Echo, Latencies, WINDOW};
 use crate::machine;
 
 #[derive(Debug, Clone)]
@@ -49,7 +48,7 @@ impl Default for Plan {
 pub struct Phase {
     pub name: &'static str,
     pub took: Duration,
-    pub echo_us: Histogram<u64>,
+    pub echo_us: Latencies,
     /// Of both proxies.
     pub cpu_s: f64,
     /// Of both proxies, by the names of their threads: what the control plane costs is that of the threads that carry
@@ -254,13 +253,13 @@ fn by_thread(world: &World) -> Result<BTreeMap<String, CpuTimes>> {
 /// The echo over all rounds of a variant. A phase of a second has a thousand messages: its 99.9th percentile is the
 /// longest but one, which the machine decides; of several rounds together it says more.
 #[derive(Debug, Default)]
-pub struct Together(Vec<(&'static str, Histogram<u64>)>);
+pub struct Together(Vec<(&'static str, Latencies)>);
 
 impl Together {
     pub fn add(&mut self, outcome: &Outcome) {
         for phase in &outcome.phases {
             match self.0.iter_mut().find(|(name, _)| *name == phase.name) {
-                Some((_, echo_us)) => *echo_us += &phase.echo_us,
+                Some((_, echo_us)) => echo_us.add(&phase.echo_us),
                 None => self.0.push((phase.name, phase.echo_us.clone())),
             }
         }
@@ -268,13 +267,20 @@ impl Together {
 
     pub fn report(&self, name: &str) -> String {
         let rows = self.0.iter().map(|(phase, echo_us)| {
-            let ms = |quantile| echo_us.value_at_quantile(quantile) as f64 / 1e3;
+            let ms = |quantile| echo_us.all.value_at_quantile(quantile) as f64 / 1e3;
             let (p50, p99, p999) = (ms(0.5), ms(0.99), ms(0.999));
-            let (max, messages) = (echo_us.max() as f64 / 1e3, echo_us.len());
-            format!("| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} |\n")
+            let (max, messages) = (echo_us.all.max() as f64 / 1e3, echo_us.all.len());
+            let longest = echo_us.median_of_longest();
+            let longest = longest.map_or("-".to_owned(), |us| format!("{:.3}", us as f64 / 1e3));
+            format!(
+                "| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} | {longest} |\n"
+            )
         });
-        let head = "| all rounds | phase | messages | echo p50 ms | p99 ms | p99.9 ms | max ms |\n|---|---|---|---|---|---|---|\n";
-        std::iter::once(head.to_owned()).chain(rows).collect()
+        let head = format!(
+            "| all rounds | phase | messages | echo p50 ms | p99 ms | p99.9 ms | max ms | longest of {WINDOW}, median ms \
+             |\n|---|---|---|---|---|---|---|---|\n"
+        );
+        std::iter::once(head).chain(rows).collect()
     }
 }
 
@@ -298,7 +304,7 @@ impl Outcome {
         let mib = |bytes: u64| bytes as f64 / 2.0 / f64::from(1 << 20);
         let quiet = self.phases.first().map_or(0.0, |phase| mib(phase.resident_bytes));
         for phase in &self.phases {
-            let ms = |quantile| phase.echo_us.value_at_quantile(quantile) as f64 / 1e3;
+            let ms = |quantile| phase.echo_us.all.value_at_quantile(quantile) as f64 / 1e3;
             writeln!(
                 out,
                 "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:+.1} |",
@@ -307,7 +313,7 @@ impl Outcome {
                 ms(0.5),
                 ms(0.99),
                 ms(0.999),
-                phase.echo_us.max() as f64 / 1e3,
+                phase.echo_us.all.max() as f64 / 1e3,
                 phase.cpu_s,
                 mib(phase.resident_bytes),
                 mib(phase.resident_bytes) - quiet,

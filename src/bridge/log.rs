@@ -1,7 +1,8 @@
 //! The way of a log line to standard output: workers and control put it into a queue, the log thread writes it.
 //!
 //! Any thread sends, none ever waits: a full queue drops the lines and counts them, and the log thread says so.
-//! Invariant: at most `limits::LOG_LINES_QUEUED_MAX` lines are queued.
+//! Invariant: at most `limits::LOG_LINES_QUEUED_MAX` lines are queued, and no access lines beyond
+//! `limits::LOG_ACCESS_LINES_QUEUED_MAX`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -142,12 +143,12 @@ impl LogSink {
     fn send_records(&self, batch: Vec<AccessRecord>) {
         let lines = batch.len();
         if lines > 0 {
-            self.send(LogItem::Access(batch), lines);
+            self.send(LogItem::Access(batch), lines, limits::LOG_ACCESS_LINES_QUEUED_MAX);
         }
     }
 
     pub fn line(&self, line: Vec<u8>) {
-        self.send(LogItem::Line(line), 1);
+        self.send(LogItem::Line(line), 1, limits::LOG_LINES_QUEUED_MAX);
     }
 
     /// Waits until everything sent before is written, `patience` at most. False: it took longer.
@@ -156,9 +157,10 @@ impl LogSink {
         self.items.send(LogItem::Flush(done)).is_ok() && is_done.recv_timeout(patience).is_ok()
     }
 
-    fn send(&self, item: LogItem, lines: usize) {
+    /// Unless more than `queued_max` lines would be queued.
+    fn send(&self, item: LogItem, lines: usize, queued_max: usize) {
         let queued = self.shared.queued.fetch_add(lines, Ordering::Relaxed);
-        let refused = queued + lines > limits::LOG_LINES_QUEUED_MAX || self.items.send(item).is_err();
+        let refused = queued + lines > queued_max || self.items.send(item).is_err();
         if refused {
             self.shared.queued.fetch_sub(lines, Ordering::Relaxed);
             self.shared.dropped.fetch_add(lines as u64, Ordering::Relaxed);

@@ -14,6 +14,10 @@ const _: () = assert!(ZDS_NACK_TEXT_BYTES_MAX + 6 <= ZDS_PACKET_BYTES_MAX);
 /// Lines that wait for the log thread; more are dropped and counted. Upstream's buffer has as many.
 pub const LOG_LINES_QUEUED_MAX: usize = 10_000;
 
+/// The same for lines of connections: pods make as many as they like, and what the proxy says of itself, such as why its
+/// certificates are not renewed, still has room.
+pub const LOG_ACCESS_LINES_QUEUED_MAX: usize = LOG_LINES_QUEUED_MAX / 10 * 9;
+
 /// Records that a worker hands over together, and that are dropped together: a drain may end more connections in one turn
 /// than the queue has room for.
 pub const LOG_BATCH_LINES_MAX: usize = 256;

@@ -429,7 +429,7 @@ mod tests {
     fn of_more_records_than_there_is_room_for_the_first_ones_are_kept() {
         let (sink, queue) = log_queue();
         sink.access(
-            (0..=limits::LOG_LINES_QUEUED_MAX)
+            (0..=limits::LOG_ACCESS_LINES_QUEUED_MAX)
                 .map(|_| record(None, None))
                 .collect(),
         );
@@ -440,8 +440,8 @@ mod tests {
                 LogItem::Line(_) | LogItem::Flush(_) => 0,
             })
             .sum();
-        let last_piece = (limits::LOG_LINES_QUEUED_MAX + 1) % limits::LOG_BATCH_LINES_MAX;
-        assert_eq!(kept, limits::LOG_LINES_QUEUED_MAX + 1 - last_piece);
+        let last_piece = (limits::LOG_ACCESS_LINES_QUEUED_MAX + 1) % limits::LOG_BATCH_LINES_MAX;
+        assert_eq!(kept, limits::LOG_ACCESS_LINES_QUEUED_MAX + 1 - last_piece);
         assert_eq!(queue.take_dropped(), last_piece as u64);
     }
 }

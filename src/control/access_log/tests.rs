@@ -90,14 +90,15 @@ fn an_opened_connection_is_a_debug_line_without_counts() {
 #[test]
 fn batches_go_out_by_few_writes_and_dropped_lines_are_reported() {
     let (sink, queue) = log_queue();
+    let failed = |count| vec![record(AccessEvent::Failed, Some("no")); count];
     for _ in 0..2 {
-        sink.access(vec![
-            record(AccessEvent::Failed, Some("no"));
-            limits::LOG_LINES_QUEUED_MAX / 2 - 1
-        ]);
+        sink.access(failed(limits::LOG_ACCESS_LINES_QUEUED_MAX / 2 - 3));
     }
+    sink.access(failed(7));
+    sink.access(failed(6));
+    // The room for lines of connections is full, that for other lines is not.
     sink.line(b"a line of another kind\n".to_vec());
-    sink.access(vec![record(AccessEvent::Failed, Some("no")); 7]);
+    sink.access(failed(1));
     drop(sink);
 
     let writes = Writes::default();
@@ -110,14 +111,14 @@ fn batches_go_out_by_few_writes_and_dropped_lines_are_reported() {
         .collect();
     assert_eq!(
         text.matches("connection failed").count(),
-        limits::LOG_LINES_QUEUED_MAX - 2
+        limits::LOG_ACCESS_LINES_QUEUED_MAX
     );
     assert!(text.contains("a line of another kind\n"));
     assert!(
         text.contains("\twarn\tlog\tlog lines dropped: "),
         "the loss is told"
     );
-    assert!(text.contains("\tlines=7\n"));
+    assert!(text.contains("\tlines=8\n"));
     // What the loss is told with goes out by itself.
     let writes_max = text.len() / limits::LOG_WRITE_BYTES_MAX + 2;
     assert!(writes.len() <= writes_max, "{} writes", writes.len());

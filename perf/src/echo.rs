@@ -2,7 +2,8 @@
 //!
 //! The messages are sent at their times whether or not the one before is back, so far as one thread can: a late echo
 //! makes those after it late as well, and each is counted from the time at which it was due. Both ends run before
-//! all ordinary threads of their CPU, so that only the way between them is measured.
+//! all ordinary threads of their CPU, so that only the way between them is measured. Where the client itself is woken
+//! late although nothing was on its way, by a host that stops its CPU, the time is counted from then on.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -136,8 +137,13 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Latencies>) -> io
     let mut message = [b'e'; MESSAGE_BYTES];
     let mut due = Instant::now() + INTERVAL;
     while !stop.load(Ordering::Relaxed) {
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        let begun = due.max(Instant::now() - MISSED_MAX);
+        let early = due.saturating_duration_since(Instant::now());
+        thread::sleep(early);
+        let now = Instant::now();
+        let begun = match early.is_zero() {
+            true => due.max(now - MISSED_MAX),
+            false => now,
+        };
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
         let took_us = begun.elapsed().as_micros() as u64;

@@ -30,9 +30,9 @@ pub struct Latencies {
     pub all: Histogram<u64>,
     /// The longest of each `WINDOW` messages. What stops the machine for ten milliseconds makes ten late messages in one
     /// window, so that the median of windows tells what a phase is like by itself, also if it is a short one.
-    pub longest: Vec<u64>,
+    pub longest: Vec<f64>,
     /// Of the window that is not over.
-    longest_yet: u64,
+    longest_yet: f64,
 }
 
 impl Latencies {
@@ -40,13 +40,13 @@ impl Latencies {
         Self {
             all: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid"),
             longest: Vec::new(),
-            longest_yet: 0,
+            longest_yet: 0.0,
         }
     }
 
     fn record(&mut self, took_us: u64) {
         self.all.saturating_record(took_us.max(1));
-        self.longest_yet = self.longest_yet.max(took_us);
+        self.longest_yet = self.longest_yet.max(took_us as f64);
         if self.all.len().is_multiple_of(WINDOW) {
             self.longest.push(std::mem::take(&mut self.longest_yet));
         }
@@ -56,13 +56,6 @@ impl Latencies {
     pub fn add(&mut self, other: &Self) {
         self.all += &other.all;
         self.longest.extend(&other.longest);
-    }
-
-    /// The median of windows, if there was one.
-    pub fn median_of_longest(&self) -> Option<u64> {
-        let mut longest = self.longest.clone();
-        longest.sort_unstable();
-        longest.get(longest.len() / 2).copied()
     }
 }
 
@@ -139,11 +132,7 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Latencies>) -> io
     while !stop.load(Ordering::Relaxed) {
         let early = due.saturating_duration_since(Instant::now());
         thread::sleep(early);
-        let now = Instant::now();
-        let begun = match early.is_zero() {
-            true => due.max(now - MISSED_MAX),
-            false => now,
-        };
+        let begun = counted_from(due, early, Instant::now());
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
         let took_us = begun.elapsed().as_micros() as u64;
@@ -155,6 +144,15 @@ fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Latencies>) -> io
 
 /// After a longer stop the clock starts anew, or it would never catch up.
 const MISSED_MAX: Duration = Duration::from_secs(1);
+
+/// Since when a message that was due at `due` and goes out `now` is on its way. Its client was ready for it `early`
+/// before it was due, or only afterwards.
+fn counted_from(due: Instant, early: Duration, now: Instant) -> Instant {
+    match early.is_zero() {
+        true => due.max(now - MISSED_MAX),
+        false => now,
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -170,12 +168,24 @@ mod tests {
                 _ => 80,
             });
         }
-        assert_eq!(first.longest, [900, 50]);
+        assert_eq!(first.longest, [900.0, 50.0]);
         let mut second = Latencies::new();
-        assert_eq!(second.median_of_longest(), None);
         (0..WINDOW).for_each(|_| second.record(70));
         second.add(&first);
         assert_eq!((second.all.len(), second.all.max()), (3 * WINDOW + 1, 900));
-        assert_eq!(second.median_of_longest(), Some(70));
+        assert_eq!(second.longest, [70.0, 900.0, 50.0]);
+    }
+
+    #[test]
+    fn an_echo_that_is_late_makes_the_next_message_late_and_a_client_that_is_woken_late_does_not() {
+        let due = Instant::now() + MISSED_MAX;
+        let late = due + Duration::from_millis(7);
+        assert_eq!(counted_from(due, Duration::ZERO, late), due);
+        assert_eq!(counted_from(due, INTERVAL, late), late);
+        let much_later = due + MISSED_MAX * 3;
+        assert_eq!(
+            counted_from(due, Duration::ZERO, much_later),
+            due + MISSED_MAX * 2
+        );
     }
 }

@@ -22,11 +22,11 @@ use crate::seats::Seat;
 const REQUEST_KEPT: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n";
 const REQUEST_CLOSED: &[u8] = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
 
-/// Latencies above this are recorded as this.
-const LATENCY_MAX_US: u64 = 60_000_000;
-
 /// What iperf3 uses, too.
 const BULK_WRITE_BYTES: usize = 128 * 1024;
+
+/// Latencies above this are recorded as this.
+const LATENCY_MAX_US: u64 = 60_000_000;
 
 /// How long the loop sleeps at most before it looks whether it shall stop.
 const POLL_LIMIT: Duration = Duration::from_millis(20);

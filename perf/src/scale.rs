@@ -16,6 +16,7 @@ use uztunnel_rig::{Blueprint, Family, PodSpec, ProxyOptions, Result, RigError, W
 use crate::changes::{Change, Unrest};
 use crate::echo::{self, Echo, Latencies, WINDOW};
 use crate::machine;
+use crate::report::median;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -270,10 +271,9 @@ impl Together {
             let ms = |quantile| echo_us.all.value_at_quantile(quantile) as f64 / 1e3;
             let (p50, p99, p999) = (ms(0.5), ms(0.99), ms(0.999));
             let (max, messages) = (echo_us.all.max() as f64 / 1e3, echo_us.all.len());
-            let longest = echo_us.median_of_longest();
-            let longest = longest.map_or("-".to_owned(), |us| format!("{:.3}", us as f64 / 1e3));
+            let longest = median(&echo_us.longest) / 1e3;
             format!(
-                "| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} | {longest} |\n"
+                "| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} | {longest:.3} |\n"
             )
         });
         let head = format!(

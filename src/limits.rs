@@ -417,6 +417,15 @@ pub const fn receive_bytes_max(crowded: bool) -> usize {
     }
 }
 
+/// How much bulk such a turn, or another one, has room for behind everything else.
+#[inline]
+pub const fn bulk_bytes_max(crowded: bool) -> usize {
+    match crowded {
+        true => CROWDED_READ_BYTES,
+        false => usize::MAX,
+    }
+}
+
 /// `OUTPUT_SOFT_BYTES` of a crowded turn, and what an application gets at a time: what one send keeps the worker busy
 /// with. An application that did not read for a while would get 4 MiB, in 0.7 ms.
 pub const CROWDED_OUTPUT_BYTES: usize = 128 * 1024;

@@ -76,10 +76,7 @@ impl EpollDriver {
         if self.put_off {
             return;
         }
-        let mut room = match self.crowded {
-            true => limits::CROWDED_READ_BYTES,
-            false => usize::MAX,
-        };
+        let mut room = limits::bulk_bytes_max(self.crowded);
         while room > 0
             && events.len() + EVENTS_SOCKET_MAX <= events_max
             && let Some(id) = self.behind.pop_front()

@@ -78,10 +78,7 @@ impl UringDriver {
             }
         }
         self.behind.put_off = false;
-        let mut room = match self.behind.crowded {
-            true => limits::CROWDED_READ_BYTES,
-            false => usize::MAX,
-        };
+        let mut room = limits::bulk_bytes_max(self.behind.crowded);
         while room > 0
             && let Some(waiting) = self.behind.waiting.pop_front()
         {

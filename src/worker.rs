@@ -30,7 +30,7 @@ pub mod tenants;
 pub mod trouble;
 pub mod tunnel;
 pub mod turn;
-mod turn_time;
+pub mod turn_time;
 pub mod workload;
 
 use std::io;

@@ -21,6 +21,7 @@
 //! | `tenants` | what the storm of one pod costs another one |
 //! | `seats` | which CPU a thread runs on, and who goes first there |
 //! | `awake` | CPUs that do not sleep meanwhile |
+//! | `witness` | what the machine alone makes of a worker's turn |
 //! | `report` | medians, spread, ratios, as a table |
 
 pub mod awake;
@@ -38,3 +39,4 @@ pub mod scenario;
 pub mod seats;
 pub mod server;
 pub mod tenants;
+pub mod witness;

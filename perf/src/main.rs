@@ -3,7 +3,7 @@
 //! scenarios: what the storm of one pod costs another one of its node.
 //!
 //! `uztunnel-perf scale --variant ... [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N]
-//! [--seconds N] [--cpu N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
+//! [--seconds N] [--cpu N] [--witnesses N]` and `uztunnel-perf pods --variant ... [--rounds N] [--workers N] [--pods N] [--cpu N]`:
 //! the control plane, one variant after the other; with `--cpu` the proxies are kept on that CPU, and all else on the
 //! others.
 //!
@@ -165,6 +165,7 @@ fn parse_control_plane(mut given: impl Iterator<Item = String>) -> Result<Contro
             "--services" => parsed.plan.crowd.services = number()? as u32,
             "--changes" => parsed.plan.changes_per_second = number()? as u32,
             "--seconds" => parsed.plan.changing = Duration::from_secs(number()? as u64),
+            "--witnesses" => parsed.plan.witnesses = number()?,
             // The first CPU has the number 0.
             "--cpu" => {
                 let number = value.parse();

@@ -17,6 +17,7 @@ use crate::changes::{Change, Unrest};
 use crate::echo::{self, Echo, Latencies, WINDOW};
 use crate::machine;
 use crate::report::median;
+use crate::witness::Witnesses;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -24,8 +25,9 @@ pub struct Plan {
     pub changes_per_second: u32,
     pub changing: Duration,
     pub quiet: Duration,
-    /// That of the proxies, and of nobody else, if they have one.
+    /// That of the proxies and of the witnesses, and of nobody else, if they have one.
     pub cpu: Option<usize>,
+    pub witnesses: usize,
 }
 
 impl Default for Plan {
@@ -40,6 +42,7 @@ impl Default for Plan {
             changing: Duration::from_secs(30),
             quiet: Duration::from_secs(10),
             cpu: None,
+            witnesses: 0,
         }
     }
 }
@@ -70,7 +73,7 @@ pub struct Outcome {
     pub ready_after: Duration,
     /// CPU time of both until then.
     pub ready_cpu_s: f64,
-    /// The proxies' words about their workers' turns, before the restart.
+    /// The proxies' words about their workers' turns, before the restart, and those of the witnesses about their own.
     pub turns: Vec<String>,
 }
 
@@ -99,6 +102,7 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     world.start_proxies(&[options.clone(), options.clone()])?;
     let (client, server) = (world.pod(CLIENT), world.pod(SERVER));
     let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT))?;
+    let witnesses = Witnesses::start(plan.witnesses, plan.cpu)?;
     std::thread::sleep(SETTLING);
     let mut meter = Meter::new(&world, &echo)?;
     let mut phases = Vec::new();
@@ -122,6 +126,7 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     phases.push(meter.phase("changing")?);
 
     echo.stop()?;
+    let witnessed = witnesses.stop()?;
     let mut turns = Vec::new();
     for node in &mut world.nodes {
         let Some(mut proxy) = node.proxy.take() else {
@@ -136,6 +141,9 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
             .rev()
             .find(|line| line.contains("turns"));
         turns.push(said.unwrap_or_else(|| "nothing said about turns".to_owned()));
+    }
+    if plan.witnesses > 0 {
+        turns.push(format!("witnesses: {witnessed}"));
     }
     let begun = Instant::now();
     world.start_proxies(&[options.clone(), options])?;

@@ -61,7 +61,7 @@ impl LoadTable {
             sockets: Default::default(),
             streams: AtomicU32::new(0),
             busy_per_mille: AtomicU32::new(0),
-            turns: TurnCounters::new(),
+            turns: TurnCounters::default(),
         };
         Self((0..workers).map(|_| Arc::new(load())).collect())
     }

@@ -15,7 +15,7 @@ const LONG: Duration = Duration::from_millis(1);
 
 /// One worker's turns as they are counted.
 #[derive(Debug)]
-pub(super) struct TurnCounters {
+pub struct TurnCounters {
     buckets: [AtomicU64; BUCKETS],
     long: AtomicU64,
     total_ns: AtomicU64,
@@ -33,15 +33,6 @@ pub struct TurnHistogram {
 }
 
 impl TurnCounters {
-    pub fn new() -> Self {
-        Self {
-            buckets: [const { AtomicU64::new(0) }; BUCKETS],
-            long: AtomicU64::new(0),
-            total_ns: AtomicU64::new(0),
-            longest_ns: AtomicU64::new(0),
-        }
-    }
-
     /// By the one worker whose turns these are: it needs no read-modify-write.
     pub fn record(&self, turn: Duration) {
         let add = |counter: &AtomicU64, more: u64| {
@@ -65,6 +56,17 @@ impl TurnCounters {
             long: self.long.load(Ordering::Relaxed),
             total: Duration::from_nanos(self.total_ns.load(Ordering::Relaxed)),
             longest: Duration::from_nanos(self.longest_ns.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Default for TurnCounters {
+    fn default() -> Self {
+        Self {
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            long: AtomicU64::new(0),
+            total_ns: AtomicU64::new(0),
+            longest_ns: AtomicU64::new(0),
         }
     }
 }
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn turns_are_counted_summed_and_ranked() {
-        let counters = TurnCounters::new();
+        let counters = TurnCounters::default();
         for us in 1..1000 {
             counters.record(Duration::from_micros(us));
         }

@@ -40,7 +40,9 @@ usage: cargo xtask <command>
   perf SCENARIO... [--against PATH] [--rounds N] [--slice-ms N] [--workers N]
         rr1, rr64, connect, bulk1, bulk4 or all: both drivers, the direct path and PATH side by side
   perf scale [--against PATH] [--rounds N] [--workers N] [--workloads N] [--services N] [--changes N] [--seconds N]
-        a large mesh loaded into two proxies, then changed all the time, and what an echo through them feels of it
+        [--witnesses N]
+        a large mesh loaded into two proxies, then changed all the time, and what an echo through them feels of it; a
+        witness tells what the machine alone makes of a turn of 20 us
   perf pods [--against PATH] [--rounds N] [--workers N] [--pods N]
         pods announced at once: time until all have certificates, memory of each
   perf endpoints [ROUNDS]

@@ -3,7 +3,8 @@
 //! The messages are sent at their times whether or not the one before is back, so far as one thread can: a late echo
 //! makes those after it late as well, and each is counted from the time at which it was due. Both ends run before
 //! all ordinary threads of their CPU, so that only the way between them is measured. Where the client itself is woken
-//! late although nothing was on its way, by a host that stops its CPU, the time is counted from then on.
+//! late although nothing was on its way, by a host that stops its CPU, the time is counted from then on. Of a message that
+//! takes long it is found out whether others than the proxies had their CPU (`holdups`).
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,6 +17,8 @@ use hdrhistogram::Histogram;
 use uztunnel_rig::lock;
 use uztunnel_rig::{Pod, Result, RigError, sys};
 
+use crate::holdups::Holdups;
+
 pub const PORT: u16 = 7007;
 const INTERVAL: Duration = Duration::from_millis(1);
 const MESSAGE_BYTES: usize = 64;
@@ -24,10 +27,17 @@ const LATENCY_MAX_US: u64 = 60_000_000;
 /// Messages of a window: about as many as there are while 100,000 workloads are loaded.
 pub const WINDOW: u64 = 700;
 
+/// A message that takes as long is looked into.
+const SLOW: Duration = Duration::from_micros(300);
+
 /// How long messages took, microseconds.
 #[derive(Debug, Clone)]
 pub struct Latencies {
     pub all: Histogram<u64>,
+    /// Each less the time for which others than the proxies held it up.
+    pub own: Histogram<u64>,
+    /// How many others held up for half of their time or more.
+    pub held_up: u64,
     /// The longest of each `WINDOW` messages. What stops the machine for ten milliseconds makes ten late messages in one
     /// window, so that the median of windows tells what a phase is like by itself, also if it is a short one.
     pub longest: Vec<f64>,
@@ -37,15 +47,22 @@ pub struct Latencies {
 
 impl Latencies {
     fn new() -> Self {
+        let none = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid");
         Self {
-            all: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("invariant: bounds are valid"),
+            all: none.clone(),
+            own: none,
+            held_up: 0,
             longest: Vec::new(),
             longest_yet: 0.0,
         }
     }
 
-    fn record(&mut self, took_us: u64) {
-        self.all.saturating_record(took_us.max(1));
+    fn record(&mut self, took: Duration, held_up: Duration) {
+        let us = |duration: Duration| (duration.as_micros() as u64).max(1);
+        let took_us = us(took);
+        self.all.saturating_record(took_us);
+        self.own.saturating_record(us(took.saturating_sub(held_up)));
+        self.held_up += u64::from(held_up >= took / 2);
         self.longest_yet = self.longest_yet.max(took_us as f64);
         if self.all.len().is_multiple_of(WINDOW) {
             self.longest.push(std::mem::take(&mut self.longest_yet));
@@ -55,6 +72,8 @@ impl Latencies {
     /// Those of another while of the same kind.
     pub fn add(&mut self, other: &Self) {
         self.all += &other.all;
+        self.own += &other.own;
+        self.held_up += other.held_up;
         self.longest.extend(&other.longest);
     }
 }
@@ -68,8 +87,8 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// From one pod to another.
-    pub fn start(from: &Pod, to: &Pod, target: SocketAddr) -> Result<Self> {
+    /// From one pod to another, by these processes, if they have a CPU to themselves.
+    pub fn start(from: &Pod, to: &Pod, target: SocketAddr, proxies: Vec<u32>) -> Result<Self> {
         let failed = |error| RigError::new("starting the echo", error);
         let listener = to
             .namespace
@@ -78,10 +97,11 @@ impl Echo {
         let server = to.namespace.spawn("echo-server", move || serve(&listener));
         let stop = Arc::new(AtomicBool::new(false));
         let latency_us = Arc::new(Mutex::new(Latencies::new()));
+        let holdups = Holdups::of(proxies).map_err(failed)?;
         let (stopping, recorded) = (Arc::clone(&stop), Arc::clone(&latency_us));
         let client = from
             .namespace
-            .spawn("echo-client", move || ask(target, &stopping, &recorded));
+            .spawn("echo-client", move || ask(target, &stopping, &recorded, holdups));
         Ok(Self {
             latency_us,
             stop,
@@ -122,21 +142,34 @@ fn serve(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-fn ask(target: SocketAddr, stop: &AtomicBool, recorded: &Mutex<Latencies>) -> io::Result<()> {
+fn ask(
+    target: SocketAddr,
+    stop: &AtomicBool,
+    recorded: &Mutex<Latencies>,
+    mut holdups: Holdups,
+) -> io::Result<()> {
     sys::run_first()?;
     let mut stream = TcpStream::connect(target)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut message = [b'e'; MESSAGE_BYTES];
     let mut due = Instant::now() + INTERVAL;
+    let mut held_up = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
         let early = due.saturating_duration_since(Instant::now());
         thread::sleep(early);
-        let begun = counted_from(due, early, Instant::now());
+        let before = holdups.before();
+        let now = Instant::now();
+        let begun = counted_from(due, early, now);
         stream.write_all(&message)?;
         stream.read_exact(&mut message)?;
-        let took_us = begun.elapsed().as_micros() as u64;
-        lock(recorded).record(took_us);
+        let took = begun.elapsed();
+        // One that waited for the one before waited for what that one waited for.
+        held_up = held_up.min(now - begun);
+        if took >= SLOW {
+            held_up += holdups.since(&before)?;
+        }
+        lock(recorded).record(took, held_up);
         due = begun + INTERVAL;
     }
     stream.shutdown(Shutdown::Both)
@@ -160,19 +193,25 @@ mod tests {
 
     #[test]
     fn a_window_tells_its_longest_message_and_one_that_is_not_over_tells_nothing() {
+        let us = Duration::from_micros;
         let mut first = Latencies::new();
         for message in 1..=2 * WINDOW + 1 {
-            first.record(match message {
-                5 => 900,
-                message if message > WINDOW => 50,
-                _ => 80,
-            });
+            first.record(
+                us(match message {
+                    5 => 900,
+                    message if message > WINDOW => 50,
+                    _ => 80,
+                }),
+                us(if message == 5 { 850 } else { 0 }),
+            );
         }
         assert_eq!(first.longest, [900.0, 50.0]);
         let mut second = Latencies::new();
-        (0..WINDOW).for_each(|_| second.record(70));
+        (0..WINDOW).for_each(|_| second.record(us(70), Duration::ZERO));
         second.add(&first);
         assert_eq!((second.all.len(), second.all.max()), (3 * WINDOW + 1, 900));
+        assert_eq!((second.own.len(), second.own.max()), (3 * WINDOW + 1, 80));
+        assert_eq!(second.held_up, 1);
         assert_eq!(second.longest, [70.0, 900.0, 50.0]);
     }
 

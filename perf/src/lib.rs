@@ -14,6 +14,7 @@
 //! | `bench` | worlds and slices |
 //! | `scale` | a large mesh, loaded and changed while an echo runs |
 //! | `echo` | that echo |
+//! | `holdups` | whether somebody else than the proxies held a message up |
 //! | `changes` | what a change of a large mesh costs, without proxies |
 //! | `endpoints` | what a choice among endpoints costs, without proxies |
 //! | `policies` | what a connection costs to authorize, without proxies |
@@ -29,6 +30,7 @@ pub mod bench;
 pub mod changes;
 pub mod echo;
 pub mod endpoints;
+pub mod holdups;
 pub mod load;
 pub mod machine;
 pub mod pods;

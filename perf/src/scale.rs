@@ -101,7 +101,9 @@ pub fn run(options: &ProxyOptions, plan: &Plan) -> Result<Outcome> {
     });
     world.start_proxies(&[options.clone(), options.clone()])?;
     let (client, server) = (world.pod(CLIENT), world.pod(SERVER));
-    let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT))?;
+    let proxies = world.nodes.iter().map(|node| node.proxy().pid());
+    let proxies = proxies.filter(|_| plan.cpu.is_some()).collect();
+    let echo = Echo::start(client, server, server.address(Family::V4, echo::PORT), proxies)?;
     let witnesses = Witnesses::start(plan.witnesses, plan.cpu)?;
     std::thread::sleep(SETTLING);
     let mut meter = Meter::new(&world, &echo)?;
@@ -280,13 +282,16 @@ impl Together {
             let (p50, p99, p999) = (ms(0.5), ms(0.99), ms(0.999));
             let (max, messages) = (echo_us.all.max() as f64 / 1e3, echo_us.all.len());
             let longest = median(&echo_us.longest) / 1e3;
+            let held_up = echo_us.held_up;
+            let own = echo_us.own.value_at_quantile(0.999) as f64 / 1e3;
             format!(
-                "| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} | {longest:.3} |\n"
+                "| {name} | {phase} | {messages} | {p50:.3} | {p99:.3} | {p999:.3} | {max:.3} | {longest:.3} | {held_up} \
+                 | {own:.3} |\n"
             )
         });
         let head = format!(
             "| all rounds | phase | messages | echo p50 ms | p99 ms | p99.9 ms | max ms | longest of {WINDOW}, median ms \
-             |\n|---|---|---|---|---|---|---|---|\n"
+             | held up by others | p99.9 without that ms |\n|---|---|---|---|---|---|---|---|---|---|\n"
         );
         std::iter::once(head).chain(rows).collect()
     }
@@ -306,16 +311,16 @@ impl Outcome {
         writeln!(
             out,
             "| phase | seconds | echo p50 ms | p99 ms | p99.9 ms | max ms | CPU s of both proxies | MiB of one proxy | \
-             more than quiet |"
+             more than quiet | held up by others | p99.9 without that ms |"
         )?;
-        writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
+        writeln!(out, "|---|---|---|---|---|---|---|---|---|---|---|")?;
         let mib = |bytes: u64| bytes as f64 / 2.0 / f64::from(1 << 20);
         let quiet = self.phases.first().map_or(0.0, |phase| mib(phase.resident_bytes));
         for phase in &self.phases {
             let ms = |quantile| phase.echo_us.all.value_at_quantile(quantile) as f64 / 1e3;
             writeln!(
                 out,
-                "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:+.1} |",
+                "| {} | {:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:+.1} | {} | {:.3} |",
                 phase.name,
                 phase.took.as_secs_f64(),
                 ms(0.5),
@@ -325,6 +330,8 @@ impl Outcome {
                 phase.cpu_s,
                 mib(phase.resident_bytes),
                 mib(phase.resident_bytes) - quiet,
+                phase.echo_us.held_up,
+                phase.echo_us.own.value_at_quantile(0.999) as f64 / 1e3,
             )?;
         }
         writeln!(

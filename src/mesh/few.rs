@@ -38,17 +38,18 @@ impl<T: Clone> Few<T> {
     }
 
     pub fn push(&mut self, value: T) {
-        *self = self.iter().cloned().chain([value]).collect();
+        self.insert(self.len(), value);
+    }
+
+    pub fn insert(&mut self, at: usize, value: T) {
+        let (before, after) = self.split_at(at);
+        *self = before.iter().chain([&value]).chain(after).cloned().collect();
     }
 
     /// `None` when nothing is left.
     pub fn without(&self, mut condition: impl FnMut(&T) -> bool) -> Option<Self> {
-        let mut left = self.iter().filter(|value| !condition(value));
-        let mut few = Self::one(left.next()?.clone());
-        for value in left {
-            few.push(value.clone());
-        }
-        Some(few)
+        let left: Self = self.iter().filter(|value| !condition(value)).cloned().collect();
+        (!left.is_empty()).then_some(left)
     }
 }
 
@@ -111,6 +112,8 @@ impl<T> Gathered<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -134,8 +137,30 @@ mod tests {
             pushed.push(count);
             assert_eq!(pushed, (0..=count).collect());
             let left = pushed.without(|entry| *entry == count);
-            assert_eq!(left, (count > 0).then_some(made));
+            assert_eq!(left, (count > 0).then_some(made.clone()));
+            let mut inserted = made;
+            inserted.insert(0, 9);
+            assert_eq!(inserted, std::iter::once(9).chain(0..count).collect());
         }
+    }
+
+    #[test]
+    fn leaving_one_of_many_out_copies_each_of_the_others_once() {
+        struct Counting<'a>(&'a Cell<usize>, usize);
+        impl Clone for Counting<'_> {
+            fn clone(&self) -> Self {
+                self.0.set(self.0.get() + 1);
+                Self(self.0, self.1)
+            }
+        }
+        let copies = Cell::new(0);
+        let many: Few<_> = (0..1_000).map(|at| Counting(&copies, at)).collect();
+        let left = many.without(|entry| entry.1 == 7).expect("others");
+        assert_eq!((left.len(), copies.get()), (999, 999));
+    }
+
+    #[test]
+    fn an_entry_is_no_larger_than_a_list() {
         assert_eq!(Few::<u8>::default(), [].into());
         assert!(size_of::<Few<std::net::IpAddr>>() <= size_of::<Vec<u8>>());
     }

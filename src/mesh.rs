@@ -231,7 +231,7 @@ impl Snapshot {
             .get(network)
             .and_then(|by_ip| by_ip.get(&ip));
         exact
-            .and_then(|places| self.index.preferred(places, client_namespace))
+            .and_then(|places| self.index.preferred_by_vip(places, client_namespace))
             .or_else(|| self.backed_by_range(network, ip, client_namespace))
     }
 

@@ -17,7 +17,6 @@ use super::backing::{Backed, Workloads};
 use super::few::Few;
 use super::places::{Place, Places};
 use super::policy::Policy;
-use super::service::Service;
 use super::trie::TrieMap;
 use super::workload::{Health, NetworkMode, Workload};
 use crate::identity::Identity;
@@ -41,7 +40,7 @@ pub(super) struct Index {
     pub services: Places<Backed>,
     /// By host name without its case; one per namespace and spelling.
     pub services_by_hostname: TrieMap<Arc<str>, Few<Place<Backed>>>,
-    /// One per namespace.
+    /// Those of one namespace side by side, the latest last: it is the one that has the address.
     pub services_by_vip: ByNetwork<IpAddr, Few<Place<Backed>>>,
     /// By masked range. One probe per prefix length in use replaces a walk over the ranges.
     pub services_by_cidr: ByNetwork<IpNet, Few<Place<Backed>>>,
@@ -113,36 +112,25 @@ impl Index {
         client_namespace: Option<&str>,
     ) -> Option<&Arc<Backed>> {
         let places = self.services_named(hostname)?;
-        let is_spelled_so = |service: &Service| *service.hostname == *hostname;
-        self.preferred_of(places, client_namespace, is_spelled_so)
-            .or_else(|| self.preferred(places, client_namespace))
+        let named = || self.services_at(places);
+        let is_spelled_so = |backed: &&Arc<Backed>| *backed.service.hostname == *hostname;
+        preferred(|| named().filter(is_spelled_so), client_namespace)
+            .or_else(|| preferred(named, client_namespace))
     }
 
-    /// In the client's namespace, else the last canonical one, else the first.
-    pub fn preferred<'a>(
-        &'a self,
-        places: &'a [Place<Backed>],
+    /// The service that a client means by an address, of those that have it.
+    pub fn preferred_by_vip(
+        &self,
+        places: &[Place<Backed>],
         client_namespace: Option<&str>,
-    ) -> Option<&'a Arc<Backed>> {
-        self.preferred_of(places, client_namespace, |_| true)
-    }
-
-    /// The same among candidates only.
-    fn preferred_of<'a>(
-        &'a self,
-        places: &'a [Place<Backed>],
-        client_namespace: Option<&str>,
-        is_candidate: impl Fn(&Service) -> bool,
-    ) -> Option<&'a Arc<Backed>> {
-        let visible = || {
-            self.services_at(places)
-                .filter(|backed| backed.service.is_visible_to(client_namespace))
-                .filter(|backed| is_candidate(&backed.service))
+    ) -> Option<&Arc<Backed>> {
+        let namespace_at = |at: usize| Some(&self.services.get(*places.get(at)?)?.service.namespace);
+        let latest = || {
+            let all = places.iter().enumerate();
+            let latest = all.filter(move |(at, _)| namespace_at(*at) != namespace_at(at + 1));
+            latest.filter_map(|(_, place)| self.services.get(*place))
         };
-        visible()
-            .find(|backed| client_namespace == Some(&*backed.service.namespace))
-            .or_else(|| visible().rfind(|backed| backed.service.canonical))
-            .or_else(|| visible().next())
+        preferred(latest, client_namespace)
     }
 
     pub fn next_policies_revision(&mut self) -> u64 {
@@ -276,7 +264,7 @@ impl Index {
         members
     }
 
-    /// Adds a service to every view. By address there is one service per namespace: the latest.
+    /// Adds a service to every view. By address a namespace shows its latest one, and again the one before when that goes.
     pub fn place_service(&mut self, place: Place<Backed>, backed: Arc<Backed>) {
         let service = backed.service.clone();
         push(&mut self.services_by_hostname, key_of(&service.hostname), place);
@@ -285,15 +273,14 @@ impl Index {
                 .services_by_vip
                 .get_or_insert_with(&vip.network, TrieMap::new);
             let services = &self.services;
-            let is_namesake = |other: &&mut Place<Backed>| {
-                let other = services.get(**other);
+            let is_namesake = |other: &Place<Backed>| {
+                let other = services.get(*other);
                 other.is_some_and(|other| other.service.namespace == service.namespace)
             };
-            let known = by_ip
-                .get_mut(&vip.ip)
-                .and_then(|list| list.iter_mut().find(is_namesake));
-            if let Some(known) = known {
-                *known = place;
+            let known = by_ip.get_mut(&vip.ip);
+            let behind = known.and_then(|list| Some((list.iter().rposition(is_namesake)? + 1, list)));
+            if let Some((at, list)) = behind {
+                list.insert(at, place);
             } else {
                 push(by_ip, vip.ip, place);
             }
@@ -330,6 +317,21 @@ impl Index {
         }
         Some(old)
     }
+}
+
+/// Of those that the client can see: one of its namespace, else the last canonical one, else the first.
+fn preferred<'a, Candidates>(
+    candidates: impl Fn() -> Candidates,
+    client_namespace: Option<&str>,
+) -> Option<&'a Arc<Backed>>
+where
+    Candidates: DoubleEndedIterator<Item = &'a Arc<Backed>>,
+{
+    let visible = || candidates().filter(|backed| backed.service.is_visible_to(client_namespace));
+    visible()
+        .find(|backed| client_namespace == Some(&*backed.service.namespace))
+        .or_else(|| visible().rfind(|backed| backed.service.canonical))
+        .or_else(|| visible().next())
 }
 
 /// The name itself where it has no capitals, so that there is one copy of it.

@@ -1,5 +1,8 @@
 //! The state in all its orders of arrival.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::*;
 use crate::mesh::fixture::*;
 use crate::mesh::{Endpoint, Health, HealthPolicy, LoadBalancer, PortMap};
@@ -304,35 +307,42 @@ fn all_views_of_a_service_hold_one_object_after_any_sequence_of_updates() {
             .wrapping_add(1442695040888963407);
         next >> 33
     };
+    // Services with their addresses, in the order in which they were given.
+    let mut given: Vec<(String, IpAddr)> = Vec::new();
     for _ in 0..300 {
         let at = random() % 6;
         let name = format!("s{at}");
         match random() % 5 {
             0 => builder.insert_workload(behind(pod(&format!("p{at}"), "10.0.0.2"), &name, &[])),
             1 => builder.remove(&format!("c1//Pod/shop/p{at}")),
-            2 => builder.remove(&format!("shop/s{at}.shop")),
+            2 => {
+                builder.remove(&format!("shop/s{at}.shop"));
+                given.retain(|(other, _)| *other != name);
+            }
             _ => {
                 let cidr = format!("10.{}.0.0/16", 100 + at).parse().expect("a range");
                 let cidr_vips = vec![crate::mesh::CidrVip {
                     network: "net1".into(),
                     cidr,
                 }];
-                let vip = format!("10.96.{}.{at}", random() % 2);
+                let vip = format!("10.96.{}.{}", random() % 2, at % 3);
                 builder.insert_service(Service {
                     cidr_vips,
                     ..service(&name, &vip)
                 });
+                given.retain(|(other, _)| *other != name);
+                given.push((name, vip.parse().expect("an address")));
             }
         }
         let snapshot = builder.build();
-        let mut addresses = 0;
         for service in snapshot.services() {
             for vip in &service.vips {
-                addresses += 1;
                 let by_address = snapshot
                     .service_by_address("net1", vip.ip, None)
                     .expect("indexed");
-                assert!(Arc::ptr_eq(by_address, service));
+                let latest = given.iter().rfind(|(_, ip)| *ip == vip.ip);
+                assert_eq!(Some(&*by_address.name), latest.map(|(name, _)| &**name));
+                assert!(*by_address.name != *service.name || Arc::ptr_eq(by_address, service));
             }
             for vip in &service.cidr_vips {
                 let by_range = snapshot
@@ -348,10 +358,54 @@ fn all_views_of_a_service_hold_one_object_after_any_sequence_of_updates() {
             .flat_map(|it| it.values())
             .collect();
         assert!(indexed.iter().all(|list| !list.is_empty()));
-        assert_eq!(indexed.len(), addresses);
+        let addresses: BTreeSet<IpAddr> = given.iter().map(|(_, ip)| *ip).collect();
+        assert_eq!(indexed.len(), addresses.len());
         let lengths: usize = snapshot.index.cidr_lengths.values().sum();
         assert_eq!(lengths, snapshot.services().count());
     }
+}
+
+#[test]
+fn an_address_goes_back_to_the_service_of_the_namespace_that_had_it_before() {
+    let vip = "10.96.0.1";
+    let elsewhere = || Service {
+        namespace: "other".into(),
+        hostname: "c.other".into(),
+        canonical: true,
+        ..service("c", vip)
+    };
+    let found = |builder: &mut Builder, namespace| {
+        let ip = vip.parse().expect("an address");
+        let snapshot = builder.build();
+        let service = snapshot.service_by_address("net1", ip, namespace);
+        service.expect("some service has it").name.to_string()
+    };
+    let mut builder = builder();
+    builder.insert_service(Service {
+        canonical: true,
+        ..service("a", vip)
+    });
+    builder.insert_service(elsewhere());
+    builder.insert_service(service("b", vip));
+    assert_eq!(found(&mut builder, Some("shop")), "b", "the latest one");
+    assert_eq!(found(&mut builder, Some("other")), "c");
+    assert_eq!(found(&mut builder, None), "c", "b is not canonical, and hides a");
+    builder.insert_service(service("b", "10.96.0.2"));
+    assert_eq!(
+        found(&mut builder, Some("shop")),
+        "a",
+        "b has another address now"
+    );
+    builder.insert_service(service("b", vip));
+    builder.remove("shop/b.shop");
+    assert_eq!(found(&mut builder, Some("shop")), "a", "b is gone");
+    builder.insert_service(service("b", vip));
+    builder.insert_service(service("a", vip));
+    assert_eq!(found(&mut builder, Some("shop")), "a", "the latest one");
+    builder.remove("shop/a.shop");
+    assert_eq!(found(&mut builder, Some("shop")), "b");
+    builder.remove("shop/b.shop");
+    assert_eq!(found(&mut builder, Some("shop")), "c", "of another namespace");
 }
 
 #[test]

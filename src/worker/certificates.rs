@@ -94,7 +94,8 @@ impl<D: Driver + 'static> Core<D> {
         }
     }
 
-    /// A handshake under the identity failed. If it was for want of trust, another certificate may mend that.
+    /// A handshake under the identity failed, or the session that it made. If it was for want of trust, another
+    /// certificate may mend that.
     pub(super) fn doubt_certificate(&mut self, identity: &Identity, outcome: &Outcome) {
         if let Some(Entry::Known { doubted, .. }) = self.certificates.entries.get_mut(identity)
             && outcome.is_about_trust()

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
 use super::Setup;
 use super::core::Core;
 use super::hbone::session::{Role, Session, SessionParts, Transport};
@@ -204,6 +206,17 @@ impl Peer {
 pub fn session(core: &mut Core<EpollDriver>, pod: &Rc<PodState>) -> (Key<Session>, Peer) {
     let (server, client) = handshake(&FakeCa::new(), RecordMode::Own.into());
     start(core, pod, server, client)
+}
+
+/// An authority with a root of its own, and what signs in its name.
+pub fn authority() -> (FakeCa, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().expect("a key");
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = root.self_signed(&key).expect("a root").pem();
+    let ca = FakeCa::with_root(&certificate, &key.serialize_pem()).expect("an authority");
+    (ca, Issuer::new(root, key))
 }
 
 /// The two ends of a handshake between certificates of `ca`: the server's, which keeps to `rules`, and the client's.

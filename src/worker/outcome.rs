@@ -177,13 +177,17 @@ impl Outcome {
         }
     }
 
-    /// True when one side of a handshake does not know the CA of the other.
+    /// True when one side of a handshake does not know the CA of the other. A client's own part of a handshake is over
+    /// before the server has seen its certificate (RFC 8446 section 2): it hears of that on its session.
     pub fn is_about_trust(&self) -> bool {
         matches!(
             self,
-            Self::Tls(TlsError::Handshake(
-                HandshakeError::UnknownIssuer | HandshakeError::RefusedByPeer(AlertDescription::UnknownCA)
-            ))
+            Self::Tls(
+                TlsError::Handshake(
+                    HandshakeError::UnknownIssuer
+                        | HandshakeError::RefusedByPeer(AlertDescription::UnknownCA)
+                ) | TlsError::Alert(AlertDescription::UnknownCA)
+            )
         )
     }
 

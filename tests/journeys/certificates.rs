@@ -90,17 +90,36 @@ fn a_rotation_of_roots_under_load_fails_no_connection() {
 
 #[test]
 fn roots_that_are_swapped_in_one_step_part_the_mesh_only_until_a_handshake_tells() {
+    let reason = "peer's certificate was issued by an unknown CA";
+    assert_heals(|old, _| old.pem(), reason);
+}
+
+#[test]
+fn a_client_whose_root_is_not_trusted_any_more_is_refused_only_until_a_handshake_tells() {
+    let reason = "fatal alert UnknownCA (48): it does not know the CA of our certificate";
+    assert_heals(|old, new| bundle(&[old, new]), reason);
+}
+
+/// The client has a certificate of the old root and trusts `clients`; the server has and trusts the new one only. The
+/// client is refused for `reason`, and served once it has renewed its certificate for that.
+fn assert_heals(clients: impl Fn(&Authority, &Authority) -> String, reason: &str) {
     // Not renewed for any other reason for longer than this takes.
     const LIFETIME: Duration = Duration::from_secs(60);
     let world = world(LIFETIME);
+    let istiod = world.istiod();
     let _server = serve_http(world.pod("server"));
+    let (old, new) = (
+        istiod.authority(),
+        Arc::new(Authority::new("new root").expect("made")),
+    );
     assert_eq!(fetch(&world).expect("served"), 200);
+    istiod.ca.play(signing(&old, clients(&old, &new), LIFETIME));
+    // With its certificate a pod loses what it knew of roots.
+    leave_and_return(&world, 0, "client");
+    wait_until("a request that is answered", || fetch(&world).ok());
     let asked = requests(&world, "client");
-    let new = Arc::new(Authority::new("new root").expect("made"));
-    world.istiod().ca.play(signing(&new, new.pem(), LIFETIME));
-    // With its certificate the pod loses what it knew of the old root.
+    istiod.ca.play(signing(&new, new.pem(), LIFETIME));
     leave_and_return(&world, 1, "server");
-    let reason = "peer's certificate was issued by an unknown CA";
     // One may be all that is refused, and its line comes after its end.
     wait_until("a connection that is refused for want of trust", || {
         let _ = fetch(&world);

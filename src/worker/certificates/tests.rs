@@ -8,7 +8,8 @@ use crate::bridge::demands;
 use crate::clock::Duration;
 use crate::runtime::tasks::Executor;
 use crate::sys::epoll::EpollDriver;
-use crate::tls::FakeCa;
+use crate::tls::fake_ca::Issued;
+use crate::tls::{FakeCa, Handshake, HandshakeError, Output, Progress, RecordMode};
 use crate::worker::fixture::{self, Peer};
 use crate::worker::hbone::pool::PoolKey;
 use crate::worker::pods::PodState;
@@ -138,6 +139,43 @@ fn a_renewed_certificate_retires_the_sessions_that_were_dialled_with_the_old_one
     core.take_certificate(renewed.clone(), issue());
     assert!(core.sessions.get(old).expect("not flushed yet").retired);
     assert!(!core.sessions.get(untouched).expect("there").retired);
+}
+
+/// In the middle of a change of roots: the server knows the new one only, and says so when the client is done.
+#[test]
+fn a_server_that_does_not_know_the_root_of_a_client_makes_it_renew_early() {
+    let [cart, till] = ["cart", "till"].map(|name| Identity::new("cluster.local", "shop", name));
+    let (old, (new, _), now) = (FakeCa::new(), fixture::authority(), clock::wall());
+    let theirs = new.issue(&till, now).expect("issued");
+    for mode in [RecordMode::Own, RecordMode::Buffered] {
+        let signed = old.sign(&cart, now, now + Duration::from_secs(3600));
+        let Issued { chain, key } = signed.expect("signed");
+        let roots = vec![old.root().clone(), new.root().clone()];
+        let ours = CertifiedIdentity::new(cart.clone(), chain, key, roots).expect("usable");
+        let mut client = Handshake::client(&ours, [till.clone()].into(), mode).expect("a client");
+        let mut server = Handshake::server(&theirs, RecordMode::Own).expect("a server");
+        let (mut there, mut back) = (Output::default(), Output::default());
+        client.advance(&[], &mut there).expect("hello");
+        server.advance(there.filled(), &mut back).expect("a certificate");
+        there.clear();
+        let done = client.advance(back.filled(), &mut there);
+        assert_eq!(done, Ok(Progress::Done), "it has heard of no trouble");
+        back.clear();
+        let refused = server.advance(there.filled(), &mut back).expect_err("unknown");
+        assert_eq!(refused, HandshakeError::UnknownIssuer.into());
+
+        let mut core = fixture::core(&Executor::default());
+        let (demands, mut asked) = demands::channel();
+        core.demands = demands;
+        core.take_certificate(cart.clone(), Ok(Arc::new(ours)));
+        let (session, _peer) = client_of(&mut core, &fixture::pod(), &cart);
+        let established = client.finish().expect("done");
+        core.sessions.get_mut(session).expect("just made").channel = established.channel;
+        core.session_received(session, back.filled());
+        assert!(core.sessions.get(session).expect("until the flush").is_closing());
+        let identity = cart.clone();
+        assert_eq!(asked.try_recv(), Ok(Demand::Doubt { identity }), "{mode:?}");
+    }
 }
 
 #[test]

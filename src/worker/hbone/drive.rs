@@ -13,11 +13,12 @@ use crate::limits;
 use crate::runtime::slab::Key;
 use crate::sys::buffer::Payload;
 use crate::sys::driver::{Close, Driver, Event, Received, SendStatus};
+use crate::tls::TlsError;
 use crate::tls::output::Output;
 use crate::wire::http2::{ErrorCode, StreamId};
 use crate::worker::backlog::Reader;
 use crate::worker::core::{Core, TimerEvent};
-use crate::worker::outcome::ends_a_copy;
+use crate::worker::outcome::{Outcome, ends_a_copy};
 
 impl<D: Driver + 'static> Core<D> {
     pub fn session_event(&mut self, key: Key<Session>, event: Event) {
@@ -357,15 +358,25 @@ impl<D: Driver + 'static> Core<D> {
         let peer = self.peer_of(key);
         tracing::warn!(target: "hbone", %peer, %error, "session closed");
         let code = match error {
-            SessionError::Tls(_) => {
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.channel_broken = true;
-                }
+            SessionError::Tls(error) => {
+                self.channel_failed(key, error);
                 ErrorCode::NoError
             }
             SessionError::Http2(error) => error.code,
         };
         self.end_session(key, code, &Ending::Said(error.to_string()), false);
+    }
+
+    /// Nothing more can be said on it.
+    fn channel_failed(&mut self, key: Key<Session>, error: &TlsError) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            return;
+        };
+        session.channel_broken = true;
+        if let Role::Client { key: pool_key } = &session.role {
+            let pool_key = pool_key.clone();
+            self.doubt_certificate(&pool_key.identity, &Outcome::Tls(error.clone()));
+        }
     }
 
     /// No further streams on this session: it ends when the last one has.

@@ -113,8 +113,7 @@ impl<D: Driver + 'static> Core<D> {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod,
-        KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+        CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
     };
 
     use super::*;
@@ -131,15 +130,8 @@ mod tests {
 
     impl Revoker {
         fn new() -> Self {
-            let key = KeyPair::generate().expect("a key");
-            let mut root = CertificateParams::default();
-            root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            let certificate = root.self_signed(&key).expect("a root").pem();
-            Self {
-                ca: FakeCa::with_root(&certificate, &key.serialize_pem()).expect("an authority"),
-                issuer: Issuer::new(root, key),
-            }
+            let (ca, issuer) = fixture::authority();
+            Self { ca, issuer }
         }
 
         fn list(&self, serial: &[u8]) -> Arc<RevocationLists> {

@@ -141,6 +141,30 @@ fn what_the_ca_refuses_is_told_in_its_words_and_asked_again() {
     });
 }
 
+/// istiod says so with a code that broken connections have as well: while it gets ready, and when it cannot sign.
+#[test]
+fn a_ca_that_cannot_sign_is_asked_once_over_the_connection_that_there_is() {
+    run(async {
+        let mut files = Files::new();
+        let ca = files.ca(Script::signing(&files.signer, HOUR));
+        let client = client(&files, &ca, &[]);
+        client.issue(identity("cart")).await.expect("signed");
+        let codes = [
+            (status::INTERNAL, "Internal"),
+            (status::UNKNOWN, "Unknown"),
+            (status::CANCELLED, "Cancelled"),
+        ];
+        for (asked, (code, name)) in (2..).zip(codes) {
+            ca.service.play(Script::failing(code, "not ready"));
+            let error = client.issue(identity("cart")).await.expect_err("refused");
+            let expected = format!("signing gRPC error ({name}): not ready");
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(ca.service.seen().len(), asked, "{name}");
+        }
+        assert_eq!(ca.service.connections(), 1);
+    });
+}
+
 #[test]
 fn a_missing_or_wrong_token_is_named_and_a_right_one_heals_it() {
     run(async {

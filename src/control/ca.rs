@@ -8,6 +8,8 @@
 //! Invariant: a request ends within `limits::CERTIFICATE_REQUEST_TIMEOUT`, so that a CA that hangs cannot hold the
 //! places of all requests for ever.
 
+use std::error::Error;
+
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::{Code, Status};
@@ -30,6 +32,9 @@ enum CaError {
     Unreachable(std::sync::Arc<GrpcError>),
     #[error("signing gRPC error ({code:?}): {message}")]
     Refused { code: Code, message: String },
+    /// The connection broke under the request, or the server is ending.
+    #[error("signing gRPC error ({code:?}): {message}")]
+    Broken { code: Code, message: String },
     #[error("no answer from the CA within {} s", limits::CERTIFICATE_REQUEST_TIMEOUT.as_secs())]
     Silent,
     #[error(transparent)]
@@ -112,7 +117,9 @@ impl Ca {
     async fn ask(&self, question: Request) -> Result<Answer, CaError> {
         for pause in limits::CA_PAUSES {
             match self.attempt(question.clone()).await {
-                Err(error) if error.is_of_the_connection() => tokio::time::sleep(pause).await,
+                Err(error) if error.is_of_the_connection() => {
+                    tokio::time::sleep(spread(pause, fastrand::f64())).await;
+                }
                 answer => return answer,
             }
         }
@@ -129,16 +136,14 @@ impl Ca {
         let asking = open
             .channel
             .unary(ca::CREATE_CERTIFICATE, request, limits::CA_ANSWER_BYTES_MAX);
-        let answer = asking.await;
-        if let Err(status) = &answer
-            && is_broken(status.code())
-        {
+        let answer = asking.await.map_err(CaError::from);
+        if let Err(CaError::Broken { .. }) = &answer {
             let mut connection = self.connection.lock().await;
             if connection.open.as_ref().map(|it| it.number) == Some(open.number) {
                 connection.open = None;
             }
         }
-        answer.map_err(CaError::from)
+        answer
     }
 
     /// For somebody who asks since `asked_at`.
@@ -187,9 +192,8 @@ impl CaError {
     /// Another connection may be better.
     fn is_of_the_connection(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
-            Self::Refused { code, .. } => is_broken(*code),
-            Self::Silent | Self::Certificate(_) => false,
+            Self::Unreachable(_) | Self::Broken { .. } => true,
+            Self::Refused { .. } | Self::Silent | Self::Certificate(_) => false,
         }
     }
 
@@ -200,17 +204,37 @@ impl CaError {
 
 impl From<Status> for CaError {
     fn from(status: Status) -> Self {
-        Self::Refused {
-            code: status.code(),
-            message: status.message().to_owned(),
+        let (code, message) = (status.code(), status.message().to_owned());
+        match is_of_the_connection(&status) {
+            true => Self::Broken { code, message },
+            false => Self::Refused { code, message },
         }
     }
 }
 
-/// What a connection that ended, or a server that is ending, fails requests with.
-fn is_broken(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
-    )
+/// Whether a connection that ended, or a server that is ending, is why a request failed. A CA that is not ready or cannot
+/// sign answers with the same codes: what a transport fails with has that error for its source, an answer has none.
+fn is_of_the_connection(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
+        _ => false,
+    }
+}
+
+/// A pause and up to half as much again: what broke together must not come back together. `random` in 0..1.
+fn spread(pause: Duration, random: f64) -> Duration {
+    pause.mul_f64(1.0 + random / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_failed_together_are_made_again_apart() {
+        let pause = Duration::from_millis(500);
+        let [first, last] = [0.0, 1.0].map(|random| spread(pause, random));
+        assert_eq!([first, last], [pause, Duration::from_millis(750)]);
+    }
 }

@@ -76,8 +76,8 @@ pub const CERTIFICATE_DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 pub const CERTIFICATE_DOUBT_AGE: Duration = Duration::from_secs(300);
 /// And up to this part of that age later, by chance.
 pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
-/// Between the attempts of one request whose connection breaks or cannot be made. Upstream makes one attempt, and
-/// fails whoever waits for a first certificate.
+/// Between the attempts of one request whose connection breaks or cannot be made, up to half as much longer by chance.
+/// Upstream makes one attempt, and fails whoever waits for a first certificate.
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Contract: wire.md section 6.
 pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;

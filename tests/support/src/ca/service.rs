@@ -19,8 +19,11 @@ pub(crate) const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCe
 /// gRPC's status codes, as far as tests need them.
 pub mod status {
     pub const OK: u32 = 0;
+    pub const CANCELLED: u32 = 1;
+    pub const UNKNOWN: u32 = 2;
     pub const PERMISSION_DENIED: u32 = 7;
     pub const UNIMPLEMENTED: u32 = 12;
+    pub const INTERNAL: u32 = 13;
     pub const UNAUTHENTICATED: u32 = 16;
 }
 

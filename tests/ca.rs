@@ -312,6 +312,36 @@ fn roots_that_left_the_disk_are_believed_for_a_minute_and_no_longer() {
 }
 
 #[test]
+fn a_connection_that_cannot_be_replaced_serves_on_until_it_can() {
+    run(async {
+        let mut files = Files::new();
+        let mut ca = files.ca(Script::signing(&files.signer, HOUR));
+        let (began, passed) = (Instant::now(), Rc::new(Cell::new(Duration::ZERO)));
+        let time = Rc::clone(&passed);
+        let client = client(&files, &ca, &[]).with_clock(move || began + time.get());
+        client.issue(identity("cart")).await.expect("signed");
+        passed.set(limits::CA_CONNECTION_AGE_MAX);
+        fs::remove_file(files.root_path()).expect("removed");
+        client.issue(identity("cart")).await.expect("no roots to read");
+        fs::write(files.root_path(), "-----BEGIN CERT").expect("written");
+        passed.set(passed.get() + HOUR);
+        client.issue(identity("cart")).await.expect("no root among them");
+        assert_eq!(ca.service.connections(), 1);
+        fs::write(files.root_path(), files.tls.pem()).expect("written");
+        passed.set(passed.get() + Duration::from_millis(1));
+        client.issue(identity("cart")).await.expect("signed");
+        assert_eq!(ca.service.connections(), 2, "tried again by each request");
+
+        // Where the old one is over as well, the reason is why there is no new one.
+        ca.stop();
+        passed.set(passed.get() + HOUR);
+        let error = client.issue(identity("cart")).await.expect_err("nobody is there");
+        let start = format!("cannot ask the CA: cannot connect to {}", ca.address());
+        assert!(error.to_string().starts_with(&start), "{error}");
+    });
+}
+
+#[test]
 fn a_ca_that_does_not_answer_is_given_up_and_asked_again() {
     run(async {
         let mut files = Files::new();

@@ -2,7 +2,8 @@
 //!
 //! Control thread. One connection serves all requests for a while; it is made anew when it breaks and when it is
 //! older than `limits::CA_CONNECTION_AGE_MAX`, so that roots which were rotated on disk come into use without
-//! anybody watching the file. Which identity is asked for and when is decided by `control::certificates`.
+//! anybody watching the file. While no other can be made it stays in use, unless the CA is not trusted any more. Which
+//! identity is asked for and when is decided by `control::certificates`.
 //! Specification: sections 1.2, 2.2, 2.3 and 2.6 of the control-plane contract.
 //!
 //! Invariant: a request ends within `limits::CERTIFICATE_REQUEST_TIMEOUT`, so that a CA that hangs cannot hold the
@@ -157,7 +158,7 @@ impl Ca {
         if let Some((failed_at, error)) = &connection.failure
             && *failed_at >= asked_at
         {
-            return Err(error.clone());
+            return connection.open.clone().ok_or_else(|| error.clone());
         }
         match self.server.connect().await {
             Ok(channel) => {
@@ -172,10 +173,13 @@ impl Ca {
                 Ok(open)
             }
             Err(error) => {
+                connection.open = connection.open.take().filter(|_| says_nothing_of_the_ca(&error));
+                if connection.open.is_some() {
+                    tracing::warn!(%error, "no new connection to the CA, so that the old one stays in use");
+                }
                 let error = CaError::unreachable(error);
-                connection.open = None;
                 connection.failure = Some(((self.clock)(), error.clone()));
-                Err(error)
+                connection.open.clone().ok_or(error)
             }
         }
     }
@@ -212,13 +216,34 @@ impl From<Status> for CaError {
     }
 }
 
-/// Whether a connection that ended, or a server that is ending, is why a request failed. A CA that is not ready or cannot
-/// sign answers with the same codes: what a transport fails with has that error for its source, an answer has none.
+/// Whether a connection that ended, or a server that is ending, is why a request failed. A CA that is not ready or
+/// cannot sign answers with the same codes: what a transport fails with has that error for its source, an answer has
+/// none.
 fn is_of_the_connection(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
         Code::Unknown | Code::Cancelled | Code::Internal => status.source().is_some(),
         _ => false,
+    }
+}
+
+/// Whether no connection was made for a reason that leaves a CA which was trusted before as good as it was. One that
+/// does not hold against the roots of now is not believed over an old connection either.
+fn says_nothing_of_the_ca(error: &GrpcError) -> bool {
+    match error {
+        GrpcError::RootsFile { .. }
+        | GrpcError::SystemRoots(_)
+        | GrpcError::Roots { .. }
+        | GrpcError::Resolve { .. }
+        | GrpcError::Connect { .. } => true,
+        GrpcError::Address { .. }
+        | GrpcError::OtherName(_)
+        | GrpcError::TokenFile { .. }
+        | GrpcError::EmptyToken(_)
+        | GrpcError::IllegalToken
+        | GrpcError::IllegalHeader { .. }
+        | GrpcError::Tls { .. }
+        | GrpcError::Http { .. } => false,
     }
 }
 

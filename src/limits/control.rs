@@ -81,8 +81,8 @@ pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Contract: wire.md section 6.
 pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
-/// A connection to the CA serves requests for so long: the time for which roots that were taken off the disk are
-/// still believed.
+/// A connection to the CA serves requests for so long, if another can be made then: the time for which roots that were
+/// replaced on disk are still believed.
 pub const CA_CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// How often the file of revoked certificates is looked at. A change is read once it was the same twice: within two

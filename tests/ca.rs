@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -342,6 +343,32 @@ fn a_connection_that_cannot_be_replaced_serves_on_until_it_can() {
 }
 
 #[test]
+fn what_swallows_packets_is_named_and_not_tried_until_the_request_is_over() {
+    run(async {
+        let files = Files::new();
+        let swallowing = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let swallowing = swallowing.expect("a socket");
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        swallowing.bind(&nowhere.into()).expect("bound");
+        // Who is not accepted fills its queue, of which Linux makes one more than it is told.
+        swallowing.listen(0).expect("listening");
+        let address = swallowing.local_addr().expect("bound").as_socket().expect("IPv4");
+        let _waiting = std::net::TcpStream::connect(address).expect("connected");
+        let client = client_of(&files, address, &[]).with_clock(|| tokio::time::Instant::now().into_std());
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
+        let error = client.issue(identity("cart")).await.expect_err("nobody answers");
+        let expected = format!("cannot ask the CA: cannot connect to {address}: timed out");
+        assert_eq!(error.to_string(), expected);
+        let took = began.elapsed();
+        assert!(
+            took < limits::CERTIFICATE_WAIT,
+            "{took:?}: who waits for it hears of it"
+        );
+    });
+}
+
+#[test]
 fn a_ca_that_does_not_answer_is_given_up_and_asked_again() {
     run(async {
         let mut files = Files::new();
@@ -643,7 +670,12 @@ async fn wait_for_requests(ca: Ca, count: usize) -> Ca {
 
 /// The client of `ca` as a proxy with these variables makes it.
 fn client(files: &Files, ca: &Ca, variables: &[(&str, &str)]) -> Client {
-    let address = format!("https://{}", ca.address());
+    client_of(files, ca.address(), variables)
+}
+
+/// Of one that may be none.
+fn client_of(files: &Files, address: SocketAddr, variables: &[(&str, &str)]) -> Client {
+    let address = format!("https://{address}");
     let (root, token) = (files.root_path(), files.token_path());
     let base = [
         ("XDS_ADDRESS", ""),

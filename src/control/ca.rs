@@ -9,6 +9,7 @@
 //! Invariant: a request ends within `limits::CERTIFICATE_REQUEST_TIMEOUT`, so that a CA that hangs cannot hold the
 //! places of all requests for ever.
 
+use std::cell::Cell;
 use std::error::Error;
 
 use tokio::sync::Mutex;
@@ -36,6 +37,8 @@ enum CaError {
     /// The connection broke under the request, or the server is ending.
     #[error("signing gRPC error ({code:?}): {message}")]
     Broken { code: Code, message: String },
+    #[error("no connection to the CA within {} s", limits::CERTIFICATE_REQUEST_TIMEOUT.as_secs())]
+    Unconnected,
     #[error("no answer from the CA within {} s", limits::CERTIFICATE_REQUEST_TIMEOUT.as_secs())]
     Silent,
     #[error(transparent)]
@@ -61,7 +64,7 @@ pub struct Ca {
     server: Server,
     lifetime: Duration,
     connection: Mutex<Connection>,
-    /// By which the age of a connection is told.
+    /// By which the age of a connection is told, and how long making one took.
     clock: Box<dyn Fn() -> Instant>,
 }
 
@@ -103,10 +106,15 @@ impl Ca {
     async fn certify(&self, identity: Identity) -> Result<CertifiedIdentity, CaError> {
         let request = CertificateRequest::new(identity.clone())?;
         let question = ca::request(request.pem(), self.lifetime, &identity);
-        let Ok(answered) = timeout(limits::CERTIFICATE_REQUEST_TIMEOUT, self.ask(question)).await else {
+        let over = Cell::new(None);
+        let asking = self.ask(question, &over);
+        let Ok(answered) = timeout(limits::CERTIFICATE_REQUEST_TIMEOUT, asking).await else {
+            let Some(number) = over.get() else {
+                return Err(CaError::Unconnected);
+            };
             // Where one request hangs the next would. If the lock is taken, somebody connects already.
             if let Ok(mut connection) = self.connection.try_lock() {
-                connection.open = None;
+                connection.give_up(number);
             }
             return Err(CaError::Silent);
         };
@@ -114,21 +122,25 @@ impl Ca {
     }
 
     /// A connection that was good before may have ended unnoticed, and a server that restarts is back soon, or
-    /// another one takes its place: connections that wait for a first certificate must not fail for that.
-    async fn ask(&self, question: Request) -> Result<Answer, CaError> {
+    /// another one takes its place: connections that wait for a first certificate must not fail for that. `over`: the
+    /// number of the connection that is being asked over.
+    async fn ask(&self, question: Request, over: &Cell<Option<u64>>) -> Result<Answer, CaError> {
         for pause in limits::CA_PAUSES {
-            match self.attempt(question.clone()).await {
-                Err(error) if error.is_of_the_connection() => {
+            let began = (self.clock)();
+            match self.attempt(question.clone(), over).await {
+                Err(error) if error.is_worth_another_attempt((self.clock)() - began) => {
                     tokio::time::sleep(spread(pause, fastrand::f64())).await;
                 }
                 answer => return answer,
             }
         }
-        self.attempt(question).await
+        self.attempt(question, over).await
     }
 
-    async fn attempt(&self, question: Request) -> Result<Answer, CaError> {
+    async fn attempt(&self, question: Request, over: &Cell<Option<u64>>) -> Result<Answer, CaError> {
+        over.set(None);
         let mut open = self.connect((self.clock)()).await?;
+        over.set(Some(open.number));
         self.ask_over(&mut open, question).await
     }
 
@@ -139,10 +151,7 @@ impl Ca {
             .unary(ca::CREATE_CERTIFICATE, request, limits::CA_ANSWER_BYTES_MAX);
         let answer = asking.await.map_err(CaError::from);
         if let Err(CaError::Broken { .. }) = &answer {
-            let mut connection = self.connection.lock().await;
-            if connection.open.as_ref().map(|it| it.number) == Some(open.number) {
-                connection.open = None;
-            }
+            self.connection.lock().await.give_up(open.number);
         }
         answer
     }
@@ -185,6 +194,15 @@ impl Ca {
     }
 }
 
+impl Connection {
+    /// Unless another one was made meanwhile.
+    fn give_up(&mut self, number: u64) {
+        if self.open.as_ref().is_some_and(|open| open.number == number) {
+            self.open = None;
+        }
+    }
+}
+
 impl Authority for Ca {
     async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
         let certified = self.certify(identity).await;
@@ -193,11 +211,13 @@ impl Authority for Ca {
 }
 
 impl CaError {
-    /// Another connection may be better.
-    fn is_of_the_connection(&self) -> bool {
+    /// Another connection may be better, and soon. What swallows packets would swallow those of the next attempt, and
+    /// the time of the request with them: what cannot be reached would be told by nobody.
+    fn is_worth_another_attempt(&self, took: Duration) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Broken { .. } => true,
-            Self::Refused { .. } | Self::Silent | Self::Certificate(_) => false,
+            Self::Broken { .. } => true,
+            Self::Unreachable(_) => took < limits::CA_CONNECTING_SOON,
+            Self::Refused { .. } | Self::Unconnected | Self::Silent | Self::Certificate(_) => false,
         }
     }
 
@@ -255,6 +275,30 @@ fn spread(pause: Duration, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, TrustRoots};
+
+    #[test]
+    fn who_waits_for_a_connection_for_too_long_is_told_so() {
+        let config = config::Server {
+            uri: "https://127.0.0.1".to_owned(),
+            roots: TrustRoots::Pem(String::new()),
+            other_hostname: None,
+            headers: Vec::new(),
+        };
+        let server = Server::new(&config, None, "").expect("valid");
+        let ca = Ca::new(server, Duration::from_secs(3600));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let _connects = ca.connection.lock().await;
+            let cart = Identity::new("cluster.local", "shop", "cart");
+            let error = ca.certify(cart).await.expect_err("nobody connects");
+            assert_eq!(error.to_string(), "no connection to the CA within 15 s");
+        });
+    }
 
     #[test]
     fn attempts_that_failed_together_are_made_again_apart() {

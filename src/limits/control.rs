@@ -79,6 +79,8 @@ pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
 /// Between the attempts of one request whose connection breaks or cannot be made, up to half as much longer by chance.
 /// Upstream makes one attempt, and fails whoever waits for a first certificate.
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
+/// Only if connecting failed sooner than this.
+pub const CA_CONNECTING_SOON: Duration = Duration::from_secs(1);
 /// Contract: wire.md section 6.
 pub const CA_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection to the CA serves requests for so long, if another can be made then: the time for which roots that were
@@ -112,8 +114,11 @@ pub const CONTROL_ADDRESSES_MAX: usize = 4;
 pub const CONTROL_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub const CONTROL_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-// One address that swallows packets must not use up the time of a certificate request.
+// Where one address swallows packets, that must be known before the time of a certificate request is used up, and
+// before a connection gives up waiting for the certificate.
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CONTROL_CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(CERTIFICATE_WAIT.as_secs() > CONTROL_CONNECT_TIMEOUT.as_secs());
+const _: () = assert!(CA_CONNECTING_SOON.as_secs() < CONTROL_CONNECT_TIMEOUT.as_secs());
 const _: () = assert!(CERTIFICATE_REQUEST_TIMEOUT.as_secs() > CERTIFICATE_WAIT.as_secs());
 
 /// What a server of the control plane may send before it is looked at: much more than a round trip's worth, little

@@ -125,8 +125,8 @@ pub struct Certificates<C> {
     under_way: HashSet<Identity>,
     /// Numbers places in the queue.
     places: u64,
-    /// Renewals because of doubts are placed up to here.
-    doubted_until: SystemTime,
+    /// The places of renewals because of doubts: `limits::CERTIFICATE_DOUBT_INTERVAL` from each to the next at least.
+    doubts: BTreeSet<SystemTime>,
     /// What the clock showed last.
     seen_at: SystemTime,
 }
@@ -141,7 +141,7 @@ impl<C> Certificates<C> {
             due: BTreeSet::new(),
             under_way: HashSet::new(),
             places: 0,
-            doubted_until: SystemTime::UNIX_EPOCH,
+            doubts: BTreeSet::new(),
             seen_at: SystemTime::UNIX_EPOCH,
         }
     }
@@ -207,6 +207,11 @@ impl<C> Certificates<C> {
     /// 0..1 spreads the nodes of a mesh. True if the certificate is renewed earlier for it.
     pub fn doubt(&mut self, identity: &Identity, now: SystemTime, random: f64) -> bool {
         self.follow(now);
+        let interval = limits::CERTIFICATE_DOUBT_INTERVAL;
+        self.doubts.retain(|place| *place + interval > now);
+        if self.doubts.len() >= limits::CERTIFICATE_DOUBTS_MAX {
+            return false;
+        }
         let Some(entry) = self.entries.get_mut(identity) else {
             return false;
         };
@@ -218,12 +223,12 @@ impl<C> Certificates<C> {
         }
         let life = not_after.duration_since(entry.taken_at).unwrap_or_default();
         let age = limits::CERTIFICATE_DOUBT_AGE.min(life / 10);
-        let earliest = (entry.taken_at + age).max(now).max(self.doubted_until);
-        let wanted = earliest + age.mul_f64(limits::CERTIFICATE_DOUBT_SPREAD * random.clamp(0.0, 1.0));
+        let place = free_place(&self.doubts, (entry.taken_at + age).max(now));
+        let wanted = place + age.mul_f64(limits::CERTIFICATE_DOUBT_SPREAD * random.clamp(0.0, 1.0));
         if wanted >= due {
             return false;
         }
-        self.doubted_until = earliest + limits::CERTIFICATE_DOUBT_INTERVAL;
+        self.doubts.insert(place);
         entry.stage = Stage::Due(wanted);
         self.due.remove(&(due, identity.clone()));
         self.due.insert((wanted, identity.clone()));
@@ -302,7 +307,8 @@ impl<C> Certificates<C> {
         if set_back.is_zero() {
             return;
         }
-        self.doubted_until -= set_back;
+        let doubts = std::mem::take(&mut self.doubts).into_iter();
+        self.doubts = doubts.map(|place| place - set_back).collect();
         for entry in self.entries.values_mut() {
             entry.taken_at -= set_back;
             if let Stage::Due(due) = &mut entry.stage {
@@ -512,6 +518,18 @@ impl<C> Entry<C> {
             }
         }
     }
+}
+
+/// The first place from `earliest` on that keeps its distance to those that are `taken`.
+fn free_place(taken: &BTreeSet<SystemTime>, earliest: SystemTime) -> SystemTime {
+    let mut free = earliest;
+    for place in taken {
+        if *place >= free + limits::CERTIFICATE_DOUBT_INTERVAL {
+            break;
+        }
+        free = free.max(*place + limits::CERTIFICATE_DOUBT_INTERVAL);
+    }
+    free
 }
 
 /// Before half of the validity is over, by a random part of `RENEWAL_SPREAD`. A certificate that is older than that

@@ -72,6 +72,8 @@ pub const CERTIFICATE_REQUESTS_MAX: usize = 8;
 pub const CERTIFICATE_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Renewals because of handshakes that failed for want of trust: one in this time, whoever causes them.
 pub const CERTIFICATE_DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// So many of them are planned at a time. What is doubted beyond that is renewed when it would have been anyway.
+pub const CERTIFICATE_DOUBTS_MAX: usize = 1000;
 /// Not before the certificate has this age, or a tenth of its life if that is less.
 pub const CERTIFICATE_DOUBT_AGE: Duration = Duration::from_secs(300);
 /// And up to this part of that age later, by chance.

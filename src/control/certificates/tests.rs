@@ -48,6 +48,18 @@ fn with_pods(accounts: &[&str]) -> Certificates<u32> {
     certificates
 }
 
+/// One of each account, issued at the time beside it.
+fn with_certificates(accounts: &[(&str, SystemTime)]) -> Certificates<u32> {
+    let names: Vec<&str> = accounts.iter().map(|(account, _)| *account).collect();
+    let mut certificates = with_pods(&names);
+    for (account, at) in accounts {
+        certificates.demand(0, &identity(account), *at);
+        let asked = certificates.next_request(*at).expect("one at a time");
+        certificates.issued(&asked, issued(1, *at), *at, MIDDLE);
+    }
+    certificates
+}
+
 /// Everything that may be asked for now.
 fn requests(certificates: &mut Certificates<u32>, now: SystemTime) -> Vec<Identity> {
     std::iter::from_fn(|| certificates.next_request(now)).collect()
@@ -394,15 +406,10 @@ fn a_certificate_that_is_doubted_is_renewed_once_and_not_before_it_has_some_age(
 #[test]
 fn doubts_about_many_certificates_are_spread() {
     let names: Vec<String> = (0..50).map(|index| format!("account-{index}")).collect();
-    let accounts: Vec<&str> = names.iter().map(String::as_str).collect();
-    let mut certificates = with_pods(&accounts);
-    for account in &accounts {
-        certificates.demand(0, &identity(account), start());
-        let asked = certificates.next_request(start()).expect("one at a time");
-        certificates.issued(&asked, issued(1, start()), start(), MIDDLE);
-    }
+    let accounts: Vec<_> = names.iter().map(|name| (name.as_str(), start())).collect();
+    let mut certificates = with_certificates(&accounts);
     let now = start() + HOUR;
-    for account in &accounts {
+    for (account, _) in &accounts {
         assert!(certificates.doubt(&identity(account), now, 0.0));
     }
     for seconds in 0..accounts.len() {
@@ -412,6 +419,47 @@ fn doubts_about_many_certificates_are_spread() {
         certificates.issued(&due[0], issued(2, now), now, MIDDLE);
     }
     assert_eq!(requests(&mut certificates, now + HOUR), []);
+}
+
+#[test]
+fn a_doubt_about_a_new_certificate_delays_none_about_others() {
+    let now = start() + HOUR;
+    let accounts = [
+        ("old", start()),
+        ("old-too", start()),
+        ("new", now),
+        ("new-too", now),
+    ];
+    let mut certificates = with_certificates(&accounts);
+    for account in ["new", "new-too", "old", "old-too"] {
+        assert!(certificates.doubt(&identity(account), now, 0.0), "{account}");
+    }
+    let aged = now + limits::CERTIFICATE_DOUBT_AGE;
+    for (from, accounts) in [(now, ["old", "old-too"]), (aged, ["new", "new-too"])] {
+        for (seconds, account) in (0..).zip(accounts) {
+            let now = from + seconds * limits::CERTIFICATE_DOUBT_INTERVAL;
+            assert_eq!(certificates.next_due(), Some(now));
+            assert_eq!(requests(&mut certificates, now), [identity(account)]);
+        }
+    }
+}
+
+#[test]
+fn so_many_doubts_are_remembered_and_no_more_until_some_are_over() {
+    let names: Vec<String> = (0..=limits::CERTIFICATE_DOUBTS_MAX)
+        .map(|index| format!("account-{index}"))
+        .collect();
+    let accounts: Vec<_> = names.iter().map(|name| (name.as_str(), start())).collect();
+    let mut certificates = with_certificates(&accounts);
+    let now = start() + HOUR;
+    let (last, first) = accounts.split_last().expect("some");
+    for (account, _) in first {
+        assert!(certificates.doubt(&identity(account), now, 0.0), "{account}");
+    }
+    let last = identity(last.0);
+    assert!(!certificates.doubt(&last, now, 0.0));
+    let later = now + limits::CERTIFICATE_DOUBT_INTERVAL;
+    assert!(certificates.doubt(&last, later, 0.0), "one is over");
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub struct Delivery<C> {
     pub result: Result<Arc<C>, CertificateError>,
     /// When the authority is asked again.
     pub due: SystemTime,
+    /// Why what the authority said is no use.
+    pub failure: Option<CertificateError>,
 }
 
 /// An identity that no pod of the node has any more, and the workers that hold its certificate.
@@ -491,6 +493,7 @@ impl<C> Entry<C> {
                     workers: self.workers.clone(),
                     result: Ok(certificate),
                     due: renewal(not_before, not_after, now, random),
+                    failure: None,
                 }
             }
             Err(error) => {
@@ -505,13 +508,15 @@ impl<C> Entry<C> {
                         workers: waiting,
                         result: Ok(Arc::clone(certificate)),
                         due: (now + delay).min(*not_after),
+                        failure: Some(error),
                     },
                     Held::Certificate { .. } | Held::Error(_) | Held::Nothing => {
                         self.held = Held::Error(error.clone());
                         Delivery {
                             workers: self.workers.clone(),
-                            result: Err(error),
+                            result: Err(error.clone()),
                             due: now + delay,
+                            failure: Some(error),
                         }
                     }
                 }

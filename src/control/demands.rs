@@ -120,8 +120,8 @@ pub async fn serve(
             biased;
             Some(change) = pods.recv() => ledger.pod_changed(change),
             (identity, result) = requests.next() => {
-                reports.metrics.certificate_answered(result.is_ok());
-                ledger.answered(identity, result);
+                let is_usable = ledger.answered(identity, result);
+                reports.metrics.certificate_answered(is_usable);
             }
             demand = demands.recv() => match demand {
                 Some(Demand::Certificate { worker, identity }) => ledger.demanded(worker, identity),
@@ -207,20 +207,26 @@ impl Ledger {
         }
     }
 
-    fn answered(&mut self, identity: Identity, result: Result<CertifiedIdentity, CertificateError>) {
+    /// Whether what came can be used.
+    fn answered(&mut self, identity: Identity, result: Result<CertifiedIdentity, CertificateError>) -> bool {
         let issued = result.map(|certificate| Issued {
             not_before: certificate.not_before,
             not_after: certificate.not_after,
             certificate: Arc::new(certificate),
         });
-        let failed = issued.as_ref().err().cloned();
+        let is_issued = issued.is_ok();
         let now = clock::wall();
         let delivery = self.certificates.issued(&identity, issued, now, fastrand::f64());
-        let Some(Delivery { workers, result, due }) = delivery else {
-            return;
+        let Some(Delivery {
+            workers,
+            result,
+            due,
+            failure,
+        }) = delivery
+        else {
+            return is_issued;
         };
-        // One that has expired when it comes is a failure, too.
-        if let Some(error) = failed.or_else(|| result.as_ref().err().cloned()) {
+        if let Some(error) = &failure {
             let retry_in = due.duration_since(now).unwrap_or_default();
             tracing::warn!(%identity, %error, ?retry_in, "no certificate");
         }
@@ -228,6 +234,7 @@ impl Ledger {
             let (identity, result) = (identity.clone(), result.clone());
             self.orders.send(worker, Order::Certificate { identity, result });
         }
+        failure.is_none()
     }
 }
 
@@ -278,12 +285,15 @@ fn wait_for(due: SystemTime, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::encoding::text;
     use tokio::sync::mpsc;
     use tokio::task::LocalSet;
 
     use super::*;
     use crate::bridge::{Demands, Inbox, demands, orders};
+    use crate::control::metrics::traffic::Workers;
     use crate::control::pods;
+    use crate::control::roster::Roster;
     use crate::mesh::{Builder, LocalState, Locale};
     use crate::sys::driver::Wake;
     use crate::tls::FakeCa;
@@ -310,12 +320,15 @@ workloads:
     struct Counting {
         inner: FakeCa,
         asked: mpsc::UnboundedSender<Identity>,
+        /// How far its clock is behind that of this node.
+        behind: Duration,
     }
 
     impl Authority for Counting {
         async fn issue(&self, identity: Identity) -> Result<CertifiedIdentity, CertificateError> {
             let _ = self.asked.send(identity.clone());
-            Authority::issue(&self.inner, identity).await
+            let issued = self.inner.issue(&identity, clock::wall() - self.behind);
+            Ok(issued.expect("issued"))
         }
     }
 
@@ -325,12 +338,18 @@ workloads:
         inboxes: Vec<Inbox>,
         asked: mpsc::UnboundedReceiver<Identity>,
         snapshot: SnapshotCell,
+        metrics: Metrics,
         served: tokio::task::JoinHandle<Result<(), WorkerFailed>>,
     }
 
     impl World {
         /// In a mesh that knows the workload `any` of the account `known`.
         fn start(workers: usize) -> Self {
+            Self::start_with_ca(workers, Duration::ZERO)
+        }
+
+        /// The same under a CA whose clock is `behind`.
+        fn start_with_ca(workers: usize, behind: Duration) -> Self {
             let (handles, inboxes) = (0..workers).map(|_| orders::channel(Arc::new(NoWake))).unzip();
             let (demands, queue) = demands::channel();
             let (pods, changes) = pods::changes();
@@ -338,13 +357,15 @@ workloads:
             let authority = Counting {
                 inner: FakeCa::new(),
                 asked: sender,
+                behind,
             };
             let mut builder = Builder::new(Locale::default());
             builder.load(LocalState::parse(MESH).expect("valid"));
             let snapshot = SnapshotCell::new(builder.build());
+            let metrics = Metrics::default();
             let reports = Reports {
                 inspections: inspections().1,
-                metrics: Metrics::default(),
+                metrics: metrics.clone(),
                 lookups: lookups().0,
             };
             let serving = serve(
@@ -361,6 +382,7 @@ workloads:
                 inboxes,
                 asked,
                 snapshot,
+                metrics,
                 served: tokio::task::spawn_local(serving),
             }
         }
@@ -433,6 +455,26 @@ workloads:
                 world.demands.send(Demand::Ended { worker, error: None });
             }
             assert_eq!(world.served.await.expect("no panic"), Ok(()));
+        });
+    }
+
+    #[test]
+    fn a_certificate_that_has_expired_when_it_comes_is_counted_as_a_failure() {
+        run(async {
+            let day = Duration::from_secs(24 * 3600);
+            for (behind, result) in [(Duration::ZERO, "Issued"), (2 * day, "Failed")] {
+                let world = World::start_with_ca(1, behind);
+                world.announce("cart");
+                world.demand(0, "cart");
+                let certificate = world.certificate(0, "cart").await;
+                assert_eq!(certificate.is_ok(), behind.is_zero(), "{certificate:?}");
+                let mut text = String::new();
+                let registry = world.metrics.registry("", Roster::default(), Workers::new(1));
+                text::encode(&mut text, &registry).expect("text");
+                let name = "uztunnel_certificate_requests_total";
+                let shown: Vec<&str> = text.lines().filter(|line| line.starts_with(name)).collect();
+                assert_eq!(shown, [format!("{name}{{result=\"{result}\"}} 1")]);
+            }
         });
     }
 

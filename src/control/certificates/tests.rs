@@ -536,7 +536,9 @@ fn a_certificate_that_has_expired_when_it_comes_is_a_failure_until_the_clock_is_
     let mut now = start() + ahead;
     for delay_s in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150] {
         assert_eq!(requests(&mut certificates, now), [cart()]);
-        let Delivery { workers, result, due } = answer(&mut certificates, issued(1, now - ahead), now);
+        let Delivery {
+            workers, result, due, ..
+        } = answer(&mut certificates, issued(1, now - ahead), now);
         let late_s = (ahead - 24 * HOUR).as_secs();
         let expired = error(&format!(
             "the CA's certificate expired {late_s} s ago by the clock of this node"
@@ -567,8 +569,15 @@ fn an_expired_certificate_replaces_no_valid_one() {
     requests(&mut certificates, start());
     let now = answer(&mut certificates, issued(1, start()), start()).due;
     requests(&mut certificates, now);
-    let Delivery { workers, due, .. } = answer(&mut certificates, issued(2, now - 24 * HOUR), now);
+    let delivery = answer(&mut certificates, issued(2, now - 24 * HOUR), now);
+    let Delivery {
+        workers,
+        due,
+        failure,
+        ..
+    } = delivery;
     assert_eq!(workers, BTreeSet::new());
+    assert!(failure.is_some(), "to be told");
     assert_eq!(certificates.demand(0, &cart(), now), known(1));
     assert_eq!(due, now + RETRY_DELAY_MIN);
 }

@@ -379,7 +379,8 @@ impl Watch {
         })
     }
 
-    /// For a chain that was verified in this handshake.
+    /// For a chain that was verified in this handshake, of which there is always something to keep: its leaf can be
+    /// read, and intermediates that cannot are no part of what was verified.
     fn keep(self, certificates: &[CertificateDer<'_>]) -> Option<Revocable> {
         let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).ok()?;
         let now = UnixTime::since_unix_epoch(now);
@@ -466,9 +467,12 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::CertificateDer;
+
     use super::*;
-    use crate::clock;
+    use crate::clock::{self, Duration};
     use crate::tls::FakeCa;
+    use crate::tls::fake_ca::Issued;
 
     #[test]
     fn what_a_peer_may_send_before_it_is_known_is_bounded() {
@@ -490,6 +494,43 @@ mod tests {
                 error.to_string(),
                 "tls handshake error: handshake needs more than 131072 bytes from the peer"
             );
+        }
+    }
+
+    /// Upstream counts those for which it cannot: `istio_crl_untracked_connections_total`.
+    #[test]
+    fn every_peer_can_be_compared_with_lists_that_come_later() {
+        let (ca, now) = (FakeCa::new(), clock::wall());
+        let [cart, till] = ["cart", "till"].map(|name| Identity::new("cluster.local", "shop", name));
+        for mode in [RecordMode::Own, RecordMode::Buffered] {
+            for unreadable in [0, 1, limits::INTERMEDIATES_PLAIN + 1] {
+                let [ours, theirs] = [&cart, &till].map(|identity| {
+                    let signed = ca.sign(identity, now, now + Duration::from_secs(3600));
+                    let Issued { mut chain, key } = signed.expect("signed");
+                    chain.extend(vec![CertificateDer::from(vec![1, 2, 3]); unreadable]);
+                    let roots = vec![ca.root().clone()];
+                    CertifiedIdentity::new(identity.clone(), chain, key, roots).expect("usable")
+                });
+                let rules = || Rules {
+                    revocations: Some(Arc::default()),
+                    ..mode.into()
+                };
+                let mut client = Handshake::client(&ours, [till.clone()].into(), rules()).expect("client");
+                let mut server = Handshake::server(&theirs, rules()).expect("server");
+                let (mut there, mut back) = (Output::default(), Output::default());
+                client.advance(&[], &mut there).expect("hello");
+                server.advance(there.filled(), &mut back).expect("hello");
+                there.clear();
+                client.advance(back.filled(), &mut there).expect("done");
+                server.advance(there.filled(), &mut back).expect("done");
+                for side in [client, server] {
+                    let established = side.finish().expect("done");
+                    assert!(
+                        established.revocable.is_some(),
+                        "{mode:?}, {unreadable} unreadable"
+                    );
+                }
+            }
         }
     }
 }

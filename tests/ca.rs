@@ -167,6 +167,21 @@ fn a_ca_that_cannot_sign_is_asked_once_over_the_connection_that_there_is() {
 }
 
 #[test]
+fn a_reset_instead_of_an_answer_is_told_with_its_reason() {
+    run(async {
+        let mut files = Files::new();
+        let ca = files.ca(Script::of(Answer::Reset(h2::Reason::ENHANCE_YOUR_CALM)));
+        let mut world = World::start(&files, &ca, &[], &[]);
+        let error = world.get("cart").await.expect_err("reset");
+        assert_eq!(
+            error.to_string(),
+            "signing gRPC error (ResourceExhausted): http2 error: stream error received: detected excessive load \
+             generating behavior"
+        );
+    });
+}
+
+#[test]
 fn a_missing_or_wrong_token_is_named_and_a_right_one_heals_it() {
     run(async {
         let mut files = Files::new();

@@ -306,6 +306,25 @@ fn every_way_to_end_a_stream_is_followed_by_another() {
 }
 
 #[test]
+fn a_stream_that_breaks_is_an_error_with_its_cause_and_a_connection_that_closes_is_none() {
+    let istiod = Istiod::start().expect("istiod");
+    istiod.update(ADDRESS, vec![pod("a", 1, "1")]);
+    let proxy = Proxy::start(&istiod);
+    proxy.wait_until_ready();
+    istiod.reset_streams(h2::Reason::INTERNAL_ERROR);
+    istiod.wait_for_exchange(ADDRESS, 1);
+    proxy.wait_for_log(
+        "gRPC status Internal: error reading a body from connection: stream error received: unexpected internal \
+         error encountered",
+    );
+    proxy.wait_for_terminations("Error", 1);
+    istiod.cut_connections();
+    istiod.wait_for_exchange(ADDRESS, 2);
+    proxy.wait_for_log("gRPC status Unknown: error reading a body from connection: peer closed connection");
+    proxy.wait_for_terminations("Reconnect", 1);
+}
+
+#[test]
 fn with_the_server_down_at_start_the_reason_is_clear_and_its_return_is_noticed_within_a_second() {
     let istiod = Istiod::start().expect("istiod");
     istiod.update(ADDRESS, vec![pod("a", 1, "1")]);

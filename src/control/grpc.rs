@@ -22,6 +22,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http_body_util::BodyExt;
+use http_body_util::combinators::MapErr;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::http::HeaderValue;
@@ -51,6 +53,7 @@ use crate::sys::socket::{self, Keepalive, Options};
 use crate::tls::server_trust::{self, TrustError};
 
 mod answers;
+mod failure;
 mod pauses;
 
 pub use answers::{Answers, Piece};
@@ -183,14 +186,15 @@ impl Server {
                 .keep_alive_while_idle(false)
                 .handshake(TokioIo::new(stream))
                 .await
-                .map_err(|error| self.no_http(&error.to_string()))
+                .map_err(|error| self.no_http(&failure::text(&error)))
         };
         let waited = timeout(limits::CONTROL_HANDSHAKE_TIMEOUT, handshakes).await;
         let (sender, connection) = waited.map_err(|_| self.no_tls("no answer in time"))??;
         // It ends with the last handle and the last stream.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection to the control plane ended");
+                let error = failure::text(&error);
+                tracing::debug!(error, "connection to the control plane ended");
             }
         });
         Ok(Channel {
@@ -328,11 +332,8 @@ impl Channel {
         let headers = request.headers_mut();
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let response = sender.send_request(request).await;
-        Answers::new(
-            response.map_err(|error| Status::from_error(error.into()))?,
-            answer_bytes_max,
-        )
+        let response = sender.send_request(request).await.map_err(failed)?;
+        Answers::new(response, answer_bytes_max)
     }
 
     /// One question, one answer. Has no deadline: the caller sets one.
@@ -347,7 +348,7 @@ impl Channel {
         A: Message + Default + Send + Sync + 'static,
     {
         let mut client = self.client(answer_bytes_max);
-        client.ready().await.map_err(|error| broken(&error))?;
+        client.ready().await?;
         let codec = ProstCodec::<Q, A>::default();
         let response = client
             .unary(request, PathAndQuery::from_static(path), codec)
@@ -368,21 +369,27 @@ const KEEPALIVE: Keepalive = Keepalive {
     retries: 9,
 };
 
-/// hyper's HTTP/2 client as tonic wants it.
+/// hyper's HTTP/2 client as tonic wants it. Errors are statuses already: of hyper's tonic knows nothing.
 #[derive(Debug, Clone)]
 struct Connection(SendRequest<Body>);
 
-impl GrpcService<Body> for Connection {
-    type ResponseBody = Incoming;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, hyper::Error>> + Send>>;
+type Answered = MapErr<Incoming, fn(hyper::Error) -> Status>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
+impl GrpcService<Body> for Connection {
+    type ResponseBody = Answered;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Answered>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.0.poll_ready(context).map_err(|error| broken(&error))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        let answering = self.0.send_request(request);
+        Box::pin(async {
+            let response = answering.await.map_err(failed)?;
+            Ok(response.map(|body| body.map_err(failed as fn(hyper::Error) -> Status)))
+        })
     }
 }
 
@@ -394,7 +401,11 @@ fn at(origin: &Uri, path: &'static str) -> Uri {
 }
 
 fn broken(error: &hyper::Error) -> Status {
-    Status::unavailable(format!("connection ended: {error}"))
+    Status::unavailable(format!("connection ended: {}", failure::text(error)))
+}
+
+fn failed(error: hyper::Error) -> Status {
+    failure::status(error.into())
 }
 
 fn metadata(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataValue), GrpcError> {

@@ -11,6 +11,8 @@ use hyper::body::{Body, Frame};
 use hyper::{HeaderMap, Response, StatusCode};
 use tonic::{Code, Status};
 
+use super::failure;
+
 /// The head of a message: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
 
@@ -78,7 +80,7 @@ where
                         }
                     }
                 },
-                Some(Err(error)) => return Err(Status::from_error(error.into())),
+                Some(Err(error)) => return Err(failure::status(error.into())),
                 None => return self.ended(&HeaderMap::new()).map(|()| None),
             }
         }

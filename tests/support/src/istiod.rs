@@ -172,6 +172,7 @@ struct Inner {
 enum Command {
     Push(DeltaDiscoveryResponse),
     End { code: u32, message: String },
+    Reset(h2::Reason),
 }
 
 impl Istiod {
@@ -311,6 +312,15 @@ impl Istiod {
                 code,
                 message: message.to_owned(),
             });
+        }
+    }
+
+    /// Ends every stream without a status, as a proxy in between does, or a server that finds fault.
+    pub fn reset_streams(&self, reason: h2::Reason) {
+        let streams = self.shared.with(|inner| std::mem::take(&mut inner.streams));
+        for stream in streams {
+            // As above.
+            let _ = stream.send(Command::Reset(reason));
         }
     }
 

@@ -22,6 +22,25 @@ impl Body for Frames {
     }
 }
 
+/// A body that breaks at once.
+struct Broken(Option<Reset>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("error of the body")]
+struct Reset(#[source] h2::Error);
+
+impl Body for Broken {
+    type Data = Bytes;
+    type Error = Reset;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Reset>>> {
+        Poll::Ready(self.0.take().map(Err))
+    }
+}
+
 const BYTES_MAX: usize = 1000;
 
 fn message(bytes: &[u8]) -> Vec<u8> {
@@ -103,6 +122,18 @@ fn a_stream_ends_with_the_servers_words_or_with_what_is_wrong_about_its_end() {
             (0, internal("the stream ended within a message"))
         );
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_ends_with_the_cause() {
+    let body = Broken(Some(Reset(h2::Reason::INTERNAL_ERROR.into())));
+    let mut answers = Answers::new(Response::new(body), BYTES_MAX).expect("200");
+    let status = answers.next().await.expect_err("broken");
+    assert_eq!(status.code(), Code::Internal);
+    assert_eq!(
+        status.message(),
+        "error of the body: protocol error: unexpected internal error encountered"
+    );
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub enum Answer {
         code: u32,
         message: String,
     },
+    /// The stream is reset instead.
+    Reset(h2::Reason),
     /// No answer as long as the connection lives.
     Silence,
 }
@@ -201,6 +203,12 @@ impl Shared {
             .lock()
             .expect("invariant: nobody panics while holding it")
     }
+
+    fn answered(&self, is_signed: bool) {
+        let mut state = self.state();
+        state.under_way = state.under_way.saturating_sub(1);
+        state.signed += usize::from(is_signed);
+    }
 }
 
 /// The bundle of several authorities.
@@ -232,12 +240,13 @@ async fn answer(
     if matches!(script.answer, Answer::Silence) {
         std::future::pending::<()>().await;
     }
-    let outcome = decide(&script, &head, &message);
-    {
-        let mut state = shared.state();
-        state.under_way = state.under_way.saturating_sub(1);
-        state.signed += usize::from(outcome.is_ok());
+    if let Answer::Reset(reason) = script.answer {
+        shared.answered(false);
+        respond.send_reset(reason);
+        return Ok(());
     }
+    let outcome = decide(&script, &head, &message);
+    shared.answered(outcome.is_ok());
     let head = http::Response::builder().header("content-type", "application/grpc");
     match outcome {
         Ok(chain) => {
@@ -310,7 +319,7 @@ fn decide(
         }
         Answer::Chain(chain) => Ok(chain.clone()),
         Answer::Fail { code, message } => Err((*code, message.clone())),
-        Answer::Silence => unreachable!("a silent CA decides nothing"),
+        Answer::Reset(_) | Answer::Silence => unreachable!("a CA that does not answer decides nothing"),
     }
 }
 

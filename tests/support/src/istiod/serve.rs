@@ -128,6 +128,7 @@ impl Stream {
                 command = commands.recv() => match command {
                     Some(Command::Push(response)) => self.push(&mut outgoing, response),
                     Some(Command::End { code, message }) => return outgoing.end(code, &message),
+                    Some(Command::Reset(reason)) => return outgoing.reset(reason),
                     None => return,
                 },
                 data = body.data() => match data {
@@ -294,6 +295,14 @@ impl Outgoing {
         match self {
             Self::Unanswered(mut respond) => drop(respond.send_response(head(Some(status)), true)),
             Self::Open(mut stream) => drop(stream.send_trailers(trailers(status))),
+            Self::Gone => {}
+        }
+    }
+
+    fn reset(self, reason: h2::Reason) {
+        match self {
+            Self::Unanswered(mut respond) => respond.send_reset(reason),
+            Self::Open(mut stream) => stream.send_reset(reason),
             Self::Gone => {}
         }
     }

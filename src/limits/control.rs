@@ -219,6 +219,8 @@ pub const LOOKUP_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 pub const LOOKUP_ABSENT_KEPT: Duration = Duration::from_secs(5);
 /// Names remembered as nobody's. Beyond them they are asked for each time.
 pub const LOOKUPS_ABSENT_MAX: usize = 16_384;
+/// Names that were unsubscribed from, and whose answer may be on its way all the same.
+pub const LOOKUPS_LEFT_MAX: usize = 8192;
 /// Names in one request: far below what a server takes in one message.
 pub const LOOKUPS_REQUEST_MAX: usize = 1024;
 

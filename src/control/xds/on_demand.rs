@@ -6,7 +6,9 @@
 //! A name is asked for once, whoever wants it, and what is found stays subscribed to. The answer may have another name
 //! and carry the one that was asked for as an alias. A control plane answers a subscription once: a name that turned
 //! out to be nobody's is remembered for `limits::LOOKUP_ABSENT_KEPT`, then unsubscribed from, so that it can be asked
-//! for again. While there is no stream it stays nobody's, as everything that is known stays in force.
+//! for again. While there is no stream it stays nobody's, as everything that is known stays in force. An answer may
+//! cross an unsubscription: what came under its own name is subscribed to all the same, or nothing more would be told of
+//! it.
 //!
 //! Invariants: questions that wait, and names remembered, are bounded; who asked is answered once.
 
@@ -39,6 +41,9 @@ pub struct OnDemand {
     connected: bool,
     /// Told to the server on this stream.
     subscribed: BTreeSet<Arc<str>>,
+    /// Unsubscribed from on this stream, and not subscribed to since: at least the last `limits::LOOKUPS_LEFT_MAX`,
+    /// and those before them.
+    left: [BTreeSet<Arc<str>>; 2],
     /// To be told, before `subscribe`.
     unsubscribe: BTreeSet<Arc<str>>,
     subscribe: BTreeSet<Arc<str>>,
@@ -124,6 +129,7 @@ impl OnDemand {
         self.connected = false;
         self.subscribe.clear();
         self.unsubscribe.clear();
+        self.left = Default::default();
         for (name, entry) in &mut self.names {
             if let Entry::Absent { until } = entry
                 && let Some(until) = until.take()
@@ -136,7 +142,7 @@ impl OnDemand {
     /// A response was dealt with: who is to hear of it.
     pub fn heard(&mut self, verdict: &Verdict, now: Instant) -> Vec<Reply> {
         let mut replies = Vec::new();
-        if self.names.is_empty() {
+        if self.names.is_empty() && self.unsubscribe.is_empty() && self.left.iter().all(BTreeSet::is_empty) {
             return replies;
         }
         let refused = verdict
@@ -152,6 +158,9 @@ impl OnDemand {
         let removed = verdict.removed.iter().map(|name| (&**name, Said::IsNot));
         for (name, said) in refused.chain(accepted).chain(aliases).chain(removed) {
             self.hear(name, said, now, &mut replies);
+        }
+        for (name, _) in &verdict.accepted {
+            self.keep(name);
         }
         replies
     }
@@ -215,8 +224,10 @@ impl OnDemand {
             if is_leaving {
                 request.resource_names_unsubscribe.push(name.to_string());
                 self.subscribed.remove(&name);
+                self.has_left(name);
             } else {
                 request.resource_names_subscribe.push(name.to_string());
+                self.has_not_left(&name);
                 self.subscribed.insert(name);
             }
         }
@@ -259,6 +270,27 @@ impl OnDemand {
             Said::IsNot | Said::IsRefused => self.leave(name),
             Said::Is => {}
         }
+    }
+
+    /// What is held under this name from now on is to be told of as long as it is there.
+    fn keep(&mut self, name: &Arc<str>) {
+        self.unsubscribe.remove(name);
+        if self.has_not_left(name) {
+            self.subscribe.insert(name.clone());
+        }
+    }
+
+    fn has_left(&mut self, name: Arc<str>) {
+        if self.left[0].len() == limits::LOOKUPS_LEFT_MAX {
+            self.left[1] = std::mem::take(&mut self.left[0]);
+        }
+        self.left[0].insert(name);
+    }
+
+    /// Whether it had.
+    fn has_not_left(&mut self, name: &str) -> bool {
+        let [last, before] = &mut self.left;
+        last.remove(name) | before.remove(name)
     }
 
     fn want(&mut self, name: Arc<str>) {

@@ -43,6 +43,13 @@ fn removed(name: &str) -> Verdict {
     }
 }
 
+fn accepted(name: &str) -> Verdict {
+    Verdict {
+        accepted: vec![(name.into(), "7".into())],
+        ..Verdict::default()
+    }
+}
+
 fn by_alias(name: &str, accepted: bool) -> Verdict {
     Verdict {
         aliases: vec![Alias {
@@ -77,12 +84,8 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
         [0, 1].map(|worker| reply(worker, "/10.0.0.1", Ok(Arc::default())))
     );
     assert_eq!(names.heard(&by_alias("/10.0.0.1", true), now), []);
-    let verdict = Verdict {
-        accepted: vec![("ns/host".into(), "7".into())],
-        ..Verdict::default()
-    };
     assert_eq!(
-        names.heard(&verdict, now),
+        names.heard(&accepted("ns/host"), now),
         [reply(0, "ns/host", Ok(Arc::default()))]
     );
     assert_eq!(names.next_due(), None);
@@ -200,6 +203,67 @@ fn a_server_that_does_not_answer_is_told_that_nobody_waits_any_more() {
     assert_eq!(told(&mut names), (texts(&["/10.0.0.1"]), vec![]));
     assert_eq!(names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER).len(), 1);
     assert_eq!(told(&mut names), (vec![], texts(&["/10.0.0.1"])));
+}
+
+#[test]
+fn an_answer_that_crosses_an_unsubscription_is_subscribed_to_all_the_same() {
+    let mut names = connected();
+    let now = clock::now();
+    // Nobody's for a while, and there before the server was told that nobody wants it any more.
+    names.ask(0, &pod(), &target("ns/host"), now);
+    told(&mut names);
+    names.heard(&removed("ns/host"), now);
+    names.expire(now + limits::LOOKUP_ABSENT_KEPT);
+    assert_eq!(names.heard(&accepted("ns/host"), now), []);
+    assert!(!names.has_request(), "the server counts it as subscribed");
+    // The server took its time, and was told already.
+    names.ask(0, &pod(), &target("ns/other"), now);
+    told(&mut names);
+    names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
+    assert_eq!(told(&mut names), (vec![], texts(&["ns/other"])));
+    assert_eq!(names.heard(&accepted("ns/other"), now), []);
+    assert_eq!(told(&mut names), (texts(&["ns/other"]), vec![]));
+    assert_eq!(names.heard(&accepted("ns/other"), now), []);
+    assert!(!names.has_request(), "told once");
+}
+
+#[test]
+fn an_answer_that_crosses_the_last_unsubscription_ends_a_new_question_and_is_subscribed_to() {
+    let mut names = connected();
+    let now = clock::now();
+    names.ask(0, &pod(), &target("ns/host"), now);
+    told(&mut names);
+    names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
+    told(&mut names);
+    names.ask(1, &pod(), &target("ns/host"), now);
+    let replies = names.heard(&accepted("ns/host"), now);
+    assert_eq!(replies, [reply(1, "ns/host", Ok(Arc::default()))]);
+    assert_eq!(told(&mut names), (texts(&["ns/host"]), vec![]));
+}
+
+#[test]
+fn of_the_names_that_were_unsubscribed_from_the_last_are_remembered() {
+    let mut names = connected();
+    let now = clock::now();
+    let name = |index: usize| format!("ns/host-{index:06}");
+    let all = limits::LOOKUPS_LEFT_MAX * 3;
+    for index in 0..all {
+        names.ask(0, &pod(), &target(&name(index)), now);
+        told(&mut names);
+        names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
+        told(&mut names);
+    }
+    let remembered: usize = names.left.iter().map(BTreeSet::len).sum();
+    assert!(remembered <= limits::LOOKUPS_LEFT_MAX * 2, "{remembered}");
+    for index in all - limits::LOOKUPS_LEFT_MAX..all {
+        names.heard(&accepted(&name(index)), now);
+        assert_eq!(told(&mut names), (texts(&[&name(index)]), vec![]));
+    }
+    names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
+    names.closed();
+    names.opened();
+    names.heard(&accepted(&name(0)), now);
+    assert!(!names.has_request(), "of another stream");
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl OnDemand {
         self.names.insert(name.clone(), entry);
         self.due.insert((until, name.clone()));
         if self.connected {
-            self.want(name);
+            self.want(name, target);
         }
         None
     }
@@ -121,7 +121,13 @@ impl OnDemand {
         self.subscribed.clear();
         self.names
             .retain(|_, entry| matches!(entry, Entry::Waiting { .. }));
-        self.subscribe = self.names.keys().cloned().collect();
+        let waited_for = self.names.iter().filter_map(|(name, entry)| match entry {
+            Entry::Waiting { target, .. } => Some((name.clone(), target.clone())),
+            Entry::Absent { .. } => None,
+        });
+        for (name, target) in waited_for.collect::<Vec<_>>() {
+            self.want(name, &target);
+        }
     }
 
     /// The stream ended.
@@ -293,8 +299,15 @@ impl OnDemand {
         last.remove(name) | before.remove(name)
     }
 
-    fn want(&mut self, name: Arc<str>) {
-        if self.subscribed.contains(&name) {
+    /// To be asked for, after it was left if the server may count it as subscribed: it would not answer. Host names are
+    /// also resources' own, which count when the server has sent them unasked, or when they were announced as held at
+    /// the stream's beginning; that one is no more does not change that.
+    fn want(&mut self, name: Arc<str>, target: &GatewayTarget) {
+        let may_count = match target {
+            GatewayTarget::Hostname(_) => true,
+            GatewayTarget::Address(_) => self.subscribed.contains(&name),
+        };
+        if may_count {
             self.unsubscribe.insert(name.clone());
         }
         self.subscribe.insert(name);

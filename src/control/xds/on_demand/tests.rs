@@ -32,6 +32,15 @@ fn told(names: &mut OnDemand) -> (Vec<String>, Vec<String>) {
     )
 }
 
+/// Everything that is to be told; gives what is subscribed to.
+fn asked(names: &mut OnDemand) -> Vec<String> {
+    let mut subscribed = Vec::new();
+    while names.has_request() {
+        subscribed.extend(told(names).0);
+    }
+    subscribed
+}
+
 fn texts(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
@@ -74,7 +83,7 @@ fn a_name_is_asked_for_once_and_everybody_who_asked_is_told_once() {
         assert_eq!(names.ask(worker, &pod(), &target("/10.0.0.1"), now), None);
     }
     names.ask(0, &pod(), &target("ns/host"), now);
-    assert_eq!(told(&mut names), (texts(&["/10.0.0.1", "ns/host"]), vec![]));
+    assert_eq!(asked(&mut names), texts(&["/10.0.0.1", "ns/host"]));
     assert!(!names.has_request());
     // What else is told is for nobody.
     assert_eq!(names.heard(&by_alias("/10.0.0.2", true), now), []);
@@ -129,6 +138,30 @@ fn what_was_found_and_lost_is_asked_for_by_leaving_it_first() {
 }
 
 #[test]
+fn what_the_server_counts_as_subscribed_by_its_own_name_is_left_before_it_is_asked_for() {
+    let mut names = connected();
+    let now = clock::now();
+    names.ask(0, &pod(), &target("ns/host"), now);
+    asked(&mut names);
+    names.heard(&accepted("ns/host"), now);
+    names.closed();
+    // Announced as held, and removed since.
+    names.opened();
+    names.heard(&removed("ns/host"), now);
+    for worker in [0, 1] {
+        assert_eq!(names.ask(worker, &pod(), &target("ns/host"), now), None);
+    }
+    assert_eq!(told(&mut names), (vec![], texts(&["ns/host"])));
+    assert_eq!(told(&mut names), (texts(&["ns/host"]), vec![]));
+    assert!(!names.has_request());
+    // Likewise while it is waited for.
+    names.closed();
+    names.opened();
+    assert_eq!(told(&mut names), (vec![], texts(&["ns/host"])));
+    assert_eq!(told(&mut names), (texts(&["ns/host"]), vec![]));
+}
+
+#[test]
 fn what_is_refused_is_told_as_that_and_may_be_asked_for_again() {
     let mut names = connected();
     let now = clock::now();
@@ -140,9 +173,7 @@ fn what_is_refused_is_told_as_that_and_may_be_asked_for_again() {
         },
     ] {
         assert_eq!(names.ask(0, &pod(), &target("/10.0.0.1"), now), None);
-        while names.has_request() {
-            told(&mut names);
-        }
+        asked(&mut names);
         let error = LookupError::Refused {
             name: "/10.0.0.1".into(),
         };
@@ -211,14 +242,14 @@ fn an_answer_that_crosses_an_unsubscription_is_subscribed_to_all_the_same() {
     let now = clock::now();
     // Nobody's for a while, and there before the server was told that nobody wants it any more.
     names.ask(0, &pod(), &target("ns/host"), now);
-    told(&mut names);
+    asked(&mut names);
     names.heard(&removed("ns/host"), now);
     names.expire(now + limits::LOOKUP_ABSENT_KEPT);
     assert_eq!(names.heard(&accepted("ns/host"), now), []);
     assert!(!names.has_request(), "the server counts it as subscribed");
     // The server took its time, and was told already.
     names.ask(0, &pod(), &target("ns/other"), now);
-    told(&mut names);
+    asked(&mut names);
     names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
     assert_eq!(told(&mut names), (vec![], texts(&["ns/other"])));
     assert_eq!(names.heard(&accepted("ns/other"), now), []);
@@ -232,7 +263,7 @@ fn an_answer_that_crosses_the_last_unsubscription_ends_a_new_question_and_is_sub
     let mut names = connected();
     let now = clock::now();
     names.ask(0, &pod(), &target("ns/host"), now);
-    told(&mut names);
+    asked(&mut names);
     names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
     told(&mut names);
     names.ask(1, &pod(), &target("ns/host"), now);
@@ -249,7 +280,7 @@ fn of_the_names_that_were_unsubscribed_from_the_last_are_remembered() {
     let all = limits::LOOKUPS_LEFT_MAX * 3;
     for index in 0..all {
         names.ask(0, &pod(), &target(&name(index)), now);
-        told(&mut names);
+        asked(&mut names);
         names.expire(now + limits::LOOKUP_FORGOTTEN_AFTER);
         told(&mut names);
     }

@@ -351,6 +351,36 @@ fn a_token_that_is_not_accepted_is_named_and_a_new_one_is_read_from_the_file() {
 }
 
 #[test]
+fn what_is_wrong_on_this_node_counts_as_an_error_and_not_as_a_failed_connection() {
+    let istiod = Istiod::start().expect("istiod");
+    for (token, roots, reason) in [
+        ("", istiod.authority().pem(), "token file exists, but was empty: "),
+        ("secret\nsecret", istiod.authority().pem(), "the token from "),
+        (
+            TOKEN,
+            "no certificate".to_owned(),
+            "by the root certificates from ",
+        ),
+    ] {
+        let setup = Setup::new(&istiod);
+        setup.write_token(token);
+        setup.write_roots(&roots);
+        let file = if token == TOKEN {
+            &setup.roots
+        } else {
+            &setup.token
+        };
+        let reason = format!("{reason}{}", file.display());
+        let proxy = setup.start();
+        proxy.wait_for_log(&reason);
+        let series = proxy.series();
+        assert!(series.contains("{reason=\"Error\"} "), "{series}");
+        assert!(!series.contains("{reason=\"ConnectionError\"} "), "{series}");
+        assert!(!proxy.logged("secret"), "a token is in no log");
+    }
+}
+
+#[test]
 fn a_server_under_other_roots_is_not_trusted_until_the_roots_change() {
     let istiod = Istiod::start().expect("istiod");
     let setup = Setup::new(&istiod);

@@ -260,7 +260,7 @@ fn says_nothing_of_the_ca(error: &GrpcError) -> bool {
         | GrpcError::OtherName(_)
         | GrpcError::TokenFile { .. }
         | GrpcError::EmptyToken(_)
-        | GrpcError::IllegalToken
+        | GrpcError::IllegalToken { .. }
         | GrpcError::IllegalHeader { .. }
         | GrpcError::Tls { .. }
         | GrpcError::Http { .. } => false,

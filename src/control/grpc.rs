@@ -78,8 +78,8 @@ pub enum GrpcError {
     TokenFile { path: PathBuf, source: io::Error },
     #[error("token file exists, but was empty: {}", .0.display())]
     EmptyToken(PathBuf),
-    #[error("the token cannot be sent: it is no legal header value")]
-    IllegalToken,
+    #[error("the token from {origin} cannot be sent: it is no legal header value")]
+    IllegalToken { origin: String },
     #[error("header {name} cannot be sent: it is no legal {what}")]
     IllegalHeader { name: String, what: &'static str },
     #[error("cannot find the address of {host}: {source} (hint: is the DNS server reachable?)")]
@@ -96,6 +96,22 @@ impl GrpcError {
     /// Nothing answers at the address: the server is away, or not there yet.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Resolve { .. } | Self::Connect { .. })
+    }
+
+    /// No server is at fault: what is on this node, or in the configuration, cannot be used.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Address { .. }
+            | Self::OtherName(_)
+            | Self::RootsFile { .. }
+            | Self::SystemRoots(_)
+            | Self::Roots { .. }
+            | Self::TokenFile { .. }
+            | Self::EmptyToken(_)
+            | Self::IllegalToken { .. }
+            | Self::IllegalHeader { .. } => true,
+            Self::Resolve { .. } | Self::Connect { .. } | Self::Tls { .. } | Self::Http { .. } => false,
+        }
     }
 }
 
@@ -213,7 +229,7 @@ impl Server {
             metadata.insert(key.clone(), value.clone());
         }
         if let Some(token) = &self.token {
-            metadata.insert("authorization", bearer(&read_token(token)?)?);
+            metadata.insert("authorization", bearer(token)?);
             metadata.insert("clusterid", self.cluster_id.clone());
         }
         Ok(request)
@@ -393,6 +409,9 @@ impl GrpcService<Body> for Connection {
     }
 }
 
+/// Where something is from that is in a variable itself.
+const NO_FILE: &str = "the configuration (which names no file)";
+
 /// Another path of the same server.
 fn at(origin: &Uri, path: &'static str) -> Uri {
     let mut parts = origin.clone().into_parts();
@@ -435,10 +454,14 @@ fn read_token(token: &AuthToken) -> Result<String, GrpcError> {
     }
 }
 
-fn bearer(token: &str) -> Result<AsciiMetadataValue, GrpcError> {
-    let mut value: AsciiMetadataValue = format!("Bearer {token}")
-        .parse()
-        .map_err(|_| GrpcError::IllegalToken)?;
+fn bearer(token: &AuthToken) -> Result<AsciiMetadataValue, GrpcError> {
+    let value = format!("Bearer {}", read_token(token)?).parse();
+    let mut value: AsciiMetadataValue = value.map_err(|_| GrpcError::IllegalToken {
+        origin: match token {
+            AuthToken::File(path) => path.display().to_string(),
+            AuthToken::Literal(_) => NO_FILE.to_owned(),
+        },
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -456,7 +479,7 @@ fn read_roots(roots: &TrustRoots) -> Result<(String, Vec<CertificateDer<'static>
         }
         TrustRoots::Pem(text) => {
             let certificates = server_trust::certificates_of_pem(text.as_bytes());
-            Ok(("the configuration (which names no file)".to_owned(), certificates))
+            Ok((NO_FILE.to_owned(), certificates))
         }
         TrustRoots::System => {
             let loaded = rustls_native_certs::load_native_certs();

@@ -217,13 +217,21 @@ impl Client {
                     Ended::Status { .. } if ended.is_reconnect() => Termination::Reconnect,
                     Ended::Status { .. }
                     | Ended::Unreachable(_)
+                    | Ended::NotTried(_)
                     | Ended::NotOpened(_)
                     | Ended::Malformed(_) => Termination::Error,
                 });
                 ended
             }
             Err(ended) => {
-                self.metrics.stream_ended(Termination::ConnectionError);
+                self.metrics.stream_ended(match &ended {
+                    Ended::NotTried(_) => Termination::Error,
+                    Ended::Unreachable(_)
+                    | Ended::NotOpened(_)
+                    | Ended::Status { .. }
+                    | Ended::Complete
+                    | Ended::Malformed(_) => Termination::ConnectionError,
+                });
                 ended
             }
         }
@@ -498,6 +506,8 @@ enum Chore {
 fn not_opened(error: GrpcError) -> Ended {
     if error.is_unreachable() {
         Ended::Unreachable(error.to_string())
+    } else if error.is_local() {
+        Ended::NotTried(error.to_string())
     } else {
         Ended::NotOpened(error.to_string())
     }

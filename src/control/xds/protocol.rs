@@ -56,6 +56,8 @@ pub struct Alias {
 pub enum Ended {
     /// Nobody answers at the server's address.
     Unreachable(String),
+    /// We have no roots to trust it by, or no token to show.
+    NotTried(String),
     /// No stream was opened for any other reason.
     NotOpened(String),
     /// The server, or the connection, ended the stream with a status.
@@ -225,7 +227,9 @@ impl Protocol {
             && match ended {
                 Ended::Complete => true,
                 Ended::Status { .. } => ended.is_reconnect(),
-                Ended::Unreachable(_) | Ended::NotOpened(_) | Ended::Malformed(_) => false,
+                Ended::Unreachable(_) | Ended::NotTried(_) | Ended::NotOpened(_) | Ended::Malformed(_) => {
+                    false
+                }
             };
         if !again_at_once {
             let longest = match ended {
@@ -258,7 +262,11 @@ impl Ended {
     pub fn is_reconnect(&self) -> bool {
         match self {
             Self::Status { code, message } => is_reconnect(*code, message),
-            Self::Unreachable(_) | Self::NotOpened(_) | Self::Complete | Self::Malformed(_) => false,
+            Self::Unreachable(_)
+            | Self::NotTried(_)
+            | Self::NotOpened(_)
+            | Self::Complete
+            | Self::Malformed(_) => false,
         }
     }
 }
@@ -266,7 +274,7 @@ impl Ended {
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Unreachable(why) | Self::NotOpened(why) => f.write_str(why),
+            Self::Unreachable(why) | Self::NotTried(why) | Self::NotOpened(why) => f.write_str(why),
             Self::Status { code, message } => {
                 write!(f, "gRPC status {code:?}: {message}")?;
                 if message.contains("authentication failure") {

@@ -238,7 +238,8 @@ fn status(code: Code, message: &str) -> Ended {
 fn all_ends() -> Vec<Ended> {
     vec![
         Ended::Unreachable("refused".to_owned()),
-        Ended::NotOpened("no roots".to_owned()),
+        Ended::NotTried("no roots".to_owned()),
+        Ended::NotOpened("no HTTP/2".to_owned()),
         Ended::Complete,
         status(Code::Unknown, ""),
         status(Code::Cancelled, ""),
@@ -286,6 +287,7 @@ fn a_stream_that_did_its_work_is_followed_by_the_next_at_once() {
         (status(Code::Unavailable, "no healthy upstream"), 20),
         (status(Code::Internal, ""), 20),
         (Ended::Unreachable(String::new()), 20),
+        (Ended::NotTried(String::new()), 20),
         (Ended::NotOpened(String::new()), 20),
     ] {
         let mut protocol = protocol();

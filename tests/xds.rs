@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use uztunnel::bridge::Order;
-use uztunnel::mesh::Snapshot;
+use uztunnel::bridge::lookups::Question;
+use uztunnel::bridge::{Order, PodUid};
+use uztunnel::control::demands::Asked;
+use uztunnel::mesh::{GatewayTarget, Snapshot};
 use uztunnel_rig::istiod::messages::{discovery, security, workload};
 use uztunnel_rig::istiod::{ADDRESS, AUTHORIZATION, Istiod, Resource, TOKEN, Treatment};
 use uztunnel_rig::{Authority, wait_until};
@@ -195,6 +197,34 @@ fn removed_resources_are_gone_and_names_that_nobody_knows_do_no_harm() {
             && snapshot.policies().count() == 0
     });
     assert!(has_address(&proxy.snapshots.load(), "c//Pod/ns/b", 2));
+}
+
+#[test]
+fn an_address_that_is_asked_for_and_nobodys_is_answered_without_a_warning() {
+    let istiod = Istiod::start().expect("istiod");
+    let (proxy, asking) = Setup::new(&istiod).start_on_demand();
+    proxy.wait_until_ready();
+    for name in ["/1.2.3.4", "ns/nobody.svc"] {
+        let what: GatewayTarget = name.parse().expect("an address or a name");
+        let asked = Asked {
+            worker: 0,
+            pod: PodUid::new("pod"),
+            what: what.clone(),
+        };
+        asking.send(asked).expect("the client runs");
+        let answer = wait_until("an answer", || {
+            let inbox = proxy.inbox.lock().expect("inbox");
+            std::iter::from_fn(|| inbox.next()).find_map(|order| match order {
+                Order::Answer { question, answer } => Some((question, answer)),
+                _ => None,
+            })
+        });
+        assert_eq!(answer, (Question::Mesh(what), Ok(Arc::default())));
+    }
+    // Published after that, and warned of what came before it.
+    istiod.update(AUTHORIZATION, vec![policy("ns/p", 1, "1")]);
+    proxy.wait_for("the policy", |snapshot| snapshot.policies().count() == 1);
+    assert!(!proxy.logged("cannot remove"));
 }
 
 #[test]

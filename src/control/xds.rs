@@ -384,7 +384,7 @@ impl Client {
     }
 
     /// Applies a response, and makes the answer.
-    async fn complete(&mut self, response: Response) -> DeltaDiscoveryRequest {
+    async fn complete(&mut self, mut response: Response) -> DeltaDiscoveryRequest {
         let (type_url, nonce) = (
             response.envelope.type_url.clone(),
             response.envelope.nonce.clone(),
@@ -395,6 +395,15 @@ impl Client {
         if updates + removals > limits::XDS_LARGE_RESPONSE {
             self.give_back_at = Some(clock::now() + limits::XDS_GIVE_BACK_DELAY);
         }
+        let asked: Vec<String> = match (kind, &self.lookups) {
+            (Some(Kind::Address), Some(lookups)) => {
+                let removed = &mut response.envelope.removed;
+                removed
+                    .extract_if(.., |name| lookups.names.has_asked(name))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
         let mut verdict = match kind {
             Some(kind) => self.state.apply(kind, response).await,
             None => {
@@ -402,6 +411,8 @@ impl Client {
                 Verdict::default()
             }
         };
+        self.state.forget(&asked).await;
+        verdict.removed.extend(asked);
         tracing::debug!(
             type_url,
             nonce,

@@ -128,7 +128,7 @@ impl Builder {
 
     /// Removes a resource by its name: a workload's uid, or a service's `namespace/hostname`.
     pub fn remove(&mut self, name: &str) {
-        if self.forget_workload(name) {
+        if self.forget(name) {
             return;
         }
         match name.split_once('/') {
@@ -137,13 +137,23 @@ impl Builder {
                 .push(format!("cannot remove {name:?}: no workload has this uid")),
             // Looks like the uid of a workload that was never there.
             Some((_, hostname)) if hostname.contains('/') => {}
-            Some((namespace, hostname)) => {
-                if !self.remove_service(&NamespacedHostname::new(namespace, hostname)) {
-                    self.warnings
-                        .push(format!("cannot remove service {name:?}: it is not there"));
-                }
-            }
+            Some(_) => self
+                .warnings
+                .push(format!("cannot remove service {name:?}: it is not there")),
         }
+    }
+
+    /// Likewise of what may as well not be there. Whether it was.
+    pub fn forget(&mut self, name: &str) -> bool {
+        if self.forget_workload(name) {
+            return true;
+        }
+        let service = name
+            .split_once('/')
+            .filter(|(_, hostname)| !hostname.contains('/'));
+        service.is_some_and(|(namespace, hostname)| {
+            self.remove_service(&NamespacedHostname::new(namespace, hostname))
+        })
     }
 
     /// Adds a service, or replaces the one of the same namespace and host name. The endpoints it had before

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use uztunnel::bridge::orders::{self, Inbox};
 use uztunnel::bridge::{Orders, SnapshotCell};
 use uztunnel::config::{self, AuthToken, Config, Environment, TrustRoots};
+use uztunnel::control::demands::Asked;
 use uztunnel::control::grpc::Server;
 use uztunnel::control::metrics::Metrics;
 use uztunnel::control::metrics::traffic::Workers;
@@ -19,7 +20,7 @@ use uztunnel::control::roster::Roster;
 use uztunnel::control::xds::Client;
 use uztunnel::control::xds::node::node;
 use uztunnel::control::xds::state::State;
-use uztunnel::mesh::{Builder, Locale, Snapshot};
+use uztunnel::mesh::{Builder, GatewayTarget, Locale, Snapshot};
 use uztunnel::sys::driver::Wake;
 use uztunnel_rig::istiod::{Istiod, SERVER_NAME, TOKEN};
 use uztunnel_rig::wait_until;
@@ -64,6 +65,16 @@ impl Setup {
     }
 
     pub fn start(self) -> Proxy {
+        self.start_and(|client| client)
+    }
+
+    /// Workloads and services are asked for by name, by what is sent here.
+    pub fn start_on_demand(self) -> (Proxy, mpsc::UnboundedSender<Asked<GatewayTarget>>) {
+        let (asking, asked) = mpsc::unbounded_channel();
+        (self.start_and(|client| client.on_demand(asked)), asking)
+    }
+
+    fn start_and(self, change: impl FnOnce(Client) -> Client + Send + 'static) -> Proxy {
         let (handle, inbox) = orders::channel(Arc::new(Nobody));
         let snapshots = SnapshotCell::new(Snapshot::empty(Locale::default()));
         let readiness = Readiness::default();
@@ -78,6 +89,7 @@ impl Setup {
             ("POD_NAME", "ztunnel-x"),
             ("POD_NAMESPACE", "istio-system"),
             ("INSTANCE_IP", "10.9.8.7"),
+            ("NODE_NAME", "a-node"),
         ]);
         let node = node(&Config::from_env(&environment).expect("a configuration").node);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -101,6 +113,7 @@ impl Setup {
                     pods::changes().0,
                 );
                 let (client, _synced) = Client::new(server, node, state, readiness, metrics);
+                let client = change(client);
                 tracing::subscriber::with_default(subscriber, || {
                     runtime.block_on(async {
                         tokio::select! {

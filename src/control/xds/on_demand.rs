@@ -171,6 +171,11 @@ impl OnDemand {
         replies
     }
 
+    /// Whether it was asked for on this stream, as far as that is remembered.
+    pub fn has_asked(&self, name: &str) -> bool {
+        self.subscribed.contains(name) || self.left.iter().any(|left| left.contains(name))
+    }
+
     /// When `expire` has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)

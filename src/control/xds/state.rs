@@ -181,6 +181,18 @@ impl State {
         }
     }
 
+    /// Takes out what is no more, if it was there: that somebody asks for what is nobody's is no fault of a server's.
+    pub async fn forget(&mut self, names: &[String]) {
+        for names in names.chunks(limits::XDS_SLICE) {
+            self.give_way().await;
+            for name in names {
+                if self.builder.forget(name) {
+                    self.changed();
+                }
+            }
+        }
+    }
+
     /// Takes out what is no more.
     pub fn remove(&mut self, kind: Kind, name: &str) {
         match kind {

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, Instant};
 use tonic::Status;
@@ -66,17 +67,6 @@ struct Stream {
     pauses: Pauses,
     /// A response of which more is to come.
     arriving: Option<Arriving>,
-}
-
-impl Stream {
-    async fn answer(&self, answers: impl IntoIterator<Item = DeltaDiscoveryRequest>) {
-        for answer in answers {
-            if self.requests.send(answer).await.is_err() {
-                // The stream is over; the reason is the next thing to be received.
-                tracing::debug!("a response was not answered: the stream is over");
-            }
-        }
-    }
 }
 
 struct Lookups {
@@ -150,6 +140,24 @@ impl Client {
                 () = until(at) => self.perform(chore).await,
                 done = &mut work => return done,
                 asked = next_lookup(&mut self.lookups) => self.look_up(asked),
+            }
+        }
+    }
+
+    /// Answers responses. A server that does not read leaves no room, which holds up nothing else.
+    async fn answer(
+        &mut self,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+        answers: impl IntoIterator<Item = DeltaDiscoveryRequest>,
+    ) {
+        for answer in answers {
+            let is_sent = match requests.try_send(answer) {
+                Err(TrySendError::Full(answer)) => self.meanwhile(requests.send(answer)).await.is_ok(),
+                sent => sent.is_ok(),
+            };
+            if !is_sent {
+                // The stream is over; the reason is the next thing to be received.
+                tracing::debug!("a response was not answered: the stream is over");
             }
         }
     }
@@ -293,7 +301,7 @@ impl Client {
                 }
                 received = stream.responses.next() => {
                     match self.received(&mut stream.arriving, received).await {
-                        Ok(answer) => stream.answer(answer).await,
+                        Ok(answer) => self.answer(&requests, answer).await,
                         Err(ended) => return ended,
                     }
                 }
@@ -311,7 +319,7 @@ impl Client {
         let mut answers = Vec::new();
         let gathered = self.gather(stream, &mut answers).await;
         // Together: to send one is a system call that wakes the server.
-        stream.answer(answers).await;
+        self.answer(&stream.requests, answers).await;
         gathered?;
         self.perform(chore).await;
         let is_waited_for = |lookups: &Lookups| lookups.names.is_waiting();
@@ -543,3 +551,6 @@ async fn until(at: Option<clock::Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,7 +158,7 @@ fn ask(
     while !stop.load(Ordering::Relaxed) {
         let early = due.saturating_duration_since(Instant::now());
         thread::sleep(early);
-        let before = holdups.before();
+        let before = holdups.times();
         let now = Instant::now();
         let begun = counted_from(due, early, now);
         stream.write_all(&message)?;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use uztunnel_rig::proxy::CpuTimes;
@@ -39,20 +38,17 @@ impl Holdups {
         Ok(Self { processes, threads })
     }
 
-    /// Before a message: of the threads that were there when last looked for.
-    pub fn before(&self) -> Times {
-        let read = |thread: &Thread| {
-            let task = format!("/proc/{}/task/{}", thread.process, thread.id);
-            // One that has ended has no times.
-            Some((*thread, CpuTimes::read(Path::new(&task)).ok()?))
-        };
+    /// Of the threads that were there when last looked for.
+    pub fn times(&self) -> Times {
+        // One that has ended has no times.
+        let read = |thread: &Thread| Some((*thread, seats::times(thread.process, thread.id).ok()?));
         Times(self.threads.iter().filter_map(read).collect())
     }
 
     /// For how long others than the proxies held a worker up since `before`.
     pub fn since(&mut self, before: &Times) -> io::Result<Duration> {
         self.threads = threads_of(&self.processes)?;
-        Ok(Duration::from_nanos(self.before().held_up_ns(before)))
+        Ok(Duration::from_nanos(self.times().held_up_ns(before)))
     }
 }
 
@@ -157,7 +153,7 @@ mod tests {
     #[test]
     fn the_threads_of_a_process_are_found() {
         let mut holdups = Holdups::of(vec![std::process::id()]).expect("this process");
-        let before = holdups.before();
+        let before = holdups.times();
         assert!(before.0.values().any(|times| times.ran_ns > 0), "{before:?}");
         assert_eq!(
             holdups.since(&before).expect("this process"),

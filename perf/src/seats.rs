@@ -93,10 +93,10 @@ pub fn threads(process: u32) -> io::Result<Vec<(u32, String)>> {
     Ok(threads)
 }
 
-/// CPU time of one thread so far.
-pub fn cpu_ns(process: u32, thread: u32) -> io::Result<u64> {
+/// What one thread had of CPUs so far.
+pub fn times(process: u32, thread: u32) -> io::Result<CpuTimes> {
     let task = format!("/proc/{process}/task/{thread}");
-    Ok(CpuTimes::read(Path::new(&task))?.ran_ns)
+    CpuTimes::read(Path::new(&task))
 }
 
 fn calling_thread() -> io::Result<u32> {
@@ -135,7 +135,7 @@ mod tests {
             let (id, _) = own.iter().find(|(_, found)| found == name).expect("this thread");
             let status = std::fs::read_to_string(format!("/proc/self/task/{id}/status"))?;
             assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
-            assert!(cpu_ns(std::process::id(), *id)? > 0);
+            assert!(times(std::process::id(), *id)?.ran_ns > 0);
             Ok(())
         };
         let done = thread.spawn(check).expect("a thread").join().expect("no panic");

@@ -170,7 +170,9 @@ impl Pair {
     fn read(&self, storm: &Client) -> Result<Reading> {
         let time = |(process, thread): &(u32, u32)| {
             let failed = |error| RigError::new("reading the time of a worker", error);
-            seats::cpu_ns(*process, *thread).map_err(failed)
+            seats::times(*process, *thread)
+                .map(|times| times.ran_ns)
+                .map_err(failed)
         };
         Ok(Reading {
             at: Instant::now(),

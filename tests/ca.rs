@@ -284,7 +284,7 @@ fn a_ca_that_restarts_under_the_first_request_of_a_pod_fails_nobody() {
             .expect("signed, and no error before");
         let waited = stopped.elapsed();
         assert!(
-            waited >= limits::CA_PAUSES[1],
+            waited >= limits::CA_PAUSES[1] * 4 / 5,
             "{waited:?}: it was not asked while it was away"
         );
         assert_eq!(ca.service.seen().len(), 2);
@@ -296,9 +296,7 @@ fn roots_that_left_the_disk_are_believed_for_a_minute_and_no_longer() {
     run(async {
         let mut files = Files::new();
         let mut ca = files.ca(Script::signing(&files.signer, HOUR));
-        let (began, passed) = (Instant::now(), Rc::new(Cell::new(Duration::ZERO)));
-        let time = Rc::clone(&passed);
-        let client = client(&files, &ca, &[]).with_clock(move || began + time.get());
+        let (client, passed) = client_with_clock(&files, &ca);
         client.issue(identity("cart")).await.expect("signed");
         // The CA keeps its certificate, but nobody is to believe in its root any more.
         files.replace_tls_root();
@@ -332,9 +330,7 @@ fn a_connection_that_cannot_be_replaced_serves_on_until_it_can() {
     run(async {
         let mut files = Files::new();
         let mut ca = files.ca(Script::signing(&files.signer, HOUR));
-        let (began, passed) = (Instant::now(), Rc::new(Cell::new(Duration::ZERO)));
-        let time = Rc::clone(&passed);
-        let client = client(&files, &ca, &[]).with_clock(move || began + time.get());
+        let (client, passed) = client_with_clock(&files, &ca);
         client.issue(identity("cart")).await.expect("signed");
         passed.set(limits::CA_CONNECTION_AGE_MAX);
         fs::remove_file(files.root_path()).expect("removed");
@@ -686,6 +682,14 @@ async fn wait_for_requests(ca: Ca, count: usize) -> Ca {
 /// The client of `ca` as a proxy with these variables makes it.
 fn client(files: &Files, ca: &Ca, variables: &[(&str, &str)]) -> Client {
     client_of(files, ca.address(), variables)
+}
+
+/// The same, and how much time has passed for it.
+fn client_with_clock(files: &Files, ca: &Ca) -> (Client, Rc<Cell<Duration>>) {
+    let (began, passed) = (Instant::now(), Rc::new(Cell::new(Duration::ZERO)));
+    let time = Rc::clone(&passed);
+    let client = client(files, ca, &[]).with_clock(move || began + time.get());
+    (client, passed)
 }
 
 /// Of one that may be none.

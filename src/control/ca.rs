@@ -20,6 +20,7 @@ use crate::bridge::CertificateError;
 use crate::clock::{self, Duration, Instant};
 use crate::control::certificates::Authority;
 use crate::control::grpc::{Channel, GrpcError, Server};
+use crate::control::spread;
 use crate::identity::Identity;
 use crate::limits;
 use crate::tls::csr::CertificateRequest;
@@ -182,7 +183,9 @@ impl Ca {
                 Ok(open)
             }
             Err(error) => {
-                connection.open = connection.open.take().filter(|_| says_nothing_of_the_ca(&error));
+                // A CA that does not hold against the roots of now is not believed over an old connection either.
+                let says_nothing_of_the_ca = error.is_local() || error.is_unreachable();
+                connection.open = connection.open.take().filter(|_| says_nothing_of_the_ca);
                 if connection.open.is_some() {
                     tracing::warn!(%error, "no new connection to the CA, so that the old one stays in use");
                 }
@@ -247,31 +250,6 @@ fn is_of_the_connection(status: &Status) -> bool {
     }
 }
 
-/// Whether no connection was made for a reason that leaves a CA which was trusted before as good as it was. One that
-/// does not hold against the roots of now is not believed over an old connection either.
-fn says_nothing_of_the_ca(error: &GrpcError) -> bool {
-    match error {
-        GrpcError::RootsFile { .. }
-        | GrpcError::SystemRoots(_)
-        | GrpcError::Roots { .. }
-        | GrpcError::Resolve { .. }
-        | GrpcError::Connect { .. } => true,
-        GrpcError::Address { .. }
-        | GrpcError::OtherName(_)
-        | GrpcError::TokenFile { .. }
-        | GrpcError::EmptyToken(_)
-        | GrpcError::IllegalToken { .. }
-        | GrpcError::IllegalHeader { .. }
-        | GrpcError::Tls { .. }
-        | GrpcError::Http { .. } => false,
-    }
-}
-
-/// A pause and up to half as much again: what broke together must not come back together. `random` in 0..1.
-fn spread(pause: Duration, random: f64) -> Duration {
-    pause.mul_f64(1.0 + random / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,12 +276,5 @@ mod tests {
             let error = ca.certify(cart).await.expect_err("nobody connects");
             assert_eq!(error.to_string(), "no connection to the CA within 15 s");
         });
-    }
-
-    #[test]
-    fn attempts_that_failed_together_are_made_again_apart() {
-        let pause = Duration::from_millis(500);
-        let [first, last] = [0.0, 1.0].map(|random| spread(pause, random));
-        assert_eq!([first, last], [pause, Duration::from_millis(750)]);
     }
 }

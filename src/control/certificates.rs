@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::bridge::{CertificateError, PodUid};
 use crate::clock::{self, Duration, SystemTime};
+use crate::control::spread;
 use crate::identity::Identity;
 use crate::limits;
 use crate::tls::{CertifiedIdentity, FakeCa};
@@ -497,7 +498,7 @@ impl<C> Entry<C> {
                 }
             }
             Err(error) => {
-                let delay = self.retry_delay.mul_f64(0.8 + 0.4 * random);
+                let delay = spread(self.retry_delay, random);
                 self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
                 match &self.held {
                     // The old one still serves, or does so again: the clock was ahead. Others need not know.
@@ -543,7 +544,7 @@ fn free_place(taken: &BTreeSet<SystemTime>, earliest: SystemTime) -> SystemTime 
 fn renewal(not_before: SystemTime, not_after: SystemTime, now: SystemTime, random: f64) -> SystemTime {
     let life = not_after.duration_since(not_before).unwrap_or_default();
     let wanted = not_before + life.mul_f64(0.5 - RENEWAL_SPREAD * random);
-    let pause = RETRY_DELAY_MIN.mul_f64(0.8 + 0.4 * random);
+    let pause = spread(RETRY_DELAY_MIN, random);
     if wanted >= now + pause && !life.is_zero() {
         return wanted;
     }

@@ -78,7 +78,7 @@ pub const CERTIFICATE_DOUBTS_MAX: usize = 1000;
 pub const CERTIFICATE_DOUBT_AGE: Duration = Duration::from_secs(300);
 /// And up to this part of that age later, by chance.
 pub const CERTIFICATE_DOUBT_SPREAD: f64 = 0.1;
-/// Between the attempts of one request whose connection breaks or cannot be made, up to half as much longer by chance.
+/// Between the attempts of one request whose connection breaks or cannot be made, a fifth more or less by chance.
 /// Upstream makes one attempt, and fails whoever waits for a first certificate.
 pub const CA_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Only if connecting failed sooner than this.

@@ -19,6 +19,7 @@ use super::envelope::Malformed;
 use super::messages::discovery::{self, DeltaDiscoveryRequest, Node};
 use super::version::Version;
 use crate::clock::Instant;
+use crate::control::spread;
 use crate::limits;
 use crate::mesh::{Fingerprint, Fingerprints, SteadyMap};
 
@@ -239,7 +240,7 @@ impl Protocol {
             };
             self.delay = (self.delay * 2).min(longest);
         }
-        self.delay.mul_f64(0.8 + 0.4 * random.clamp(0.0, 1.0))
+        spread(self.delay, random)
     }
 
     fn of(&mut self, kind: Kind) -> &mut Subscription {

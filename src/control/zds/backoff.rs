@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::control::spread;
 
 const CONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
 const DELAY_MAX: Duration = Duration::from_secs(15);
@@ -65,7 +66,7 @@ impl AnnounceDelay {
         if now.saturating_duration_since(self.since) >= PATIENCE {
             return DELAY_MAX;
         }
-        let delay = self.next.mul_f64(0.8 + 0.4 * random.clamp(0.0, 1.0));
+        let delay = spread(self.next, random);
         self.next = (self.next * 2).min(DELAY_MAX);
         delay.min(DELAY_MAX)
     }
